@@ -1,0 +1,26 @@
+"""Gradient-coherent strong regularization: the method, useful alone in anybody's training loop."""
+
+from gcsr.config import TrialConfig
+from gcsr.data import Dataset, load_dataset
+from gcsr.errors import CheckpointError, ConfigError, DataError, InvalidInput, NonFiniteGradientError
+from gcsr.optim import GatedOptimizer, GateMetrics, regularized_parameters
+from gcsr.trainer import EpochRecord, TrialResult, train
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "EpochRecord",
+    "GateMetrics",
+    "GatedOptimizer",
+    "InvalidInput",
+    "NonFiniteGradientError",
+    "TrialConfig",
+    "TrialResult",
+    "load_dataset",
+    "regularized_parameters",
+    "train",
+]
+
+__version__ = "0.1.0"

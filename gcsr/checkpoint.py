@@ -1,0 +1,99 @@
+"""Checkpoints: one file a trial, written whole, read without unpickling code."""
+
+import io
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from gcsr.errors import CheckpointError
+from gcsr.files import write_atomically
+
+__all__ = ["Checkpointer", "CheckpointStorage", "FileStorage"]
+
+FORMAT = 1
+
+
+class CheckpointStorage(Protocol):
+    """Where a checkpoint's bytes are kept: a local file, or an object of a remote store."""
+
+    def read(self) -> bytes | None:
+        """The last complete checkpoint; None if there is none."""
+
+    def write(self, data: bytes) -> None:
+        """Replace the checkpoint, atomically."""
+
+    def remove(self) -> None:
+        """Forget the checkpoint, if any."""
+
+
+class FileStorage:
+    """A checkpoint in a local file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> bytes | None:
+        return self.path.read_bytes() if self.path.exists() else None
+
+    def write(self, data: bytes) -> None:
+        with write_atomically(self.path) as file:
+            file.write(data)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+class Checkpointer:
+    """Saves a trial's state after epochs, and gives it back.
+
+    Args:
+        storage: where.
+        every_epochs: save after every so many epochs.
+        min_seconds: but not sooner than this after the last save (a short trial is cheaper to repeat than to save).
+    """
+
+    def __init__(self, storage: CheckpointStorage, *, every_epochs: int = 1, min_seconds: float = 0.0) -> None:
+        self.storage = storage
+        self._every_epochs = every_epochs
+        self._min_seconds = min_seconds
+        self._last = time.monotonic()
+
+    def due(self, epochs_done: int) -> bool:
+        """Whether a checkpoint is to be saved after ``epochs_done`` epochs."""
+        waited = time.monotonic() - self._last >= self._min_seconds
+        return waited and epochs_done % self._every_epochs == 0
+
+    def save(self, trial_id: str, state: dict[str, Any]) -> None:
+        """Write ``state`` (tensors and plain values) for the trial."""
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "trial_id": trial_id, "state": state}, buffer)
+        self.storage.write(buffer.getvalue())
+        self._last = time.monotonic()
+
+    def load(self, trial_id: str, device: torch.device) -> dict[str, Any] | None:
+        """The state last saved for this trial; None if there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or of another trial or format.
+        """
+        data = self.storage.read()
+        if data is None:
+            return None
+        try:
+            saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+            found, owner, state = saved["format"], saved["trial_id"], saved["state"]
+        except Exception as error:  # torch raises a different class for every kind of damage
+            reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"checkpoint: {self.storage} is damaged ({reason}); delete it to start the trial again"
+            ) from None
+        if found != FORMAT or owner != trial_id:
+            raise CheckpointError(
+                f"checkpoint: {self.storage} is of trial {owner} in format {found}; expected {trial_id} in {FORMAT}"
+            )
+        return state

@@ -1,0 +1,158 @@
+"""The gradient sign coherence rate π (eq. 9, footnote 2): counting without a float sum or a product.
+
+`count_reference` is the formula, readable. `CoherenceCounter` gives the same integers, fast: small tensors
+are gathered into one buffer and large ones cut into pieces, so that every pass but the first reads from cache.
+Under data parallelism each rank counts its own slice of the flattened parameters.
+
+The sum ``g + λ∇Ω`` is rounded twice (product, then sum; never a fused multiply-add), so that a penalty
+which cancels a gradient exactly gives exactly 0: not coherent. Otherwise the sign of a floating-point sum is
+the sign of the exact sum, gradual underflow included; a *product* ``g·(g + λ∇Ω)`` would underflow to 0 in
+the collapsing networks that the method exists for.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gcsr.penalty import Regularizer, penalty_gradient
+
+__all__ = ["CoherenceCounter", "Counts", "count_reference", "flat_slices"]
+
+_CPU_PIECE = 1 << 17  # elements: three float32 buffers of this size stay in a core's 2 MiB second-level cache
+_SMALL = 1 << 15  # tensors below this share one gathered piece: their cost is calls, not bytes
+
+
+class Counts(NamedTuple):
+    """What eq. 9 needs, as 0-dim tensors on the gradients' device."""
+
+    coherent: Tensor
+    """int64: how many non-zero gradients keep their sign under ``g + λ∇Ω``."""
+    n: Tensor
+    """int64: how many gradients are not 0 (footnote 2)."""
+
+    def rate(self) -> Tensor:
+        """π = coherent / n, float64 0-dim; 0 where ``n = 0``: no learning, so nothing to be coherent with."""
+        return self.coherent.double() / self.n.clamp(min=1).double()
+
+
+def count_reference(
+    grads: Sequence[Tensor], weights: Sequence[Tensor], lam: float, regularizer: Regularizer
+) -> Counts:
+    """Eq. 9 as it is written, one tensor after the other. Slow; what the fast path is tested against.
+
+    Args:
+        grads: ∂L/∂w, any shapes; dtypes below float32 are widened to it.
+        weights: w, of the same shapes.
+        lam: λ ≥ 0.
+        regularizer: ``"l1"`` or ``"l2"``.
+    """
+    device = grads[0].device if grads else torch.device("cpu")
+    coherent = torch.zeros((), dtype=torch.int64, device=device)
+    n = torch.zeros((), dtype=torch.int64, device=device)
+    for g, w in zip(grads, weights, strict=True):
+        wide = torch.promote_types(torch.float32, torch.promote_types(g.dtype, w.dtype))
+        g, w = g.to(wide), w.to(wide)
+        penalty = lam * penalty_gradient(w, regularizer)
+        learning = g != 0
+        coherent += (learning & (torch.sign(g) == torch.sign(g + penalty))).sum()
+        n += learning.sum()
+    return Counts(coherent, n)
+
+
+def flat_slices(sizes: Sequence[int], rank: int, world_size: int) -> list[tuple[int, int, int]]:
+    """The share of one rank when tensors of ``sizes`` elements are laid end to end and cut evenly.
+
+    Returns:
+        ``(tensor, start, stop)`` with element ranges inside each tensor. The shares of all ranks are disjoint,
+        cover everything and differ by at most one element in length.
+    """
+    total = sum(sizes)
+    low, high = total * rank // world_size, total * (rank + 1) // world_size
+    slices, offset = [], 0
+    for index, size in enumerate(sizes):
+        start, stop = max(low - offset, 0), min(high - offset, size)
+        if start < stop:
+            slices.append((index, start, stop))
+        offset += size
+    return slices
+
+
+class CoherenceCounter:
+    """Counts coherent gradients over a fixed list of parameters, on their device, without host synchronization.
+
+    Args:
+        params: the regularized parameters, all on one device.
+        lam: target λ ≥ 0.
+        regularizer: ``"l1"`` or ``"l2"``.
+        rank, world_size: this process counts slice ``rank`` of ``world_size`` (adding up is the caller's).
+
+    A parameter without a gradient (``p.grad is None``) does not learn and is not counted.
+    """
+
+    def __init__(
+        self, params: Sequence[Tensor], lam: float, regularizer: Regularizer, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.params = list(params)
+        self.lam = lam
+        self.regularizer = regularizer
+        self._scale = 2 * lam if regularizer == "l2" else lam
+        self._device = self.params[0].device
+        piece = _CPU_PIECE if self._device.type == "cpu" else 1 << 62
+        self._gathered: list[list[tuple[int, int, int]]] = []  # groups of small slices
+        self._pieces: list[tuple[int, int, int]] = []
+        room = 0
+        for index, start, stop in flat_slices([p.numel() for p in self.params], rank, world_size):
+            if stop - start < _SMALL:
+                if room < stop - start:
+                    self._gathered.append([])
+                    room = _CPU_PIECE
+                self._gathered[-1].append((index, start, stop))
+                room -= stop - start
+            else:
+                self._pieces += [(index, low, min(low + piece, stop)) for low in range(start, stop, piece)]
+
+    def count(self) -> Counts:
+        """Counts over the parameters' current ``.grad`` and values: two int64 0-dim tensors (see `Counts`)."""
+        grads = [p.grad for p in self.params]
+        flat_w = [_flat(p.detach(), g) for p, g in zip(self.params, grads, strict=True)]
+        flat_g = [None if g is None else _flat(g, g) for g in grads]
+        totals = []
+        for group in self._gathered:
+            g_parts, w_parts = [], []
+            for index, start, stop in group:
+                g = flat_g[index]
+                if g is not None:
+                    g_parts.append(g[start:stop])
+                    w_parts.append(flat_w[index][start:stop])
+            if len(g_parts) > 1:  # torch.cat promotes mixed dtypes
+                totals += self._count_piece(torch.cat(g_parts), torch.cat(w_parts))
+            elif g_parts:
+                totals += self._count_piece(g_parts[0], w_parts[0])
+        for index, start, stop in self._pieces:
+            g = flat_g[index]
+            if g is not None:
+                totals += self._count_piece(g[start:stop], flat_w[index][start:stop])
+        if not totals:
+            zero = torch.zeros((), dtype=torch.int64, device=self._device)
+            return Counts(zero, zero.clone())
+        if len(totals) == 2:
+            return Counts(*totals)
+        return Counts(*torch.stack(totals).view(-1, 2).sum(0).unbind())
+
+    def _count_piece(self, g: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(torch.float32, torch.promote_types(g.dtype, w.dtype))
+        g, w = g.to(wide), w.to(wide)
+        penalized = (w if self.regularizer == "l2" else w.sign()).mul(self._scale).add_(g)
+        # sign(g) is ±1 or 0, so this product is exact: positive where the sign is kept, 0 where either is 0.
+        kept = penalized.mul_(g.sign())
+        return torch.count_nonzero(kept > 0), torch.count_nonzero(g)
+
+
+def _flat(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """`tensor` as one dimension, in the memory order of `like` so that dense layouts (channels-last) are views."""
+    if like is None or tensor.dim() < 2 or (tensor.is_contiguous() and like.is_contiguous()):
+        return tensor.reshape(-1)
+    order = sorted(range(like.dim()), key=lambda d: (-like.stride(d), d))
+    return tensor.permute(order).reshape(-1)

@@ -1,0 +1,227 @@
+"""Data sets as whole tensors on the device: no DataLoader, no worker processes."""
+
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gcsr.config import DATASETS
+from gcsr.errors import ConfigError, DataError
+from gcsr.files import write_atomically
+
+__all__ = ["Dataset", "data_root", "load_arrays", "load_dataset", "prepare_arrays"]
+
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
+_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+_DIGITS_TRAIN = 1347  # of 1,797: three quarters
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """One data set on one device, split.
+
+    Attributes:
+        name: as in `TrialConfig.dataset`.
+        train_images, val_images, test_images: uint8 ``[N, C, H, W]``; ``val_images`` is None without hold-out.
+        train_labels, val_labels, test_labels: int64 ``[N]``.
+        scale, shift: float32 ``[1, C, 1, 1]``; ``images·scale + shift`` is what the network sees: every channel
+            has mean 0 and deviation 1 over the training images.
+        classes: number of classes.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    val_images: Tensor | None
+    val_labels: Tensor | None
+    test_images: Tensor
+    test_labels: Tensor
+    scale: Tensor
+    shift: Tensor
+    classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)``."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Float32 network input from uint8 images ``[N, C, H, W]``."""
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+
+def data_root(given: str | os.PathLike[str] | None = None) -> Path:
+    """Where data files are: ``given``, else ``GCSR_DATA``, else ``gcsr/`` in the user's cache folder."""
+    if given is not None:
+        return Path(given)
+    if os.environ.get("GCSR_DATA"):
+        return Path(os.environ["GCSR_DATA"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcsr"
+
+
+def load_dataset(
+    name: str,
+    *,
+    holdout: float = 0.0,
+    root: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> Dataset:
+    """Load, split and move a data set.
+
+    Args:
+        name: one of `gcsr.config.DATASETS`.
+        holdout: share of the training images that becomes the validation split. Which ones depends on nothing
+            but the data set, so that every trial of a sweep holds out the same images.
+        root: see `data_root`.
+        device: where the tensors live.
+
+    Raises:
+        DataError: the files are missing or damaged; the message says how to get them.
+    """
+    arrays = load_arrays(name, root)
+    train = torch.from_numpy(arrays["train_images"]).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(arrays["train_labels"].astype(np.int64))
+    test = torch.from_numpy(arrays["test_images"]).permute(0, 3, 1, 2)
+    test_labels = torch.from_numpy(arrays["test_labels"].astype(np.int64))
+    val = val_labels = None
+    if holdout > 0:
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(train)))
+        held = max(1, round(len(train) * holdout))
+        val, val_labels = train[order[:held]], labels[order[:held]]
+        train, labels = train[order[held:]], labels[order[held:]]
+    mean, deviation = _moments(train)
+    return Dataset(
+        name=name,
+        train_images=train.contiguous().to(device),
+        train_labels=labels.to(device),
+        val_images=None if val is None else val.contiguous().to(device),
+        val_labels=None if val_labels is None else val_labels.to(device),
+        test_images=test.contiguous().to(device),
+        test_labels=test_labels.to(device),
+        scale=(1 / deviation).float().view(1, -1, 1, 1).to(device),
+        shift=(-mean / deviation).float().view(1, -1, 1, 1).to(device),
+        classes=CLASSES[name],
+    )
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, float64 ``[C]``, from exact histograms of the 256 levels."""
+    means, deviations = [], []
+    levels = torch.arange(256, dtype=torch.float64)
+    for channel in range(images.shape[1]):
+        share = torch.bincount(images[:, channel].flatten().int(), minlength=256).double() / images[:, channel].numel()
+        mean = (share * levels).sum()
+        means.append(mean)
+        deviations.append(((share * (levels - mean) ** 2).sum()).sqrt().clamp(min=1e-6))
+    return torch.stack(means), torch.stack(deviations)
+
+
+def load_arrays(name: str, root: str | os.PathLike[str] | None = None) -> Arrays:
+    """The four arrays of a data set: images uint8 ``[N, H, W, C]``, labels uint8 ``[N]``.
+
+    ``NAME.npz`` in the data root is read if it is there; else torchvision's files are, and the ``.npz`` is written
+    beside them (if the folder can be written) so that the next trial loads one file.
+    """
+    if name not in DATASETS:
+        raise ConfigError("dataset", name, "one of " + ", ".join(DATASETS))
+    if name == "digits":
+        return _digits()
+    cache = data_root(root) / f"{name}.npz"
+    if cache.exists():
+        return _read_npz(name, cache)
+    arrays = _from_torchvision(name, data_root(root), download=False)
+    try:
+        _write_npz(cache, arrays)
+    except OSError:
+        pass  # a read-only data folder is fine: it only costs the next trial the same work
+    return arrays
+
+
+def prepare_arrays(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> Arrays:
+    """As `load_arrays`, and with ``download`` fetch what is missing with torchvision's loaders first."""
+    if download and name != "digits" and name in DATASETS and not (data_root(root) / f"{name}.npz").exists():
+        folder = data_root(root)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_npz(folder / f"{name}.npz", _from_torchvision(name, folder, download=True))
+    return load_arrays(name, root)
+
+
+def _digits() -> Arrays:
+    from sklearn.datasets import load_digits  # only here: nothing else of gcsr needs scikit-learn
+
+    bunch = load_digits()
+    # 17 grey levels, 0 to 16, in a fixed order of our own: the file is sorted by writer.
+    order = np.random.default_rng(0).permutation(len(bunch.images))
+    images = bunch.images.astype(np.uint8)[order][..., np.newaxis]
+    labels = bunch.target.astype(np.uint8)[order]
+    return {
+        "train_images": images[:_DIGITS_TRAIN],
+        "train_labels": labels[:_DIGITS_TRAIN],
+        "test_images": images[_DIGITS_TRAIN:],
+        "test_labels": labels[_DIGITS_TRAIN:],
+    }
+
+
+def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
+    from torchvision.datasets import CIFAR10, CIFAR100, SVHN
+
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        for split in ("train", "test"):
+            if name == "svhn":
+                svhn = SVHN(str(root), split=split, download=download)
+                images, labels = np.asarray(svhn.data).transpose(0, 2, 3, 1), np.asarray(svhn.labels)
+            else:
+                cifar = (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), train=split == "train", download=download)
+                images, labels = np.asarray(cifar.data), np.asarray(cifar.targets)
+            arrays[f"{split}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
+            arrays[f"{split}_labels"] = labels.astype(np.uint8)
+    except Exception as error:  # torchvision raises many kinds for missing and damaged files
+        if isinstance(error, RuntimeError) and "not found or corrupted" in str(error):
+            raise DataError(
+                f"dataset: {name} is not in {root}; put torchvision's files or {name}.npz there, name another folder "
+                f"with --data or GCSR_DATA, or run: gcsr data {name} --download"
+            ) from None
+        raise DataError(f"dataset: {name} in {root} cannot be read: {' '.join(str(error).split())}") from None
+    return _checked(name, root, arrays)
+
+
+def _read_npz(name: str, path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file.files]
+            if missing:
+                raise DataError(f"dataset: {path} lacks {', '.join(missing)}; expected {', '.join(_KEYS)}")
+            arrays = {key: file[key] for key in _KEYS}
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"dataset: {path} is damaged or no .npz file: {' '.join(str(error).split())[:120]}") from None
+    return _checked(name, path, arrays)
+
+
+def _checked(name: str, path: Path, arrays: Arrays) -> Arrays:
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or not len(images):
+            found = f"{images.dtype} {list(images.shape)}"
+            raise DataError(f"dataset: {path}: {split}_images is {found}; expected uint8 [N, 32, 32, 3]")
+        if labels.dtype != np.uint8 or labels.shape != (len(images),):
+            found = f"{labels.dtype} {list(labels.shape)}"
+            raise DataError(f"dataset: {path}: {split}_labels is {found}; expected uint8 [{len(images)}]")
+        if labels.max() >= CLASSES[name]:
+            raise DataError(f"dataset: {path}: {split}_labels holds {labels.max()}; expected 0 to {CLASSES[name] - 1}")
+    return arrays
+
+
+def _write_npz(path: Path, arrays: Arrays) -> None:
+    with write_atomically(path) as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,41 @@
+"""What a caller can cause: every class here carries one clear line for a person."""
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "InvalidInput", "NonFiniteGradientError"]
+
+
+class InvalidInput(ValueError):
+    """Bad input of any kind. Its text is one line; the command line exits with code 2."""
+
+
+class ConfigError(InvalidInput):
+    """A configuration value that is not allowed.
+
+    Args:
+        field: name of the field, as in :class:`gcsr.config.TrialConfig`.
+        value: what was given.
+        allowed: what would have been allowed, in words.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        super().__init__(f"{field}: {shown} is not allowed; expected {allowed}")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.allowed)  # survives the way back from a worker
+
+
+class DataError(InvalidInput):
+    """A data set that is missing, damaged or of the wrong shape."""
+
+
+class CheckpointError(InvalidInput):
+    """A checkpoint that cannot be read, or that belongs to another configuration."""
+
+
+class NonFiniteGradientError(ArithmeticError):
+    """A gradient held NaN or infinity: an error of the run, never a vote on coherence."""

@@ -1,0 +1,56 @@
+"""What is measured of a network: accuracy, sparsity, mean |w|; and what counts as collapsed."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["count_correct", "is_chance", "sparsity", "weight_abs_mean"]
+
+
+@torch.no_grad()
+def count_correct(
+    model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], batch_size: int = 1000
+) -> Tensor:
+    """How many images the network classifies correctly in evaluation mode: int64, 0-dim, on the device.
+
+    Args:
+        model: gives logits ``[N, classes]``; its training mode is restored.
+        images: ``[N, C, H, W]``, passed through ``prepare`` a batch at a time.
+        labels: int64 ``[N]``.
+    """
+    training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
+    for batch, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        correct += (model(prepare(batch)).argmax(1) == target).sum()
+    model.train(training)
+    return correct
+
+
+@torch.no_grad()
+def sparsity(model: nn.Module) -> Tensor:
+    """Exact zeros / all parameters, biases included, nothing thresholded (§3): float64, 0-dim."""
+    parameters = list(model.parameters())
+    nonzero = torch.stack([torch.count_nonzero(p) for p in parameters]).sum()
+    total = sum(p.numel() for p in parameters)
+    return 1 - nonzero.double() / total
+
+
+@torch.no_grad()
+def weight_abs_mean(params: Iterable[Tensor]) -> Tensor:
+    """Mean |w| over the regularized parameters (the paper's Figures 2d and 8b): float64, 0-dim."""
+    params = list(params)
+    sums = torch.stack([torch.linalg.vector_norm(p, 1, dtype=torch.float32).double() for p in params])
+    return sums.sum() / sum(p.numel() for p in params)
+
+
+def is_chance(accuracy: float, labels: Tensor) -> bool:
+    """Whether an accuracy is no better than guessing.
+
+    Chance is the best constant answer (the share of the commonest class in ``labels``); three binomial standard
+    deviations above it still count as chance.
+    """
+    chance = torch.bincount(labels).max().item() / len(labels)
+    return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / len(labels))

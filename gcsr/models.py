@@ -1,0 +1,137 @@
+"""The paper's networks: torchvision's AlexNet and VGG with its changes, and plain ReLU networks for digits."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import alexnet
+from torchvision.models.vgg import cfgs as vgg_layouts
+from torchvision.models.vgg import make_layers
+
+from gcsr.errors import ConfigError
+
+__all__ = ["CONVOLUTIONAL", "MODEL_NAMES", "build_model", "check_model_name", "is_mlp"]
+
+_VGG_LAYOUT = {"vgg11": "A", "vgg16": "D", "vgg19": "E"}
+CONVOLUTIONAL = ("alexnet", *_VGG_LAYOUT)
+MODEL_NAMES = "alexnet, vgg11, vgg16, vgg19 or mlpK (K = 1 to 32 hidden layers, as mlp6)"
+_MLP = re.compile(r"mlp([1-9]|[12][0-9]|3[0-2])")
+_MLP_WIDTH = 128
+
+
+def is_mlp(name: str) -> bool:
+    """Whether ``name`` is one of the plain networks ``mlp1`` … ``mlp32``."""
+    return _MLP.fullmatch(name) is not None
+
+
+def check_model_name(name: str) -> None:
+    """Raise `ConfigError` unless `build_model` knows ``name``."""
+    if not (name in CONVOLUTIONAL or is_mlp(name)):
+        raise ConfigError("model", name, MODEL_NAMES)
+
+
+def build_model(
+    name: str, *, input_shape: tuple[int, int, int], classes: int, width: float = 1.0, dropout: float = 0.5
+) -> nn.Module:
+    """A freshly initialized network: float logits ``[N, classes]`` from float images ``[N, C, H, W]``.
+
+    Draws from torch's global generator (as every torch layer does): seed it first.
+
+    Args:
+        name: see `MODEL_NAMES`.
+        input_shape: ``(C, H, W)``; the convolutional networks take ``(3, 32, 32)``.
+        classes: size of the output layer.
+        width: multiplies every hidden layer's width (at least 1 unit stays).
+        dropout: drop probability of the fully connected layers; the plain networks have none.
+
+    Raises:
+        ConfigError: an unknown name, or images that the network cannot take.
+    """
+    check_model_name(name)
+    if is_mlp(name):
+        return _mlp(int(name[3:]), input_shape, classes, _scaled(width))
+    if input_shape != (3, 32, 32):
+        raise ConfigError("model", name, f"an mlpK for images of shape {input_shape}; {name} takes (3, 32, 32)")
+    return (_alexnet if name == "alexnet" else _vgg)(name, classes, _scaled(width), dropout)
+
+
+class _Classifier(nn.Module):
+    """Convolutions, then fully connected layers on what is left of the image (1×1: no pooling to 7×7)."""
+
+    def __init__(self, features: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.features(images), 1))
+
+
+def _scaled(width: float) -> Callable[[int], int]:
+    return lambda channels: max(1, round(channels * width))
+
+
+def _mlp(hidden: int, input_shape: tuple[int, int, int], classes: int, scaled: Callable[[int], int]) -> nn.Module:
+    size = input_shape[0] * input_shape[1] * input_shape[2]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for index in range(hidden):
+        layers[f"hidden{index}"] = nn.Linear(size, scaled(_MLP_WIDTH))
+        layers[f"relu{index}"] = nn.ReLU()
+        size = scaled(_MLP_WIDTH)
+    layers["output"] = nn.Linear(size, classes)
+    return nn.Sequential(layers)
+
+
+def _alexnet(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
+    """torchvision's AlexNet; §3's changes: max-pools 3→2, first padding 2→5, fully connected layers of 256."""
+    with torch.device("meta"):  # the layout only: the original's 61 M parameters are never allocated
+        layout = alexnet(weights=None).features
+    layers: list[nn.Module] = []
+    channels = 3
+    for layer in layout:
+        if isinstance(layer, nn.Conv2d):
+            padding = 5 if not layers else layer.padding
+            out = scaled(layer.out_channels)
+            layers.append(nn.Conv2d(channels, out, layer.kernel_size, layer.stride, padding))  # type: ignore[arg-type]
+            channels = out
+        elif isinstance(layer, nn.MaxPool2d):
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+        else:
+            layers.append(nn.ReLU(inplace=True))
+    units = scaled(256)
+    classifier = nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(channels, units),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(units, units),
+        nn.ReLU(inplace=True),
+        nn.Linear(units, classes),
+    )
+    return _Classifier(nn.Sequential(*layers), classifier)
+
+
+def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
+    """torchvision's VGG without the 7×7 pooling, fully connected layers of 512, torchvision's initialization."""
+    layout = [c if isinstance(c, str) else scaled(c) for c in vgg_layouts[_VGG_LAYOUT[name]]]
+    units = scaled(512)
+    classifier = nn.Sequential(
+        nn.Linear(scaled(512), units),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(units, units),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(units, classes),
+    )
+    model = _Classifier(make_layers(layout), classifier)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+            nn.init.zeros_(module.bias)
+    return model

@@ -1,0 +1,40 @@
+"""The penalties Ω: their gradient (eq. 2) and, for L1, the proximal step (eq. 10)."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["REGULARIZERS", "Regularizer", "penalty_gradient", "soft_threshold_"]
+
+Regularizer = Literal["l1", "l2"]
+REGULARIZERS: tuple[Regularizer, ...] = get_args(Regularizer)
+
+
+def penalty_gradient(w: Tensor, regularizer: Regularizer) -> Tensor:
+    """∇Ω of eq. 2: ``2·w`` for L2 (Ω = ‖w‖²), ``sign(w)`` with ``sign(0) = 0`` for L1 (Ω = ‖w‖₁).
+
+    Args:
+        w: weights of any shape and floating dtype.
+        regularizer: ``"l1"`` or ``"l2"``.
+
+    Returns:
+        A new tensor of ``w``'s shape and dtype.
+    """
+    return w * 2 if regularizer == "l2" else w.sign()
+
+
+def soft_threshold_(weights: Sequence[Tensor], threshold: Tensor) -> None:
+    """The proximal step of L1 (eq. 10), in place: ``w ← S(w, z)``, with exact zeros where ``|w| ≤ z``.
+
+    ``w − clamp(w, −z, z)`` is S in two passes: inside the threshold it subtracts ``w`` from itself
+    (exactly 0), outside it subtracts ``±z``. NaN stays NaN, ``z = 0`` changes nothing.
+
+    Args:
+        weights: tensors of any shape, changed in place.
+        threshold: 0-dim tensor ``z = lr·lam_t ≥ 0`` on their device; never read by the host.
+    """
+    for w in weights:
+        z = threshold.to(w.dtype)
+        w.sub_(torch.clamp(w, -z, z))
