@@ -1,0 +1,1 @@
+"""Launching gcsr on clusters."""

@@ -1,0 +1,317 @@
+"""From the store's rows to the paper's tables: settings, comparisons (Table 2), tolerance (Figure 7), compression."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from tune import stats
+from tune.schema import CONFIG_FIELDS
+
+__all__ = ["Compared", "Compression", "Setting", "Summary", "Tolerance", "compression_rate", "summarize"]
+
+# A family shares everything but the method: within one, modes and λ compete.
+_METHOD_FIELDS = ("regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
+_FAMILY_FIELDS = tuple(name for name in CONFIG_FIELDS if name != "seed" and name not in _METHOD_FIELDS)
+_GATED = ("ours", "ours_orig")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One configuration over its seeds. Accuracies are fractions; half-widths are None for fewer than two seeds.
+
+    ``n`` counts the trials behind the means: finished and collapsed ones, and diverged ones that have metrics.
+    ``learned`` says that every one of them ended above chance. ``failed`` trials are counted and nothing else.
+    """
+
+    dataset: str
+    model: str
+    width: float
+    regularizer: str
+    mode: str
+    lam: float
+    mu: float | None
+    gamma: str | None
+    gamma_threshold: float | None
+    recipe: Row
+    n: int
+    collapsed: int
+    diverged: int
+    failed: int
+    learned: bool
+    accuracy_mean: float | None
+    accuracy_ci95: float | None
+    val_accuracy_mean: float | None
+    val_accuracy_ci95: float | None
+    sparsity_mean: float | None
+    pi_mean: float | None
+    imposed_fraction_mean: float | None
+    gamma_used_mean: float | None
+    seconds_mean: float | None
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    trial_ids: tuple[str, ...]
+
+    @property
+    def selection(self) -> float | None:
+        """What λ is chosen by: mean accuracy on the hold-out split, on the test split without one."""
+        return self.val_accuracy_mean if self.val_accuracy_mean is not None else self.accuracy_mean
+
+    def key(self) -> Row:
+        """The columns that name the setting."""
+        names = ("dataset", "model", "width", "regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2)."""
+
+    dataset: str
+    model: str
+    width: float
+    recipe: Row
+    regularizer: str
+    mode: str
+    baseline_lam: float
+    baseline_n: int
+    baseline_accuracy: float
+    baseline_ci95: float | None
+    ours_lam: float
+    ours_mu: float | None
+    ours_gamma: str | None
+    ours_n: int
+    ours_accuracy: float
+    ours_ci95: float | None
+    relative_improvement: float | None
+    p_value: float | None
+    p_value_holm: float | None
+    hedges_g: float | None
+    significant: bool | None
+    significant_holm: bool | None
+    tolerance_lam: float | None
+    collapse_lam: float | None
+    selected_on: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """Where a mode stops learning: the largest λ at which all seeds learn, the smallest at which one does not.
+
+    ``tolerance_lam`` is None if no λ learns, ``collapse_lam`` if every λ of the grid does.
+    """
+
+    dataset: str
+    model: str
+    width: float
+    recipe: Row
+    regularizer: str
+    mode: str
+    mu: float | None
+    gamma: str | None
+    tolerance_lam: float | None
+    collapse_lam: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compression:
+    """Table 3: the sparsest gated L1 setting that is at least as accurate as the best L1 baseline.
+
+    ``ours_*`` and ``compression`` are None if there is none.
+    """
+
+    dataset: str
+    model: str
+    width: float
+    recipe: Row
+    baseline_lam: float
+    baseline_sparsity: float
+    baseline_accuracy: float
+    ours_mode: str | None
+    ours_lam: float | None
+    ours_sparsity: float | None
+    ours_accuracy: float | None
+    compression: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """All that a report says about the trials of a store."""
+
+    settings: tuple[Setting, ...]
+    comparisons: tuple[Compared, ...]
+    tolerance: tuple[Tolerance, ...]
+    compression: tuple[Compression, ...]
+    failures: tuple[tuple[str, str], ...]
+    """Trial id and error of every failed trial."""
+
+
+def compression_rate(baseline_sparsity: float, ours_sparsity: float) -> float | None:
+    """How many times fewer non-zero parameters: ``(1 − baseline) / (1 − ours)``; None for an empty network."""
+    return (1 - baseline_sparsity) / (1 - ours_sparsity) if ours_sparsity < 1 else None
+
+
+def summarize(trials: pa.Table) -> Summary:
+    """Aggregate the rows of the ``trials`` table."""
+    rows = trials.to_pylist()
+    by_setting: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_setting[tuple(row[name] for name in CONFIG_FIELDS if name != "seed")].append(row)
+    settings = sorted((_setting(group) for group in by_setting.values()), key=_order)
+    families: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
+    for setting in settings:
+        families[tuple(setting.recipe[name] for name in _FAMILY_FIELDS)].append(setting)
+    tolerance = [each for family in families.values() for each in _tolerances(family)]
+    comparisons = [each for family in families.values() for each in _comparisons(family, tolerance)]
+    corrected = stats.holm([each["p_value"] for each in comparisons])
+    return Summary(
+        settings=tuple(settings),
+        comparisons=tuple(
+            Compared(**each, p_value_holm=p, significant_holm=None if p is None else p < stats.ALPHA)
+            for each, p in zip(comparisons, corrected, strict=True)
+        ),
+        tolerance=tuple(tolerance),
+        compression=tuple(found for family in families.values() if (found := _compression(family)) is not None),
+        failures=tuple((row["trial_id"], row["error"] or "") for row in rows if row["status"] == "failed"),
+    )
+
+
+def _order(setting: Setting) -> tuple[Any, ...]:
+    modes = ("none", "baseline", *_GATED)
+    recipe = tuple(str(value) for value in setting.recipe.values())
+    rest = (setting.mu or 0, str(setting.gamma), setting.gamma_threshold or 0)
+    return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest)
+
+
+def _setting(group: list[Row]) -> Setting:
+    group = sorted(group, key=lambda row: row["seed"])
+    first = group[0]
+    # A failed trial measured nothing; one that diverged in its first epoch has no accuracy. Neither is a zero.
+    measured = [row for row in group if row["status"] != "failed" and row["test_accuracy"] is not None]
+    count = {status: sum(row["status"] == status for row in group) for status in ("collapsed", "diverged", "failed")}
+    accuracies = [row["test_accuracy"] for row in measured]
+    held_out = [row["val_accuracy"] for row in measured if row["val_accuracy"] is not None]
+
+    def average(name: str) -> float | None:
+        values = [row[name] for row in measured if row[name] is not None]
+        return stats.mean(values) if values else None
+
+    return Setting(
+        **{name: first[name] for name in ("dataset", "model", "width", *_METHOD_FIELDS)},
+        recipe={name: first[name] for name in _FAMILY_FIELDS},
+        n=len(measured),
+        **count,
+        learned=bool(measured) and count["collapsed"] == 0 and count["diverged"] == 0,
+        accuracy_mean=stats.mean(accuracies) if accuracies else None,
+        accuracy_ci95=stats.t_half_width(accuracies) if accuracies else None,
+        val_accuracy_mean=stats.mean(held_out) if held_out else None,
+        val_accuracy_ci95=stats.t_half_width(held_out) if held_out else None,
+        sparsity_mean=average("sparsity"),
+        pi_mean=average("pi"),
+        imposed_fraction_mean=average("imposed_fraction"),
+        gamma_used_mean=average("gamma_used"),
+        seconds_mean=average("seconds"),
+        seeds=tuple(row["seed"] for row in measured),
+        accuracies=tuple(accuracies),
+        trial_ids=tuple(row["trial_id"] for row in group),
+    )
+
+
+def _best(settings: Iterable[Setting]) -> Setting | None:
+    """The best-tuned setting: highest mean on the selection split; of equals the weakest λ."""
+    usable = [setting for setting in settings if setting.selection is not None]
+    return max(usable, key=lambda setting: (setting.selection, -setting.lam), default=None)
+
+
+def _of(family: Sequence[Setting], regularizer: str, *modes: str) -> list[Setting]:
+    return [s for s in family if s.regularizer == regularizer and s.mode in modes]
+
+
+def _regularizers(family: Sequence[Setting]) -> list[str]:
+    return [name for name in ("l2", "l1") if any(s.regularizer == name for s in family)]
+
+
+def _where(setting: Setting) -> Row:
+    return {"dataset": setting.dataset, "model": setting.model, "width": setting.width, "recipe": setting.recipe}
+
+
+def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
+    for regularizer in _regularizers(family):
+        lines: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
+        for setting in _of(family, regularizer, "baseline", *_GATED):
+            if setting.n or setting.diverged:
+                lines[setting.mode, setting.mu, setting.gamma, setting.gamma_threshold].append(setting)
+        for (mode, mu, gamma, _), line in lines.items():
+            yield Tolerance(
+                **_where(line[0]),
+                regularizer=regularizer,
+                mode=mode,
+                mu=mu,
+                gamma=gamma,
+                tolerance_lam=max((s.lam for s in line if s.learned), default=None),
+                collapse_lam=min((s.lam for s in line if not s.learned), default=None),
+            )
+
+
+def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> Iterator[Row]:
+    for regularizer in _regularizers(family):
+        baseline = _best(_of(family, regularizer, "baseline"))
+        if baseline is None or baseline.accuracy_mean is None:
+            continue
+        where = _where(baseline)
+        level = next(
+            t
+            for t in tolerance
+            if (t.recipe, t.regularizer, t.mode) == (baseline.recipe, regularizer, "baseline")
+        )
+        for mode in _GATED:
+            ours = _best(_of(family, regularizer, mode))
+            if ours is None or ours.accuracy_mean is None:
+                continue
+            test = stats.compare(ours.accuracies, baseline.accuracies)
+            yield where | {
+                "regularizer": regularizer,
+                "mode": mode,
+                "baseline_lam": baseline.lam,
+                "baseline_n": baseline.n,
+                "baseline_accuracy": baseline.accuracy_mean,
+                "baseline_ci95": baseline.accuracy_ci95,
+                "ours_lam": ours.lam,
+                "ours_mu": ours.mu,
+                "ours_gamma": ours.gamma,
+                "ours_n": ours.n,
+                "ours_accuracy": ours.accuracy_mean,
+                "ours_ci95": ours.accuracy_ci95,
+                "relative_improvement": test.relative,
+                "p_value": test.p_value,
+                "hedges_g": test.hedges_g,
+                "significant": None if test.p_value is None else test.p_value < stats.ALPHA,
+                "tolerance_lam": level.tolerance_lam,
+                "collapse_lam": level.collapse_lam,
+                "selected_on": "test" if baseline.val_accuracy_mean is None else "validation",
+            }
+
+
+def _compression(family: Sequence[Setting]) -> Compression | None:
+    baseline = _best(_of(family, "l1", "baseline"))
+    if baseline is None or baseline.accuracy_mean is None or baseline.sparsity_mean is None:
+        return None
+    level = baseline.selection
+    assert level is not None
+    good = [s for s in _of(family, "l1", *_GATED) if s.selection is not None and s.selection >= level]
+    ours = max(good, key=lambda s: s.sparsity_mean or 0.0, default=None)
+    return Compression(
+        **_where(baseline),
+        baseline_lam=baseline.lam,
+        baseline_sparsity=baseline.sparsity_mean,
+        baseline_accuracy=baseline.accuracy_mean,
+        ours_mode=ours.mode if ours else None,
+        ours_lam=ours.lam if ours else None,
+        ours_sparsity=ours.sparsity_mean if ours else None,
+        ours_accuracy=ours.accuracy_mean if ours else None,
+        compression=compression_rate(baseline.sparsity_mean, ours.sparsity_mean or 0.0) if ours else None,
+    )

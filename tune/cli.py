@@ -1,0 +1,293 @@
+"""The console script ``gcsr``: parses, calls, and turns every error into one line and an exit code."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gcsr import CheckpointError, EpochRecord, InvalidInput, TrialConfig, TrialResult, load_dataset, train
+from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.data import data_root, prepare_arrays
+from gcsr.files import write_atomically
+from tune.aggregate import summarize
+from tune.report import FORMATS, Format, render
+from tune.schema import CONFIG_FIELDS
+from tune.spec import load_spec, parse_assignment, parse_yaml, shipped_specs
+from tune.store import Store, StoreError
+from tune.sweep import EXECUTORS, Executor, SweepOptions, run_sweep
+from tune.trial import choose_device
+
+__all__ = ["cli", "main"]
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_data_option = click.option("--data", metavar="DIR", help="Folder of the data files [default: GCSR_DATA, or a cache].")
+_device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+
+
+class WorkFailed(Exception):
+    """The work was done and did not succeed: exit code 1, with this line."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C: exit code 130, with this line."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="gcsr")
+def cli() -> None:
+    """Sweeps of strong L1/L2 regularization that still learns (gradient-coherent strong regularization)."""
+
+
+def _config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each field of `TrialConfig`, by the field's name."""
+    for name in reversed(CONFIG_FIELDS):
+        default = TrialConfig.__dataclass_fields__[name].default
+        shown = "" if default is None else f" [default: {default}]"
+        flags = [f"--{name.replace('_', '-')}"] + ([f"--{name}"] if "_" in name else [])
+        command = click.option(*flags, name, metavar="VALUE", help=f"{_FIELD_HELP[name]}{shown}")(command)
+    return command
+
+
+_FIELD_HELP = {
+    "dataset": "digits, cifar10, cifar100 or svhn.",
+    "model": "mlpK, alexnet, vgg11, vgg16 or vgg19.",
+    "width": "Multiplies the width of every hidden layer.",
+    "regularizer": "l1, l2, or none.",
+    "mode": "none, baseline, ours (eq. 11) or ours_orig (eq. 8).",
+    "lam": "λ, the regularization strength.",
+    "mu": "μ of ours_orig [default there: 0.6].",
+    "gamma": "γ of ours: free epochs, or auto [default there: 5].",
+    "gamma_threshold": "Mean π that gamma auto waits for [default there: 0.6].",
+    "seed": "Of initialization, order, augmentation and dropout.",
+    "epochs": "Epochs [default: 60 on digits, else 300].",
+    "batch_size": "Images a step.",
+    "lr": "Learning rate.",
+    "momentum": "Of SGD.",
+    "lr_decay": "Factor on the learning rate …",
+    "lr_decay_epochs": "… every so many epochs.",
+    "dropout": "Drop probability [default: 0.5; 0 for mlpK].",
+    "augment": "Flip and crop: true or false [default: true on CIFAR].",
+    "holdout": "Share of the training images kept to choose λ on.",
+}
+
+
+@cli.command("train")
+@_config_options
+@_data_option
+@_device_option
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
+@click.option("--checkpoint", metavar="FILE", help="Save every epoch to FILE, and go on from it if it is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def train_command(
+    data: str | None, device: str, threads: int, checkpoint: str | None, as_json: bool, **fields: str | None
+) -> None:
+    """Train one trial."""
+    import torch
+
+    given = {name: parse_yaml(text, name) for name, text in fields.items() if text is not None}
+    config = TrialConfig(**given)
+    torch.set_num_threads(threads)
+    dataset = load_dataset(config.dataset, holdout=config.holdout, root=data, device=choose_device(device))
+    checkpointer = Checkpointer(FileStorage(Path(checkpoint))) if checkpoint else None
+    console = Console(stderr=True, highlight=False)
+
+    def show(record: EpochRecord) -> None:
+        if not as_json and (console.is_terminal or record.epoch % max(1, config.epochs // 10) == 0):  # type: ignore[operator]
+            console.print(
+                f"epoch {record.epoch + 1}/{config.epochs}: loss {record.train_loss:.4f}, "
+                f"test accuracy {record.test_accuracy:.4f}, π {record.pi:.3f}, λ imposed {record.imposed_fraction:.0%}, "
+                f"sparsity {record.sparsity:.3f}, {record.seconds:.2f} s",
+                markup=False,
+            )
+
+    try:
+        result = train(config, dataset, checkpointer=checkpointer, on_epoch=show)
+    except KeyboardInterrupt:
+        saved = f"resume with: {_command_line()}" if checkpoint else "nothing was saved (--checkpoint FILE would)"
+        raise Interrupted(saved) from None
+    measured = _measured(result)
+    if as_json:
+        click.echo(json.dumps(config.to_dict() | measured))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in measured.items():
+        table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+    Console(highlight=False).print(table)
+
+
+def _measured(result: TrialResult) -> dict[str, Any]:
+    names = [name for name in TrialResult.__dataclass_fields__ if name != "epochs"]
+    return {name: getattr(result, name) for name in names}
+
+
+@cli.command("sweep")
+@click.argument("spec")
+@click.option("--out", required=True, metavar="DIR", help="Store: a folder, or a URI such as s3://bucket/name.")
+@click.option("--resume", is_flag=True, help="Run what DIR lacks.")
+@click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Replace a field; VALUE is YAML.")
+@click.option("--executor", type=click.Choice(EXECUTORS), default="ray", show_default=True, help="inline: no Ray.")
+@click.option("--address", metavar="ADDR", help="A running Ray cluster; none starts Ray on this machine.")
+@click.option("--max-concurrent", type=click.IntRange(1), metavar="N", help="At most N trials at once.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a trial.")
+@_data_option
+@_device_option
+def sweep_command(
+    spec: str,
+    out: str,
+    resume: bool,
+    assignments: Sequence[str],
+    executor: Executor,
+    address: str | None,
+    max_concurrent: int | None,
+    threads: int,
+    data: str | None,
+    device: str,
+) -> None:
+    """Run every trial of SPEC (a shipped name, see gcsr specs, or a YAML file)."""
+    fields: dict[str, Any] = {}
+    for text in assignments:
+        name, value = parse_assignment(text)
+        if name in fields:
+            raise InvalidInput(f"set: {name} is given twice; expected each field once")
+        fields[name] = value
+    if executor == "inline" and (address or max_concurrent):
+        option = "address" if address else "max-concurrent"
+        raise InvalidInput(f"{option}: {address or max_concurrent!r} is not allowed; expected it with --executor ray")
+    choose_device(device)
+    options = SweepOptions(
+        resume=resume,
+        executor=executor,
+        address=address,
+        max_concurrent=max_concurrent,
+        data=str(data_root(data).resolve()) if data or os.environ.get("GCSR_DATA") else None,
+        device=device,
+        threads=threads,
+    )
+    loaded = load_spec(spec, fields)
+    try:
+        outcome = run_sweep(loaded, Store(out), options)
+    except KeyboardInterrupt:
+        command = _command_line() + ("" if resume else " --resume")
+        raise Interrupted(f"every ended trial is stored; resume with: {command}") from None
+    counted = ", ".join(f"{n} {status}" for status, n in sorted(outcome.statuses.items())) or "nothing to do"
+    click.echo(f"{outcome.total} trials, {outcome.ran} run now: {counted}. Next: gcsr report {shlex.quote(out)}")
+    if outcome.failures:
+        for line in outcome.failures[:20]:
+            click.echo(line, err=True)
+        raise WorkFailed(
+            f"{len(outcome.failures)} of {outcome.total} trials failed, listed above and in the column error of "
+            f"{shlex.quote(out)}/trials; --resume tries them again"
+        )
+
+
+@cli.command("report")
+@click.argument("out", metavar="DIR")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option("--out", "file", metavar="FILE", help="Write to FILE instead of the terminal.")
+def report_command(out: str, form: Format, file: str | None) -> None:
+    """Read the verdict of the sweep in DIR; also while it runs."""
+    store = Store(out)
+    if not store.exists():
+        raise StoreError(f"dir: {out!r} holds no sweep; expected the --out of gcsr sweep")
+    trials = store.read_trials()
+    manifest = store.read_manifest() or {}
+    ended = len(trials.table)
+    planned = len(set(manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist()))
+    progress = f"{ended} of {planned} trials ended"
+    width = Console().width if sys.stdout.isatty() else 160
+    text = render(
+        summarize(trials.table), form, title=str(manifest.get("experiment", out)), progress=progress, width=width
+    )
+    if file is None:
+        click.echo(text, nl=False)
+    else:
+        try:
+            with write_atomically(Path(file)) as target:
+                target.write(text.encode())
+        except OSError as error:
+            raise InvalidInput(f"out: {file!r} cannot be written: {error.strerror}") from None
+    if trials.damaged:
+        for line in trials.damaged[:20]:
+            click.echo(f"gcsr: {line}", err=True)
+        raise InvalidInput(f"trials: {len(trials.damaged)} damaged file(s) skipped; gcsr sweep --resume runs them again")
+
+
+@cli.command("data")
+@click.argument("name")
+@_data_option
+@click.option("--download", is_flag=True, help="Fetch what is missing from the data set's own site.")
+def data_command(name: str, data: str | None, download: bool) -> None:
+    """Prepare and check a data set, and say what is there."""
+    arrays = prepare_arrays(name, data, download=download)
+    where = "inside scikit-learn" if name == "digits" else str(data_root(data))
+    click.echo(f"{name}: {where}")
+    for key, array in arrays.items():
+        click.echo(f"  {key}: {array.dtype} {list(array.shape)}")
+
+
+@cli.command("specs")
+@click.argument("name", required=False)
+def specs_command(name: str | None) -> None:
+    """List the shipped specs; with NAME, print that spec."""
+    shipped = shipped_specs()
+    if name is not None:
+        if name not in shipped:
+            raise InvalidInput(f"name: {name!r} is not allowed; expected one of {', '.join(shipped)}")
+        click.echo(shipped[name], nl=False)
+        return
+    table = Table.grid(padding=(0, 2))
+    for each in shipped:
+        spec = load_spec(each)
+        table.add_row(each, f"{len(spec.trials())} trials", spec.description)
+    Console(highlight=False).print(table)
+
+
+def _command_line() -> str:
+    return shlex.join(["gcsr", *sys.argv[1:]])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
+    try:
+        cli.main(None if arguments is None else list(arguments), prog_name="gcsr", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return BAD_INPUT
+    except click.ClickException as error:
+        return _end(BAD_INPUT, " ".join(error.format_message().split()))
+    except (InvalidInput, CheckpointError) as error:
+        return _end(BAD_INPUT, str(error))
+    except WorkFailed as error:
+        return _end(FAILED, str(error))
+    except Interrupted as error:
+        return _end(INTERRUPTED, f"interrupted; {error}")
+    except (click.Abort, KeyboardInterrupt):
+        return _end(INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # head closed the pipe: not our failure
+        return DONE
+    except OSError as error:
+        return _end(FAILED, f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    return DONE
+
+
+def _end(code: int, line: str) -> int:
+    click.echo(f"gcsr: {line}", err=True)
+    return code
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,88 @@
+"""What a person sees while a sweep runs: done / running / failed, time left, the latest results."""
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+__all__ = ["SweepProgress"]
+
+_LINE_EVERY = 5.0  # seconds, where the output is no terminal
+
+
+class SweepProgress:
+    """Shows a sweep's progress on a console; a context manager.
+
+    Args:
+        total: trials of the sweep.
+        ended: how many of them had ended before.
+        console: where; stderr by default, so that stdout stays for results.
+    """
+
+    def __init__(self, total: int, ended: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.statuses: Counter[str] = Counter()
+        self._total, self._before = total, ended
+        self._running: set[str] = set()
+        self._began = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=ended, note="starting")
+
+    def __enter__(self) -> "SweepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def started(self, trial_id: str) -> None:
+        """A trial runs now."""
+        self._running.add(trial_id)
+        self._bar.update(self._task, note=self._note())
+
+    def ended(self, row: dict[str, Any]) -> None:
+        """A trial ended: its row of the store."""
+        self._running.discard(row["trial_id"])
+        self.statuses[row["status"]] += 1
+        done = self._before + self.statuses.total()
+        self._bar.update(self._task, completed=done, note=f"{self._note()}  last: {_result(row)}")
+        now = time.monotonic()
+        if not self.console.is_terminal and (now - self._last_line >= _LINE_EVERY or done == self._total):
+            self._last_line = now
+            text = f"trials {done}/{self._total}, {self._note()}, last: {_result(row)}"
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def _note(self) -> str:
+        counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")
+        done = self.statuses.total()
+        left = self._total - self._before - done
+        seconds = (time.monotonic() - self._began) / done * left if done else None
+        time_left = "" if seconds is None else f", about {_duration(seconds)} left"
+        return f"{len(self._running)} running" + (f", {counted}" if counted else "") + time_left
+
+
+def _result(row: dict[str, Any]) -> str:
+    name = f"{row['model']} {row['regularizer']} {row['mode']} λ={row['lam']:g} seed {row['seed']}"
+    if row["status"] == "failed":
+        return f"{name}: failed: {row['error']}"
+    accuracy = "" if row["test_accuracy"] is None else f" {100 * row['test_accuracy']:.1f} %"
+    return f"{name}:{accuracy}" + ("" if row["status"] == "finished" else f" {row['status']}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,113 @@
+"""A store's report as text, Markdown, CSV or JSON: the same numbers in every format."""
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from tune.aggregate import Setting, Summary
+from tune.tables import TextTable, text_tables
+from tune.verdict import caveats, sentences
+
+__all__ = ["FORMATS", "Format", "render"]
+
+Format = Literal["text", "markdown", "json", "csv"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def render(summary: Summary, form: Format, *, title: str, progress: str, width: int = 120) -> str:
+    """The report.
+
+    Args:
+        summary: what to say.
+        form: one of `FORMATS`. JSON has every number of the summary, CSV one row a setting.
+        title: name of the experiment.
+        progress: one line: how many trials ended, of how many.
+        width: columns of the terminal, for text.
+    """
+    match form:
+        case "json":
+            return json.dumps(to_dict(summary) | {"experiment": title, "progress": progress}, indent=2) + "\n"
+        case "csv":
+            return _csv(summary)
+        case "markdown":
+            return _markdown(summary, title, progress)
+        case "text":
+            return _text(summary, title, progress, width)
+
+
+def to_dict(summary: Summary) -> dict[str, Any]:
+    """The summary as JSON values: keys ``settings``, ``comparisons``, ``tolerance``, ``compression``, …"""
+    plain = asdict(summary)
+    result: dict[str, Any] = {
+        name: [_flat(each) for each in plain[name]] for name in ("settings", "comparisons", "tolerance", "compression")
+    }
+    result["failures"] = [{"trial_id": trial_id, "error": error} for trial_id, error in summary.failures]
+    result["verdict"] = list(sentences(summary))
+    result["caveats"] = list(caveats(summary))
+    return result
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the fields of its recipe beside its own."""
+    recipe = record.pop("recipe")
+    return record | {name: value for name, value in recipe.items() if name not in record}
+
+
+def _csv(summary: Summary) -> str:
+    rows = [_flat(asdict(setting)) for setting in summary.settings]
+    names = list(rows[0]) if rows else list(Setting.__dataclass_fields__)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in row.items()})
+    return buffer.getvalue()
+
+
+def _text(summary: Summary, title: str, progress: str, width: int) -> str:
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, no_color=True, highlight=False, emoji=False)
+    console.print(Text(f"{title}: {progress}"))
+    for heading, lines in (("Verdict", sentences(summary)), ("Caveats", caveats(summary))):
+        listed = list(lines)
+        if listed:
+            console.print(Text(f"\n{heading}"))
+            for line in listed:
+                grid = RichTable.grid(padding=(0, 1))
+                grid.add_row("•", Text(line))
+                console.print(grid)
+    for table in text_tables(summary):
+        console.print()
+        shown = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+        for column in table.columns:
+            shown.add_column(Text(column), overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(Text(cell) for cell in row))
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _markdown(summary: Summary, title: str, progress: str) -> str:
+    lines = [f"# {_cell(title)}", "", progress, ""]
+    for heading, each in (("Verdict", sentences(summary)), ("Caveats", caveats(summary))):
+        listed = list(each)
+        if listed:
+            lines += [f"## {heading}", "", *(f"- {_cell(line)}" for line in listed), ""]
+    for table in text_tables(summary):
+        lines += [f"## {table.title}", "", *_markdown_table(table), ""]
+    return "\n".join(lines)
+
+
+def _markdown_table(table: TextTable) -> list[str]:
+    rows = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    return ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,119 @@
+"""The columns of the Parquet store, once. Every other module takes names and types from here."""
+
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pyarrow as pa
+
+import gcsr
+from gcsr import TrialConfig, TrialResult
+
+__all__ = ["CONFIG_FIELDS", "EPOCHS", "TRIALS", "epoch_rows", "failed_row", "trial_row"]
+
+_CONFIG_TYPES: dict[str, pa.DataType] = {
+    "dataset": pa.string(),
+    "model": pa.string(),
+    "width": pa.float64(),
+    "regularizer": pa.string(),
+    "mode": pa.string(),
+    "lam": pa.float64(),
+    "mu": pa.float64(),
+    "gamma": pa.string(),  # an integer or "auto"
+    "gamma_threshold": pa.float64(),
+    "seed": pa.int64(),
+    "epochs": pa.int64(),
+    "batch_size": pa.int64(),
+    "lr": pa.float64(),
+    "momentum": pa.float64(),
+    "lr_decay": pa.float64(),
+    "lr_decay_epochs": pa.int64(),
+    "dropout": pa.float64(),
+    "augment": pa.bool_(),
+    "holdout": pa.float64(),
+}
+CONFIG_FIELDS = tuple(_CONFIG_TYPES)
+assert CONFIG_FIELDS == TrialConfig.field_names(), "every config field is a column"
+
+TRIALS = pa.schema(
+    [
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("experiment", pa.string(), nullable=False),
+        *(pa.field(name, kind) for name, kind in _CONFIG_TYPES.items()),
+        pa.field("status", pa.string(), nullable=False),  # finished, collapsed, diverged, failed
+        ("error", pa.string()),
+        ("test_accuracy", pa.float64()),
+        ("val_accuracy", pa.float64()),
+        ("sparsity", pa.float64()),
+        ("pi", pa.float64()),
+        ("imposed_fraction", pa.float64()),
+        ("train_loss", pa.float64()),
+        ("grad_abs_mean", pa.float64()),
+        ("weight_abs_mean", pa.float64()),
+        ("gamma_used", pa.int64()),
+        ("parameters", pa.int64()),
+        ("seconds", pa.float64()),
+        ("device", pa.string()),
+        ("world_size", pa.int64()),
+        ("gcsr_version", pa.string()),
+        ("torch_version", pa.string()),
+        ("finished_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+EPOCHS = pa.schema(
+    [
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("epoch", pa.int64(), nullable=False),
+        ("train_loss", pa.float64()),
+        ("test_accuracy", pa.float64()),
+        ("val_accuracy", pa.float64()),
+        ("pi", pa.float64()),
+        ("imposed_fraction", pa.float64()),
+        ("grad_abs_mean", pa.float64()),
+        ("weight_abs_mean", pa.float64()),
+        ("sparsity", pa.float64()),
+        ("lr", pa.float64()),
+        ("lam_effective", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+def trial_row(config: TrialConfig, experiment: str, result: TrialResult) -> dict[str, Any]:
+    """The row of a trial that ran to an end of any kind."""
+    metrics = {name: getattr(result, name) for name in TRIALS.names if hasattr(result, name)}
+    return _identity(config, experiment) | metrics | {"epochs": config.epochs, "error": None}
+
+
+def failed_row(config: TrialConfig, experiment: str, error: str) -> dict[str, Any]:
+    """The row of a trial that raised; it has no metrics."""
+    return _identity(config, experiment) | {"status": "failed", "error": error}
+
+
+def epoch_rows(config: TrialConfig, result: TrialResult) -> list[dict[str, Any]]:
+    """One row an epoch of a trial."""
+    trial_id = config.trial_id
+    return [
+        {"trial_id": trial_id} | {name: getattr(record, name) for name in EPOCHS.names[1:]} for record in result.epochs
+    ]
+
+
+def _identity(config: TrialConfig, experiment: str) -> dict[str, Any]:
+    fields = config.to_dict()
+    fields["gamma"] = None if config.gamma is None else str(config.gamma)
+    return {name: None for name in TRIALS.names} | fields | {
+        "trial_id": config.trial_id,
+        "experiment": experiment,
+        "world_size": 1,
+        "gcsr_version": gcsr.__version__,
+        "torch_version": _version("torch"),
+        "finished_at": datetime.now(UTC),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,244 @@
+"""A sweep's specification: YAML in, trial configs out."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gcsr import ConfigError, InvalidInput, TrialConfig
+
+__all__ = ["SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_specs"]
+
+MAX_TRIALS = 1_000_000
+_MAX_BYTES = 1 << 20
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
+
+
+class SweepSpec(BaseModel):
+    """A grid over trial configs, validated and frozen.
+
+    Attributes:
+        experiment: name of the experiment; a column of the store.
+        description: for people.
+        grid: field of `TrialConfig` → one value, or a list of values; the sweep is their product. ``lam`` may
+            also be a mapping from regularizer to its own values.
+        include: further grids; each takes over the fields of ``grid`` that it does not name. If given, ``grid``
+            alone is no part of the sweep.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    experiment: str = Field(pattern=_NAME)
+    description: str = ""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    include: tuple[dict[str, Any], ...] = ()
+
+    @field_validator("include", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("grid")
+    @classmethod
+    def _check_grid(cls, grid: dict[str, Any]) -> dict[str, Any]:
+        for name, value in grid.items():
+            _check_values(name, value)
+        return grid
+
+    @field_validator("include")
+    @classmethod
+    def _check_include(cls, include: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for grid in include:
+            cls._check_grid(grid)
+        return include
+
+    def replace(self, fields: Mapping[str, Any]) -> "SweepSpec":
+        """The spec with ``fields`` set everywhere, in place of what the grid and every included grid say.
+
+        Raises:
+            ConfigError: an unknown field, or a value that is not allowed.
+        """
+        for name, value in fields.items():
+            _check_values(name, value)
+        include = tuple({k: v for k, v in grid.items() if k not in fields} for grid in self.include)
+        return self.model_copy(update={"grid": {**self.grid, **fields}, "include": include})
+
+    def trials(self) -> list[TrialConfig]:
+        """The distinct trials, in an order that completes one seed of every setting before the next seed.
+
+        Modes that do not depend on a value are not repeated for it: ``none`` runs once per seed whatever the grid
+        of λ and regularizers, μ spans only ``ours_orig`` and γ only ``ours``.
+
+        Raises:
+            ConfigError: a combination is not allowed, or there are too many.
+        """
+        grids = [{**self.grid, **grid} for grid in self.include] or [self.grid]
+        spaces = [space for grid in grids for space in _spaces(grid)]
+        size = sum(_size(space) for space in spaces)
+        if size > MAX_TRIALS:
+            raise ConfigError("grid", f"{size} combinations", f"at most {MAX_TRIALS}")
+        distinct: dict[str, TrialConfig] = {}
+        for space in spaces:
+            for values in itertools.product(*space.values()):
+                fields = dict(zip(space, values, strict=True))
+                if fields.get("mode") == "none":
+                    fields |= {"regularizer": "none", "lam": 0.0}
+                config = TrialConfig(**fields)
+                distinct.setdefault(config.trial_id, config)
+        return sorted(distinct.values(), key=lambda config: config.seed)  # stable: the grid's order within a seed
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_values(name: str, value: Any) -> None:
+    if name == "lam" and isinstance(value, dict):
+        for regularizer, values in value.items():
+            TrialConfig.check_field("regularizer", regularizer)
+            _check_values(name, values)
+        if not value:
+            raise ConfigError(name, value, "values for at least one regularizer")
+        return
+    values = _values(value)
+    if not values:
+        raise ConfigError(name, value, "a value or a list of at least one")
+    for each in values:
+        TrialConfig.check_field(name, each)
+    if any(values.index(each) != index for index, each in enumerate(values[:1000])):
+        raise ConfigError(name, value, "a list without repetitions")
+
+
+def _spaces(grid: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+    """The grid as plain products: one, or one a regularizer where λ differs between them."""
+    space = {name: _values(value) for name, value in grid.items() if name != "lam"}
+    lam = grid.get("lam", 0.0)
+    if not isinstance(lam, dict):
+        yield {**space, "lam": _values(lam)}
+        return
+    for regularizer in space.get("regularizer", ["l2"]):
+        if regularizer not in lam:
+            raise ConfigError("lam", lam, f"values for every regularizer of the grid: {regularizer} has none")
+        yield {**space, "regularizer": [regularizer], "lam": _values(lam[regularizer])}
+
+
+def _size(space: dict[str, list[Any]]) -> int:
+    size = 1
+    for values in space.values():
+        size *= len(values)
+    return size
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: ``1e-3`` is a number, a key may not be repeated, and nothing can be expanded."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise InvalidInput("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for number, key in enumerate(keys):
+            if not isinstance(key, str):
+                raise InvalidInput(f"the key {key!r} is not a name")
+            if key in keys[:number]:
+                raise InvalidInput(f"the key {key!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+# The integer rule comes before the float rule for plain digits.
+for _first, _rules in _Loader.yaml_implicit_resolvers.items():
+    _rules.sort(key=lambda rule: rule[0] == "tag:yaml.org,2002:float")
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Plain values from YAML text.
+
+    Raises:
+        InvalidInput: not YAML, or using what specs do not allow; the line begins with ``origin``.
+    """
+    if len(text) > _MAX_BYTES:
+        raise InvalidInput(f"{origin}: {len(text)} characters; expected at most {_MAX_BYTES}")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except InvalidInput as error:
+        raise InvalidInput(f"{origin}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InvalidInput(f"{origin}: not valid YAML{where}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{origin}: not valid YAML: {' '.join(str(error).split())[:160]}") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """``FIELD=VALUE`` of the command line; VALUE is YAML.
+
+    Raises:
+        InvalidInput: it is not of that form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InvalidInput(f"set: {text!r} is not allowed; expected FIELD=VALUE, as seed=[0,1]")
+    return name.strip(), parse_yaml(value, f"set: {name.strip()}")
+
+
+def shipped_specs() -> dict[str, str]:
+    """Names of the specs that come with gcsr, and their text."""
+    found = (item for item in (files("tune") / "specs").iterdir() if item.name.endswith(".yaml"))
+    return {item.name.removesuffix(".yaml"): item.read_text() for item in sorted(found, key=lambda item: item.name)}
+
+
+def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepSpec:
+    """A shipped spec by name, or a YAML file by path.
+
+    Args:
+        name: ``digits``, or ``my/sweep.yaml``.
+        assignments: fields to replace, as `SweepSpec.replace`.
+
+    Raises:
+        InvalidInput: there is no such spec, or it is not valid; one line.
+    """
+    shipped = shipped_specs()
+    if name in shipped:
+        text = shipped[name]
+    else:
+        path = Path(name)
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise InvalidInput(f"spec: {name} has {path.stat().st_size} bytes; expected at most {_MAX_BYTES}")
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            if isinstance(error, InvalidInput):
+                raise
+            reason = getattr(error, "strerror", None) or "no text file"
+            known = ", ".join(n for n in shipped if not n.startswith("paper-")) + ", paper-… (gcsr specs lists all)"
+            raise InvalidInput(f"spec: {name!r} ({reason}) is not allowed; expected a YAML file, or {known}") from None
+    raw = parse_yaml(text, f"spec: {name}")
+    if not isinstance(raw, dict):
+        raise InvalidInput(f"spec: {name}: expected a mapping with experiment and grid")
+    try:
+        spec = SweepSpec.model_validate(raw)
+        return spec.replace(assignments) if assignments else spec
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        field = ".".join(str(part) for part in first["loc"])
+        message = str(cause) if isinstance(cause, InvalidInput) else f"{field}: {first['msg']}"
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(SweepSpec.model_fields)
+            message = f"{field}: {first['input']!r:.60} is not allowed; expected only the keys {allowed}"
+        raise InvalidInput(f"spec: {name}: {message}") from None

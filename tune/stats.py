@@ -1,0 +1,91 @@
+"""Statistics as pure functions on arrays (DESIGN: Student's t intervals, Welch, Holm, Hedges' g); scipy computes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+from statsmodels.stats.multitest import multipletests
+
+__all__ = ["ALPHA", "Comparison", "compare", "holm", "mean", "t_half_width"]
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A sample beside a reference sample. What cannot be computed (fewer than two runs, no spread) is None.
+
+    Attributes:
+        difference: mean of the sample − mean of the reference.
+        relative: that, divided by the mean of the reference.
+        p_value: Welch's t-test, two-sided.
+        hedges_g: standardized difference, corrected for small samples.
+    """
+
+    difference: float
+    relative: float | None
+    p_value: float | None
+    hedges_g: float | None
+
+
+def mean(values: ArrayLike) -> float:
+    """Arithmetic mean of one dimension of finite numbers.
+
+    Raises:
+        ValueError: empty, not one-dimensional, or not finite.
+    """
+    return float(_sample(values).mean())
+
+
+def t_half_width(values: ArrayLike, confidence: float = 0.95) -> float | None:
+    """Half the width of Student's t interval of the mean; None for fewer than two values."""
+    sample = _sample(values)
+    if len(sample) < 2:
+        return None
+    if sample.std() == 0:
+        return 0.0
+    low, high = stats.t.interval(confidence, df=len(sample) - 1, loc=sample.mean(), scale=stats.sem(sample))
+    return float(high - low) / 2
+
+
+def compare(sample: ArrayLike, reference: ArrayLike) -> Comparison:
+    """Is the mean of ``sample`` different from that of ``reference``? See `Comparison`."""
+    a, b = _sample(sample), _sample(reference)
+    difference = float(a.mean() - b.mean())
+    p_value = hedges = None
+    if min(len(a), len(b)) >= 2 and a.std() + b.std() > 0:
+        p_value = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+        hedges = _hedges_g(a, b)
+    return Comparison(
+        difference=difference,
+        relative=difference / float(b.mean()) if b.mean() else None,
+        p_value=p_value,
+        hedges_g=hedges,
+    )
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected after Holm for being looked at together; None stays None and is not counted."""
+    present = [p for p in p_values if p is not None]
+    if not present:
+        return list(p_values)
+    corrected = iter(multipletests(present, alpha=ALPHA, method="holm")[1])
+    return [None if p is None else float(next(corrected)) for p in p_values]
+
+
+def _hedges_g(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Hedges (1981): the difference in pooled standard deviations, times the exact small-sample correction."""
+    freedom = len(a) + len(b) - 2
+    pooled = math.sqrt(((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / freedom)
+    correction = math.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+    return float((a.mean() - b.mean()) / pooled * correction)
+
+
+def _sample(values: ArrayLike) -> NDArray[np.float64]:
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
+        raise ValueError(f"a sample must be one dimension of at least one finite number, not {values!r}")
+    return sample

@@ -1,0 +1,139 @@
+"""A sweep from spec to store: what is missing is run, every outcome is stored at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from gcsr import DataError, TrialConfig
+from gcsr.data import load_arrays
+from tune.inline_executor import run_inline
+from tune.progress import SweepProgress
+from tune.spec import SweepSpec
+from tune.store import Store, StoreError
+from tune.trial import Outcome, SweepJob
+
+__all__ = ["EXECUTORS", "Executor", "SweepOptions", "SweepOutcome", "run_sweep"]
+
+Executor = Literal["ray", "inline"]
+EXECUTORS: tuple[Executor, ...] = get_args(Executor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepOptions:
+    """How to run a sweep; nothing here changes what its trials measure.
+
+    Attributes:
+        resume: go on with a store that is there already.
+        executor: ``ray``, or ``inline`` for this process.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        max_concurrent: at most so many trials at once; None for all cores or GPUs.
+        data: data root; None for the default.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: CPU threads of a trial.
+    """
+
+    resume: bool = False
+    executor: Executor = "ray"
+    address: str | None = None
+    max_concurrent: int | None = None
+    data: str | None = None
+    device: str = "auto"
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOutcome:
+    """How a sweep ended.
+
+    Attributes:
+        total: trials of the spec.
+        ran: how many of them this call ran.
+        statuses: how many trials of this call ended how.
+        failures: one line for each trial that failed in this call.
+    """
+
+    total: int
+    ran: int
+    statuses: dict[str, int]
+    failures: tuple[str, ...]
+
+
+def run_sweep(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepOutcome:
+    """Run what the store lacks of the spec's trials.
+
+    Trials that failed are run again; all others are kept. Safe to kill at any moment: calling it again with
+    ``resume`` ends in the same table.
+
+    Raises:
+        InvalidInput: the spec, the data or the store cannot be used; nothing was started.
+    """
+    trials = spec.trials()
+    if store.exists() and not options.resume:
+        raise StoreError(f"out: {store.location!r} holds a sweep already; add --resume to go on, or name another")
+    if options.address is None:  # a cluster's nodes have data folders of their own
+        _check_data(trials, options.data)
+    with store.exclusive():
+        ended = store.ended()
+        missing = [config for config in trials if config.trial_id not in ended]
+        _write_manifest(store, spec, trials)
+        failures: list[str] = []
+        with SweepProgress(len(trials), len(trials) - len(missing)) as progress:
+
+            def on_end(outcome: Outcome) -> None:
+                store.write_trial(outcome.row, outcome.epochs)
+                store.remove(f"checkpoints/{outcome.row['trial_id']}.pt")
+                if outcome.row["status"] == "failed":
+                    failures.append(f"{outcome.row['trial_id']}: {outcome.row['error']}")
+                progress.ended(outcome.row)
+
+            if missing:
+                _execute(missing, _job(spec, store, options), options, progress, on_end)
+    return SweepOutcome(len(trials), len(missing), dict(progress.statuses), tuple(failures))
+
+
+def _execute(
+    missing: Sequence[TrialConfig],
+    job: SweepJob,
+    options: SweepOptions,
+    progress: SweepProgress,
+    on_end: Callable[[Outcome], None],
+) -> None:
+    if options.executor == "inline":
+        run_inline(missing, job, on_start=progress.started, on_end=on_end)
+        return
+    from tune.ray_executor import run_on_ray  # Ray is only imported where it is used: inline needs none
+
+    run_on_ray(
+        missing,
+        job,
+        address=options.address,
+        max_concurrent=options.max_concurrent,
+        on_start=progress.started,
+        on_end=on_end,
+    )
+
+
+def _job(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepJob:
+    location = store.path().rstrip("/") if store.is_local else store.location
+    return SweepJob(
+        experiment=spec.experiment, store=location, data=options.data, device=options.device, threads=options.threads
+    )
+
+
+def _check_data(trials: Sequence[TrialConfig], root: str | None) -> None:
+    for name in sorted({config.dataset for config in trials}):
+        images = len(load_arrays(name, root)["train_images"])
+        for config in trials:
+            if config.dataset == name and config.holdout and not 1 <= round(images * config.holdout) < images:
+                raise DataError(f"holdout: {config.holdout} leaves no images of {name} to train on")
+
+
+def _write_manifest(store: Store, spec: SweepSpec, trials: Sequence[TrialConfig]) -> None:
+    """Note the sweep; a store that several specs were run into counts the trials of all of them."""
+    known = set((store.read_manifest() or {}).get("trials", []))
+    manifest = {
+        "experiment": spec.experiment,
+        "spec": spec.model_dump(mode="json"),
+        "trials": sorted(known | {config.trial_id for config in trials}),
+    }
+    store.write_manifest(manifest)

@@ -1,0 +1,165 @@
+"""A summary as tables of text: the one place where numbers become words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
+from tune.paper import TABLE2, TABLE2_NONE, TABLE3
+
+__all__ = ["TextTable", "lam_text", "network", "percent", "probability", "text_tables"]
+
+_NONE = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A titled table of strings; every row has as many cells as there are columns."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def lam_text(lam: float | None) -> str:
+    """λ in the shortest form that reads back as the same number."""
+    return _NONE if lam is None else f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
+
+
+def percent(value: float | None, half_width: float | None = None) -> str:
+    """A fraction in percent, with its half interval if there is one."""
+    if value is None:
+        return _NONE
+    return f"{100 * value:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else "") + " %"
+
+
+def probability(p: float | None) -> str:
+    """A p-value."""
+    return _NONE if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def network(of: Setting | Compared | Tolerance | Compression) -> str:
+    """Data set and network, with the width where it is not 1."""
+    return f"{of.model} on {of.dataset}" + (f" (width {of.width:g})" if of.width != 1 else "")
+
+
+def text_tables(summary: Summary) -> list[TextTable]:
+    """The settings, and Tables 2 and 3 and the tolerance levels of Figure 7 where there is something to show."""
+    tables = [_settings(summary.settings)]
+    if summary.comparisons:
+        tables.append(_comparisons(summary.comparisons))
+    if summary.tolerance:
+        tables.append(_tolerance(summary.tolerance))
+    if summary.compression:
+        tables.append(_compression(summary.compression))
+    beside = _paper(summary)
+    if beside.rows:
+        tables.append(beside)
+    if summary.failures:
+        rows = tuple((trial_id, " ".join(error.split())) for trial_id, error in summary.failures)
+        tables.append(TextTable("Failed trials", ("trial", "error"), rows))
+    return tables
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _method(setting: Setting | Compared | Tolerance) -> str:
+    gamma = setting.ours_gamma if isinstance(setting, Compared) else setting.gamma
+    mu = setting.ours_mu if isinstance(setting, Compared) else setting.mu
+    extra = f" γ={gamma}" if gamma is not None else f" μ={mu:g}" if mu is not None else ""
+    return setting.mode + extra
+
+
+def _settings(settings: Sequence[Setting]) -> TextTable:
+    rows = []
+    for s in settings:
+        notes = [f"{getattr(s, status)} {status}" for status in ("collapsed", "diverged", "failed") if getattr(s, status)]
+        rows.append(
+            (
+                network(s),
+                s.regularizer,
+                _method(s),
+                lam_text(s.lam),
+                str(s.n),
+                percent(s.accuracy_mean, s.accuracy_ci95),
+                _number(s.sparsity_mean),
+                _number(s.pi_mean),
+                _number(s.imposed_fraction_mean, 2),
+                ", ".join(notes),
+            )
+        )
+    columns = ("network", "reg.", "mode", "λ", "n", "accuracy", "sparsity", "π", "imposed", "notes")
+    return TextTable("Settings (mean ± half of the 95 % t interval over seeds)", columns, tuple(rows))
+
+
+def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
+    rows = tuple(
+        (
+            network(c),
+            c.regularizer,
+            f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {lam_text(c.baseline_lam)}",
+            _method(c),
+            f"{percent(c.ours_accuracy, c.ours_ci95)} at {lam_text(c.ours_lam)}",
+            _NONE if c.relative_improvement is None else f"{c.relative_improvement:+.2%}",
+            probability(c.p_value),
+            probability(c.p_value_holm),
+            _number(c.hedges_g, 2),
+            {None: _NONE, True: "yes", False: "no"}[c.significant],
+        )
+        for c in comparisons
+    )
+    columns = ("network", "reg.", "best baseline", "mode", "best", "rel.", "p", "p (Holm)", "g", "sig.")
+    return TextTable("Accuracy, best λ of each mode (Table 2; Welch's t-test, α = 0.05)", columns, rows)
+
+
+def _tolerance(levels: Sequence[Tolerance]) -> TextTable:
+    rows = tuple(
+        (network(t), t.regularizer, _method(t), lam_text(t.tolerance_lam), lam_text(t.collapse_lam)) for t in levels
+    )
+    columns = ("network", "reg.", "mode", "largest λ at which all seeds learn", "smallest at which one does not")
+    return TextTable("Tolerance level (Figures 1 and 7)", columns, rows)
+
+
+def _compression(found: Sequence[Compression]) -> TextTable:
+    rows = tuple(
+        (
+            network(c),
+            f"{_number(c.baseline_sparsity)} at {lam_text(c.baseline_lam)}",
+            percent(c.baseline_accuracy),
+            _NONE if c.ours_mode is None else f"{c.ours_mode} {_number(c.ours_sparsity)} at {lam_text(c.ours_lam)}",
+            percent(c.ours_accuracy),
+            _NONE if c.compression is None else f"{c.compression:.1f}×",
+        )
+        for c in found
+    )
+    columns = ("network", "baseline sparsity", "accuracy", "sparsest gated", "accuracy", "compression")
+    return TextTable("Compression by L1 at the baseline's best accuracy (Table 3)", columns, rows)
+
+
+def _paper(summary: Summary) -> TextTable:
+    """Ours beside the paper's, where data set and network are the paper's own."""
+    rows = []
+    for s in summary.settings:
+        paper = TABLE2_NONE.get((s.dataset, s.model)) if s.mode == "none" and s.width == 1 else None
+        if paper:
+            rows.append((network(s), "no L1/L2 accuracy", f"{paper[0]:.2f} ± {paper[1]:.2f} %",
+                         percent(s.accuracy_mean, s.accuracy_ci95)))  # fmt: skip
+    for c in summary.comparisons:
+        accuracy = TABLE2.get((c.dataset, c.model, c.regularizer)) if c.mode == "ours" and c.width == 1 else None
+        if accuracy:
+            reg = c.regularizer.upper()
+            rows += [
+                (network(c), f"{reg} baseline accuracy", f"{accuracy.baseline:.2f} ± {accuracy.baseline_ci95:.2f} %",
+                 percent(c.baseline_accuracy, c.baseline_ci95)),
+                (network(c), f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
+                 percent(c.ours_accuracy, c.ours_ci95)),
+                (network(c), f"{reg} relative improvement", f"{accuracy.relative_improvement:+.2f} %",
+                 _NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+.2f} %"),
+            ]  # fmt: skip
+    for k in summary.compression:
+        rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None
+        if rate:
+            ours = _NONE if k.compression is None else f"{k.compression:.1f}×"
+            rows.append((network(k), "L1 compression", f"{rate.compression:.1f}×", ours))
+    return TextTable("Beside the paper", ("network", "what", "paper", "here"), tuple(rows))

@@ -1,0 +1,113 @@
+"""One trial of a sweep: from its config to the rows of the store. Every executor runs this."""
+
+import functools
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gcsr import CheckpointError, Dataset, EpochRecord, InvalidInput, TrialConfig, load_dataset, train
+from gcsr.checkpoint import Checkpointer
+from tune.schema import epoch_rows, failed_row, trial_row
+from tune.store import Store
+
+__all__ = ["Outcome", "SweepJob", "choose_device", "run_trial"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepJob:
+    """What all trials of a sweep share beside their configs.
+
+    Attributes:
+        experiment: column of the store.
+        store: location of the store, for checkpoints.
+        data: data root; None for each machine's default.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        threads: CPU threads of a trial. One a trial and a trial a core is fastest where trials are many.
+        checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
+    """
+
+    experiment: str
+    store: str
+    data: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    checkpoint_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The rows of a trial that ended: one of ``trials``, any number of ``epochs``."""
+
+    row: dict[str, Any]
+    epochs: list[dict[str, Any]]
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU if there is one.
+
+    Raises:
+        InvalidInput: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError):
+        raise InvalidInput(f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda") from None
+    return device
+
+
+def run_trial(
+    config: TrialConfig, job: SweepJob, on_epoch: Callable[[EpochRecord], None] | None = None
+) -> Outcome:
+    """Train, going on from the trial's checkpoint if there is one; an exception becomes a ``failed`` row.
+
+    A fault of the trial's own must not look like a fault of the machine: only the latter is worth another try.
+    """
+    storage = StoredCheckpoint(Store(job.store), config.trial_id)
+    try:
+        data = _dataset(config.dataset, config.holdout, job.data, str(choose_device(job.device)))
+        checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds)
+        try:
+            result = train(config, data, checkpointer=checkpointer, on_epoch=on_epoch)
+        except CheckpointError:  # it only ever saved time: without it the trial gives the same result
+            storage.remove()
+            result = train(config, data, checkpointer=checkpointer, on_epoch=on_epoch)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, InvalidInput) else f" ({where.name}, line {where.lineno})"
+        text = " ".join(str(error).split())[:300]
+        return Outcome(failed_row(config, job.experiment, f"{type(error).__name__}: {text}{place}"), [])
+    return Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
+
+
+class StoredCheckpoint:
+    """A trial's checkpoint inside the store, so that any node that sees the store can go on with the trial."""
+
+    def __init__(self, store: Store, trial_id: str) -> None:
+        self._store = store
+        self._name = f"checkpoints/{trial_id}.pt"
+
+    def read(self) -> bytes | None:
+        return self._store.read_bytes(self._name)
+
+    def write(self, data: bytes) -> None:
+        self._store.write_bytes(self._name, data)
+
+    def remove(self) -> None:
+        self._store.remove(self._name)
+
+    def __str__(self) -> str:
+        return self._store.path(self._name)
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(name: str, holdout: float, root: str | None, device: str) -> Dataset:
+    """Loaded once a process: a reused worker trains many trials on the same tensors."""
+    return load_dataset(name, holdout=holdout, root=root, device=device)

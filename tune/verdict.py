@@ -1,0 +1,110 @@
+"""The verdict in words, computed from a summary: what collapses, what survives, what wins, how sure, how small."""
+
+from collections.abc import Iterator
+
+from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
+from tune.tables import lam_text, network, percent, probability
+
+__all__ = ["caveats", "sentences"]
+
+
+def sentences(summary: Summary) -> Iterator[str]:
+    """One sentence a finding, in the order in which a reader asks."""
+    for level in summary.tolerance:
+        if level.mode == "baseline":
+            yield _collapse(level, summary)
+    for compared in summary.comparisons:
+        yield _comparison(compared)
+    for found in summary.compression:
+        yield _compression(found)
+
+
+def _collapse(level: Tolerance, summary: Summary) -> str:
+    where = f"{network(level)}, {level.regularizer.upper()}"
+    if level.collapse_lam is None:
+        return f"{where}: plain regularization learned at every λ tried (up to {lam_text(level.tolerance_lam)})."
+    if level.tolerance_lam is None:
+        sentence = f"{where}: plain regularization learned at no λ tried (from {lam_text(level.collapse_lam)} on)"
+    elif level.tolerance_lam > level.collapse_lam:
+        sentence = (
+            f"{where}: plain regularization fails in some seeds from λ = {lam_text(level.collapse_lam)} on, "
+            f"and last learns in all at {lam_text(level.tolerance_lam)}"
+        )
+    else:
+        sentence = (
+            f"{where}: plain regularization learns up to λ = {lam_text(level.tolerance_lam)} "
+            f"and collapses at {lam_text(level.collapse_lam)}"
+        )
+    survivors = []
+    for other in summary.tolerance:
+        same = other.recipe == level.recipe and other.regularizer == level.regularizer
+        reach = other.tolerance_lam
+        if same and other.mode != "baseline" and reach is not None and reach >= level.collapse_lam:
+            survivors.append(f"{_mode(other)} still learns at {lam_text(reach)}")
+    return sentence + ("; " + ", ".join(survivors) if survivors else "; no gated mode learned there") + "."
+
+
+def _mode(level: Tolerance) -> str:
+    return f"ours (γ={level.gamma})" if level.mode == "ours" and level.gamma != "5" else level.mode
+
+
+def _comparison(c: Compared) -> str:
+    size = "" if c.relative_improvement is None else f" ({c.relative_improvement:+.2%} relative)"
+    if c.significant is None:
+        sure = "too few runs or no spread: no test"
+    else:
+        word = "significant" if c.significant else "not significant"
+        if c.significant and not c.significant_holm:
+            word = "significant alone, not after Holm's correction"
+        sure = f"{word}, p = {probability(c.p_value)}, Holm {probability(c.p_value_holm)}"
+    return (
+        f"{network(c)}, {c.regularizer.upper()}: best {c.mode} {percent(c.ours_accuracy, c.ours_ci95)} at "
+        f"λ = {lam_text(c.ours_lam)} against best baseline {percent(c.baseline_accuracy, c.baseline_ci95)} at "
+        f"{lam_text(c.baseline_lam)}{size}; {sure}."
+    )
+
+
+def _compression(c: Compression) -> str:
+    if c.compression is None:
+        return f"{network(c)}, L1: no gated setting is both as accurate as the best baseline and less than empty."
+    return (
+        f"{network(c)}, L1: {c.ours_mode} at λ = {lam_text(c.ours_lam)} keeps the best baseline's accuracy "
+        f"({percent(c.ours_accuracy)} ≥ {percent(c.baseline_accuracy)}) with {c.compression:.1f} times fewer "
+        f"non-zero parameters (sparsity {c.ours_sparsity:.3f} against {c.baseline_sparsity:.3f})."
+    )
+
+
+def caveats(summary: Summary) -> Iterator[str]:
+    """What a careful reader should know before quoting the numbers."""
+    if any(c.selected_on == "test" for c in summary.comparisons):
+        yield "The best λ was chosen on the test split, as in the paper; set holdout to choose it honestly."
+    few = sorted({s.n for s in summary.settings if 0 < s.n < 3})
+    if few:
+        yield f"Some settings have only {', '.join(map(str, few))} finished run(s); intervals need at least 3."
+    if len({s.n for s in summary.settings}) > 1:
+        yield "Settings differ in their number of runs: the sweep is unfinished, or trials failed."
+    for compared in summary.comparisons:
+        edge = _edge(compared, summary.settings)
+        if edge:
+            yield edge
+    diverged = sum(s.diverged for s in summary.settings)
+    if diverged:
+        yield f"{diverged} trial(s) diverged; they count with their last finite epoch."
+    if summary.failures:
+        yield f"{len(summary.failures)} trial(s) failed and are in no mean."
+
+
+def _edge(compared: Compared, settings: tuple[Setting, ...]) -> str | None:
+    for mode, best in (("baseline", compared.baseline_lam), (compared.mode, compared.ours_lam)):
+        tried = [
+            s.lam
+            for s in settings
+            if (s.recipe, s.regularizer, s.mode) == (compared.recipe, compared.regularizer, mode)
+        ]
+        if len(set(tried)) > 1 and best in (min(tried), max(tried)):
+            side = "smallest" if best == min(tried) else "largest"
+            return (
+                f"{network(compared)}, {compared.regularizer.upper()}: the best λ of {mode} ({lam_text(best)}) is the "
+                f"{side} tried; the true best may lie outside the grid."
+            )
+    return None
