@@ -2,7 +2,7 @@
 
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset, load_dataset
-from gcsr.errors import CheckpointError, ConfigError, DataError, InvalidInput, NonFiniteGradientError
+from gcsr.errors import CheckpointError, ConfigError, DataError, InvalidInputError, NonFiniteGradientError
 from gcsr.optim import GatedOptimizer, GateMetrics, regularized_parameters
 from gcsr.trainer import EpochRecord, TrialResult, train
 
@@ -14,7 +14,7 @@ __all__ = [
     "EpochRecord",
     "GateMetrics",
     "GatedOptimizer",
-    "InvalidInput",
+    "InvalidInputError",
     "NonFiniteGradientError",
     "TrialConfig",
     "TrialResult",

@@ -10,7 +10,7 @@ import torch
 from gcsr.errors import CheckpointError
 from gcsr.files import write_atomically
 
-__all__ = ["Checkpointer", "CheckpointStorage", "FileStorage"]
+__all__ = ["CheckpointStorage", "Checkpointer", "FileStorage"]
 
 FORMAT = 1
 
@@ -86,7 +86,8 @@ class Checkpointer:
             return None
         try:
             saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-            found, owner, state = saved["format"], saved["trial_id"], saved["state"]
+            found, owner = saved["format"], saved["trial_id"]
+            state: dict[str, Any] = saved["state"]
         except Exception as error:  # torch raises a different class for every kind of damage
             reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
             raise CheckpointError(

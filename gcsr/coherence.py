@@ -37,9 +37,7 @@ class Counts(NamedTuple):
         return self.coherent.double() / self.n.clamp(min=1).double()
 
 
-def count_reference(
-    grads: Sequence[Tensor], weights: Sequence[Tensor], lam: float, regularizer: Regularizer
-) -> Counts:
+def count_reference(grads: Sequence[Tensor], weights: Sequence[Tensor], lam: float, regularizer: Regularizer) -> Counts:
     """Eq. 9 as it is written, one tensor after the other. Slow; what the fast path is tested against.
 
     Args:
@@ -118,7 +116,7 @@ class CoherenceCounter:
         grads = [p.grad for p in self.params]
         flat_w = [_flat(p.detach(), g) for p, g in zip(self.params, grads, strict=True)]
         flat_g = [None if g is None else _flat(g, g) for g in grads]
-        totals = []
+        totals: list[Tensor] = []
         for group in self._gathered:
             g_parts, w_parts = [], []
             for index, start, stop in group:
@@ -154,5 +152,6 @@ def _flat(tensor: Tensor, like: Tensor | None) -> Tensor:
     """`tensor` as one dimension, in the memory order of `like` so that dense layouts (channels-last) are views."""
     if like is None or tensor.dim() < 2 or (tensor.is_contiguous() and like.is_contiguous()):
         return tensor.reshape(-1)
-    order = sorted(range(like.dim()), key=lambda d: (-like.stride(d), d))
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda d: (-strides[d], d))
     return tensor.permute(order).reshape(-1)

@@ -39,14 +39,15 @@ def _choice(*allowed: str) -> Callable[[str, Any], str]:
     def check(field: str, value: Any) -> str:
         if not isinstance(value, str) or value not in allowed:
             raise ConfigError(field, value, "one of " + ", ".join(allowed))
-        return value
+        return str(value)
 
     return check
 
 
 def _model(field: str, value: Any) -> str:
-    check_model_name(value if isinstance(value, str) else repr(value))
-    return value
+    name = value if isinstance(value, str) else repr(value)
+    check_model_name(name)
+    return name
 
 
 def _flag(field: str, value: Any) -> bool:

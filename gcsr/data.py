@@ -1,5 +1,6 @@
 """Data sets as whole tensors on the device: no DataLoader, no worker processes."""
 
+import contextlib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -138,10 +139,8 @@ def load_arrays(name: str, root: str | os.PathLike[str] | None = None) -> Arrays
     if cache.exists():
         return _read_npz(name, cache)
     arrays = _from_torchvision(name, data_root(root), download=False)
-    try:
+    with contextlib.suppress(OSError):  # a read-only data folder only costs the next trial the same work
         _write_npz(cache, arrays)
-    except OSError:
-        pass  # a read-only data folder is fine: it only costs the next trial the same work
     return arrays
 
 
@@ -180,7 +179,9 @@ def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
                 svhn = SVHN(str(root), split=split, download=download)
                 images, labels = np.asarray(svhn.data).transpose(0, 2, 3, 1), np.asarray(svhn.labels)
             else:
-                cifar = (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), train=split == "train", download=download)
+                cifar = (CIFAR10 if name == "cifar10" else CIFAR100)(
+                    str(root), train=split == "train", download=download
+                )
                 images, labels = np.asarray(cifar.data), np.asarray(cifar.targets)
             arrays[f"{split}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
             arrays[f"{split}_labels"] = labels.astype(np.uint8)
@@ -224,4 +225,4 @@ def _checked(name: str, path: Path, arrays: Arrays) -> Arrays:
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
     with write_atomically(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)

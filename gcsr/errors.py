@@ -1,13 +1,13 @@
 """What a caller can cause: every class here carries one clear line for a person."""
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "InvalidInput", "NonFiniteGradientError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "InvalidInputError", "NonFiniteGradientError"]
 
 
-class InvalidInput(ValueError):
+class InvalidInputError(ValueError):
     """Bad input of any kind. Its text is one line; the command line exits with code 2."""
 
 
-class ConfigError(InvalidInput):
+class ConfigError(InvalidInputError):
     """A configuration value that is not allowed.
 
     Args:
@@ -29,11 +29,11 @@ class ConfigError(InvalidInput):
         return type(self), (self.field, self.value, self.allowed)  # survives the way back from a worker
 
 
-class DataError(InvalidInput):
+class DataError(InvalidInputError):
     """A data set that is missing, damaged or of the wrong shape."""
 
 
-class CheckpointError(InvalidInput):
+class CheckpointError(InvalidInputError):
     """A checkpoint that cannot be read, or that belongs to another configuration."""
 
 

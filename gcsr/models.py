@@ -66,7 +66,8 @@ class _Classifier(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.features(images), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return logits
 
 
 def _scaled(width: float) -> Callable[[int], int]:

@@ -239,9 +239,7 @@ def _low(grads: list[Tensor]) -> bool:
     return any(g.dtype in (torch.bfloat16, torch.float16) for g in grads)
 
 
-def _by_group(
-    optimizer: torch.optim.Optimizer, params: list[Tensor]
-) -> list[tuple[dict[str, Any], list[Tensor]]]:
+def _by_group(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[tuple[dict[str, Any], list[Tensor]]]:
     """Regularized parameters by the inner optimizer's group, whose learning rate the proximal step needs."""
     wanted = {id(p) for p in params}
     groups = []

@@ -167,7 +167,7 @@ class _Run:
     def train_epoch(self) -> EpochRecord | None:
         """One pass over the training images and its measurements; None if it diverged."""
         began = time.perf_counter()
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         self.model.train()
         self.optimizer.start_epoch(self.epoch)
         labels = self.data.train_labels

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gcsr import CheckpointError, EpochRecord, InvalidInput, TrialConfig, TrialResult, load_dataset, train
+from gcsr import CheckpointError, EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.data import data_root, prepare_arrays
 from gcsr.files import write_atomically
@@ -32,11 +32,11 @@ _data_option = click.option("--data", metavar="DIR", help="Folder of the data fi
 _device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 
 
-class WorkFailed(Exception):
+class WorkFailedError(Exception):
     """The work was done and did not succeed: exit code 1, with this line."""
 
 
-class Interrupted(Exception):
+class InterruptedSweepError(Exception):
     """Ctrl-C: exit code 130, with this line."""
 
 
@@ -103,7 +103,7 @@ def train_command(
         if not as_json and (console.is_terminal or record.epoch % max(1, config.epochs // 10) == 0):  # type: ignore[operator]
             console.print(
                 f"epoch {record.epoch + 1}/{config.epochs}: loss {record.train_loss:.4f}, "
-                f"test accuracy {record.test_accuracy:.4f}, π {record.pi:.3f}, λ imposed {record.imposed_fraction:.0%}, "
+                f"test accuracy {record.test_accuracy:.4f}, π {record.pi:.3f}, imposed {record.imposed_fraction:.0%}, "
                 f"sparsity {record.sparsity:.3f}, {record.seconds:.2f} s",
                 markup=False,
             )
@@ -112,7 +112,7 @@ def train_command(
         result = train(config, dataset, checkpointer=checkpointer, on_epoch=show)
     except KeyboardInterrupt:
         saved = f"resume with: {_command_line()}" if checkpoint else "nothing was saved (--checkpoint FILE would)"
-        raise Interrupted(saved) from None
+        raise InterruptedSweepError(saved) from None
     measured = _measured(result)
     if as_json:
         click.echo(json.dumps(config.to_dict() | measured))
@@ -156,11 +156,13 @@ def sweep_command(
     for text in assignments:
         name, value = parse_assignment(text)
         if name in fields:
-            raise InvalidInput(f"set: {name} is given twice; expected each field once")
+            raise InvalidInputError(f"set: {name} is given twice; expected each field once")
         fields[name] = value
     if executor == "inline" and (address or max_concurrent):
         option = "address" if address else "max-concurrent"
-        raise InvalidInput(f"{option}: {address or max_concurrent!r} is not allowed; expected it with --executor ray")
+        raise InvalidInputError(
+            f"{option}: {address or max_concurrent!r} is not allowed; expected it with --executor ray"
+        )
     choose_device(device)
     options = SweepOptions(
         resume=resume,
@@ -176,13 +178,13 @@ def sweep_command(
         outcome = run_sweep(loaded, Store(out), options)
     except KeyboardInterrupt:
         command = _command_line() + ("" if resume else " --resume")
-        raise Interrupted(f"every ended trial is stored; resume with: {command}") from None
+        raise InterruptedSweepError(f"every ended trial is stored; resume with: {command}") from None
     counted = ", ".join(f"{n} {status}" for status, n in sorted(outcome.statuses.items())) or "nothing to do"
     click.echo(f"{outcome.total} trials, {outcome.ran} run now: {counted}. Next: gcsr report {shlex.quote(out)}")
     if outcome.failures:
         for line in outcome.failures[:20]:
             click.echo(line, err=True)
-        raise WorkFailed(
+        raise WorkFailedError(
             f"{len(outcome.failures)} of {outcome.total} trials failed, listed above and in the column error of "
             f"{shlex.quote(out)}/trials; --resume tries them again"
         )
@@ -213,11 +215,13 @@ def report_command(out: str, form: Format, file: str | None) -> None:
             with write_atomically(Path(file)) as target:
                 target.write(text.encode())
         except OSError as error:
-            raise InvalidInput(f"out: {file!r} cannot be written: {error.strerror}") from None
+            raise InvalidInputError(f"out: {file!r} cannot be written: {error.strerror}") from None
     if trials.damaged:
         for line in trials.damaged[:20]:
             click.echo(f"gcsr: {line}", err=True)
-        raise InvalidInput(f"trials: {len(trials.damaged)} damaged file(s) skipped; gcsr sweep --resume runs them again")
+        raise InvalidInputError(
+            f"trials: {len(trials.damaged)} damaged file(s) skipped; gcsr sweep --resume runs them again"
+        )
 
 
 @cli.command("data")
@@ -240,7 +244,7 @@ def specs_command(name: str | None) -> None:
     shipped = shipped_specs()
     if name is not None:
         if name not in shipped:
-            raise InvalidInput(f"name: {name!r} is not allowed; expected one of {', '.join(shipped)}")
+            raise InvalidInputError(f"name: {name!r} is not allowed; expected one of {', '.join(shipped)}")
         click.echo(shipped[name], nl=False)
         return
     table = Table.grid(padding=(0, 2))
@@ -263,11 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except click.ClickException as error:
         return _end(BAD_INPUT, " ".join(error.format_message().split()))
-    except (InvalidInput, CheckpointError) as error:
+    except (InvalidInputError, CheckpointError) as error:
         return _end(BAD_INPUT, str(error))
-    except WorkFailed as error:
+    except WorkFailedError as error:
         return _end(FAILED, str(error))
-    except Interrupted as error:
+    except InterruptedSweepError as error:
         return _end(INTERRUPTED, f"interrupted; {error}")
     except (click.Abort, KeyboardInterrupt):
         return _end(INTERRUPTED, "interrupted")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gcsr import InvalidInput, TrialConfig
+from gcsr import InvalidInputError, TrialConfig
 from tune.trial import Outcome, SweepJob
 
 # Ray reads these when it is imported or started, and its workers inherit them.
@@ -17,6 +17,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store is
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative data paths mean what they say
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach us, not be swallowed
 
 import ray
@@ -30,12 +31,10 @@ __all__ = ["run_on_ray"]
 _LOST_WORKER_RETRIES = 3
 
 
-class _Relay(ray_tune.Callback):
+class _Relay(ray_tune.Callback):  # type: ignore[misc]
     """Hands what Tune tells about its trials on to the sweep."""
 
-    def __init__(
-        self, job: SweepJob, on_start: Callable[[str], None], on_end: Callable[[Outcome], None]
-    ) -> None:
+    def __init__(self, job: SweepJob, on_start: Callable[[str], None], on_end: Callable[[Outcome], None]) -> None:
         self._job, self._on_start, self._on_end = job, on_start, on_end
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,7 +44,9 @@ class _Relay(ray_tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._on_start(_config(trial).trial_id)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self._on_end(result[OUTCOME])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -77,7 +78,7 @@ def run_on_ray(
         on_end: called with its outcome.
 
     Raises:
-        InvalidInput: the cluster cannot be reached, or could never run a trial.
+        InvalidInputError: the cluster cannot be reached, or could never run a trial.
     """
     _connect(address)
     state = tempfile.mkdtemp(prefix="gcsr-tune-")
@@ -120,7 +121,7 @@ def _connect(address: str | None) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise InvalidInput(f"address: {address!r} cannot be reached: {reason}") from None
+        raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None
 
 
 def _trial_resources(job: SweepJob) -> dict[str, float]:
@@ -135,7 +136,7 @@ def _trial_resources(job: SweepJob) -> dict[str, float]:
     }
     for kind in ("CPU", "GPU"):
         if resources.get(kind.lower(), 0) > biggest[kind]:
-            raise InvalidInput(
+            raise InvalidInputError(
                 f"{'threads' if kind == 'CPU' else 'device'}: a trial that needs {resources[kind.lower()]:g} {kind} "
                 f"can never run; expected at most {biggest[kind]:g}, the largest node's"
             )

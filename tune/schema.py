@@ -33,7 +33,7 @@ _CONFIG_TYPES: dict[str, pa.DataType] = {
     "holdout": pa.float64(),
 }
 CONFIG_FIELDS = tuple(_CONFIG_TYPES)
-assert CONFIG_FIELDS == TrialConfig.field_names(), "every config field is a column"
+assert TrialConfig.field_names() == CONFIG_FIELDS, "every config field is a column"
 
 TRIALS = pa.schema(
     [
@@ -102,14 +102,18 @@ def epoch_rows(config: TrialConfig, result: TrialResult) -> list[dict[str, Any]]
 def _identity(config: TrialConfig, experiment: str) -> dict[str, Any]:
     fields = config.to_dict()
     fields["gamma"] = None if config.gamma is None else str(config.gamma)
-    return {name: None for name in TRIALS.names} | fields | {
-        "trial_id": config.trial_id,
-        "experiment": experiment,
-        "world_size": 1,
-        "gcsr_version": gcsr.__version__,
-        "torch_version": _version("torch"),
-        "finished_at": datetime.now(UTC),
-    }
+    return (
+        dict.fromkeys(TRIALS.names)
+        | fields
+        | {
+            "trial_id": config.trial_id,
+            "experiment": experiment,
+            "world_size": 1,
+            "gcsr_version": gcsr.__version__,
+            "torch_version": _version("torch"),
+            "finished_at": datetime.now(UTC),
+        }
+    )
 
 
 def _version(package: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gcsr import ConfigError, InvalidInput, TrialConfig
+from gcsr import ConfigError, InvalidInputError, TrialConfig
 
 __all__ = ["SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_specs"]
 
@@ -141,17 +141,17 @@ class _Loader(yaml.SafeLoader):
     """YAML as people mean it: ``1e-3`` is a number, a key may not be repeated, and nothing can be expanded."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
-            raise InvalidInput("aliases (*name) are not allowed")
+        if self.check_event(yaml.AliasEvent):
+            raise InvalidInputError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for number, key in enumerate(keys):
             if not isinstance(key, str):
-                raise InvalidInput(f"the key {key!r} is not a name")
+                raise InvalidInputError(f"the key {key!r} is not a name")
             if key in keys[:number]:
-                raise InvalidInput(f"the key {key!r} is there twice")
+                raise InvalidInputError(f"the key {key!r} is there twice")
         return super().construct_mapping(node, deep)
 
 
@@ -169,30 +169,30 @@ def parse_yaml(text: str, origin: str) -> Any:
     """Plain values from YAML text.
 
     Raises:
-        InvalidInput: not YAML, or using what specs do not allow; the line begins with ``origin``.
+        InvalidInputError: not YAML, or using what specs do not allow; the line begins with ``origin``.
     """
     if len(text) > _MAX_BYTES:
-        raise InvalidInput(f"{origin}: {len(text)} characters; expected at most {_MAX_BYTES}")
+        raise InvalidInputError(f"{origin}: {len(text)} characters; expected at most {_MAX_BYTES}")
     try:
         return yaml.load(text, Loader=_Loader)
-    except InvalidInput as error:
-        raise InvalidInput(f"{origin}: {error}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{origin}: {error}") from None
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InvalidInput(f"{origin}: not valid YAML{where}: {error.problem}") from None
+        raise InvalidInputError(f"{origin}: not valid YAML{where}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{origin}: not valid YAML: {' '.join(str(error).split())[:160]}") from None
+        raise InvalidInputError(f"{origin}: not valid YAML: {' '.join(str(error).split())[:160]}") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """``FIELD=VALUE`` of the command line; VALUE is YAML.
 
     Raises:
-        InvalidInput: it is not of that form.
+        InvalidInputError: it is not of that form.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise InvalidInput(f"set: {text!r} is not allowed; expected FIELD=VALUE, as seed=[0,1]")
+        raise InvalidInputError(f"set: {text!r} is not allowed; expected FIELD=VALUE, as seed=[0,1]")
     return name.strip(), parse_yaml(value, f"set: {name.strip()}")
 
 
@@ -210,7 +210,7 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         assignments: fields to replace, as `SweepSpec.replace`.
 
     Raises:
-        InvalidInput: there is no such spec, or it is not valid; one line.
+        InvalidInputError: there is no such spec, or it is not valid; one line.
     """
     shipped = shipped_specs()
     if name in shipped:
@@ -219,17 +219,19 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         path = Path(name)
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise InvalidInput(f"spec: {name} has {path.stat().st_size} bytes; expected at most {_MAX_BYTES}")
+                raise InvalidInputError(f"spec: {name} has {path.stat().st_size} bytes; expected at most {_MAX_BYTES}")
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError, ValueError) as error:
-            if isinstance(error, InvalidInput):
+            if isinstance(error, InvalidInputError):
                 raise
             reason = getattr(error, "strerror", None) or "no text file"
             known = ", ".join(n for n in shipped if not n.startswith("paper-")) + ", paper-… (gcsr specs lists all)"
-            raise InvalidInput(f"spec: {name!r} ({reason}) is not allowed; expected a YAML file, or {known}") from None
+            raise InvalidInputError(
+                f"spec: {name!r} ({reason}) is not allowed; expected a YAML file, or {known}"
+            ) from None
     raw = parse_yaml(text, f"spec: {name}")
     if not isinstance(raw, dict):
-        raise InvalidInput(f"spec: {name}: expected a mapping with experiment and grid")
+        raise InvalidInputError(f"spec: {name}: expected a mapping with experiment and grid")
     try:
         spec = SweepSpec.model_validate(raw)
         return spec.replace(assignments) if assignments else spec
@@ -237,8 +239,8 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
         field = ".".join(str(part) for part in first["loc"])
-        message = str(cause) if isinstance(cause, InvalidInput) else f"{field}: {first['msg']}"
+        message = str(cause) if isinstance(cause, InvalidInputError) else f"{field}: {first['msg']}"
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(SweepSpec.model_fields)
             message = f"{field}: {first['input']!r:.60} is not allowed; expected only the keys {allowed}"
-        raise InvalidInput(f"spec: {name}: {message}") from None
+        raise InvalidInputError(f"spec: {name}: {message}") from None

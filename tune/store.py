@@ -21,7 +21,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from gcsr import InvalidInput
+from gcsr import InvalidInputError
 from tune.schema import EPOCHS, TRIALS
 
 __all__ = ["DamagedStoreError", "Store", "StoreError", "Trials"]
@@ -30,11 +30,11 @@ _MANIFEST = "sweep.json"
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
 
-class StoreError(InvalidInput):
+class StoreError(InvalidInputError):
     """The output directory cannot be used as asked."""
 
 
-class DamagedStoreError(InvalidInput):
+class DamagedStoreError(InvalidInputError):
     """A file of the store cannot be read."""
 
 
@@ -81,7 +81,8 @@ class Store:
 
     def exists(self) -> bool:
         """Whether a sweep was started here."""
-        return self._info(self.path(_MANIFEST)).is_file or self._info(self.path("trials")).type != pafs.FileType.NotFound
+        there = (self._info(self.path(name)).type for name in (_MANIFEST, "trials"))
+        return any(kind != pafs.FileType.NotFound for kind in there)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Note which sweep this is: its spec and how many trials it has."""
@@ -123,7 +124,9 @@ class Store:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
-            raise StoreError(f"out: {self.location!r} is in use by another gcsr sweep; wait for it or stop it") from None
+            raise StoreError(
+                f"out: {self.location!r} is in use by another gcsr sweep; wait for it or stop it"
+            ) from None
         try:
             yield
         finally:
@@ -189,7 +192,8 @@ class Store:
         if not self._info(self.path(name)).is_file:
             return None
         with self._fs.open_input_file(self.path(name)) as file:
-            return file.read()
+            data: bytes = file.read()
+        return data
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""

@@ -65,7 +65,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepOutc
     ``resume`` ends in the same table.
 
     Raises:
-        InvalidInput: the spec, the data or the store cannot be used; nothing was started.
+        InvalidInputError: the spec, the data or the store cannot be used; nothing was started.
     """
     trials = spec.trials()
     if store.exists() and not options.resume:

@@ -74,7 +74,9 @@ def _method(setting: Setting | Compared | Tolerance) -> str:
 def _settings(settings: Sequence[Setting]) -> TextTable:
     rows = []
     for s in settings:
-        notes = [f"{getattr(s, status)} {status}" for status in ("collapsed", "diverged", "failed") if getattr(s, status)]
+        notes = [
+            f"{getattr(s, status)} {status}" for status in ("collapsed", "diverged", "failed") if getattr(s, status)
+        ]
         rows.append(
             (
                 network(s),
@@ -130,10 +132,14 @@ def _compression(found: Sequence[Compression]) -> TextTable:
             _NONE if c.ours_mode is None else f"{c.ours_mode} {_number(c.ours_sparsity)} at {lam_text(c.ours_lam)}",
             percent(c.ours_accuracy),
             _NONE if c.compression is None else f"{c.compression:.1f}×",
+            _NONE if c.near_mode is None else f"{c.near_mode} {_number(c.near_sparsity)} at {lam_text(c.near_lam)}",
+            percent(c.near_accuracy),
+            _NONE if c.near_compression is None else f"{c.near_compression:.1f}×",
         )
         for c in found
     )
-    columns = ("network", "baseline sparsity", "accuracy", "sparsest gated", "accuracy", "compression")
+    near = ("sparsest within a point", "accuracy", "compression")
+    columns = ("network", "baseline sparsity", "accuracy", "sparsest gated", "accuracy", "compression", *near)
     return TextTable("Compression by L1 at the baseline's best accuracy (Table 3)", columns, rows)
 
 

@@ -16,7 +16,7 @@ JOB = "job"  # key of a Tune config: the SweepJob
 OUTCOME = "outcome"  # key of a Tune result: the Outcome
 
 
-class SweepTrainable(ray_tune.Trainable):
+class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
     """One `step` is one whole trial: a digits trial takes about a second, a fresh actor that imports torch several.
 
     The trial keeps its own checkpoints in the store, so that it goes on where it was after its actor died, also

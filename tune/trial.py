@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gcsr import CheckpointError, Dataset, EpochRecord, InvalidInput, TrialConfig, load_dataset, train
+from gcsr import CheckpointError, Dataset, EpochRecord, InvalidInputError, TrialConfig, load_dataset, train
 from gcsr.checkpoint import Checkpointer
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
     """``auto`` is the GPU if there is one.
 
     Raises:
-        InvalidInput: the device is not there.
+        InvalidInputError: the device is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,13 +59,13 @@ def choose_device(name: str) -> torch.device:
             raise RuntimeError
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ValueError):
-        raise InvalidInput(f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda") from None
+        raise InvalidInputError(
+            f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda"
+        ) from None
     return device
 
 
-def run_trial(
-    config: TrialConfig, job: SweepJob, on_epoch: Callable[[EpochRecord], None] | None = None
-) -> Outcome:
+def run_trial(config: TrialConfig, job: SweepJob, on_epoch: Callable[[EpochRecord], None] | None = None) -> Outcome:
     """Train, going on from the trial's checkpoint if there is one; an exception becomes a ``failed`` row.
 
     A fault of the trial's own must not look like a fault of the machine: only the latter is worth another try.
@@ -81,7 +81,7 @@ def run_trial(
             result = train(config, data, checkpointer=checkpointer, on_epoch=on_epoch)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if isinstance(error, InvalidInput) else f" ({where.name}, line {where.lineno})"
+        place = "" if isinstance(error, InvalidInputError) else f" ({where.name}, line {where.lineno})"
         text = " ".join(str(error).split())[:300]
         return Outcome(failed_row(config, job.experiment, f"{type(error).__name__}: {text}{place}"), [])
     return Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
