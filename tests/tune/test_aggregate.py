@@ -1,0 +1,108 @@
+"""The paper's tables from rows: hand-made rows whose answers are known."""
+
+import pytest
+
+from tune.aggregate import compression_rate, summarize
+from tune.paper import TABLE3
+from tune.stats import t_half_width
+
+
+@pytest.mark.parametrize("key", TABLE3)
+def test_table_3_rates_follow_from_the_papers_sparsities(key):
+    paper = TABLE3[key]
+    assert round(compression_rate(paper.baseline_sparsity, paper.ours_sparsity), 1) == paper.compression
+
+
+def test_an_empty_network_has_no_rate():
+    assert compression_rate(0.5, 1.0) is None
+
+
+def test_means_count_collapsed_trials_and_leave_out_failed_ones(table, row):
+    rows = [
+        row(0.9, mode="baseline", lam=0.1, seed=0),
+        row(0.1, status="collapsed", mode="baseline", lam=0.1, seed=1),
+        row(status="failed", mode="baseline", lam=0.1, seed=2),
+        row(None, status="diverged", mode="baseline", lam=0.1, seed=3),
+    ]
+    summary = summarize(table(rows))
+    (setting,) = summary.settings
+    assert (setting.n, setting.collapsed, setting.failed, setting.diverged) == (2, 1, 1, 1)
+    assert setting.accuracy_mean == pytest.approx(0.5)
+    assert setting.accuracy_ci95 == pytest.approx(t_half_width([0.9, 0.1]))
+    assert not setting.learned
+    assert [trial_id for trial_id, _ in summary.failures] == [rows[2]["trial_id"]]
+
+
+def _grid(row, mode, accuracies, **fields):
+    """Three seeds around each accuracy; below 0.2 is collapsed."""
+    return [
+        row(
+            accuracy + 0.001 * (seed - 1),
+            status="collapsed" if accuracy < 0.2 else "finished",
+            mode=mode,
+            lam=lam,
+            seed=seed,
+            **fields,
+        )
+        for lam, accuracy in accuracies.items()
+        for seed in (0, 1, 2)
+    ]
+
+
+def test_best_tuned_settings_are_compared(table, row):
+    rows = _grid(row, "baseline", {0.1: 0.80, 0.2: 0.82, 0.4: 0.1}) + _grid(
+        row, "ours", {0.1: 0.81, 0.2: 0.83, 0.4: 0.86}
+    )
+    (compared,) = summarize(table(rows)).comparisons
+    assert (compared.baseline_lam, compared.ours_lam) == (0.2, 0.4)
+    assert compared.relative_improvement == pytest.approx(0.04 / 0.82)
+    assert compared.significant
+    assert (compared.tolerance_lam, compared.collapse_lam) == (0.2, 0.4)
+    assert compared.p_value_holm == compared.p_value  # the only comparison
+
+
+def test_tolerance_is_literal_also_where_the_line_is_broken(table, row):
+    rows = _grid(row, "baseline", {0.1: 0.8, 0.2: 0.1, 0.3: 0.8, 0.4: 0.1})
+    (level,) = summarize(table(rows)).tolerance
+    assert (level.tolerance_lam, level.collapse_lam) == (0.3, 0.2)
+
+
+def test_holm_covers_all_comparisons_of_the_report(table, row):
+    rows = _grid(row, "baseline", {0.1: 0.80}) + _grid(row, "ours", {0.1: 0.802}) + _grid(row, "ours_orig", {0.1: 0.85})
+    first, second = summarize(table(rows)).comparisons
+    smaller = min(first, second, key=lambda c: c.p_value)
+    assert smaller.p_value_holm == pytest.approx(2 * smaller.p_value)
+
+
+def test_compression_takes_the_sparsest_that_is_good_enough(table, row):
+    def at(mode, lam, accuracy, sparsity):
+        return row(accuracy, sparsity=sparsity, mode=mode, lam=lam, regularizer="l1")
+
+    rows = [
+        at("baseline", 0.1, 0.80, 0.219),
+        at("baseline", 0.2, 0.79, 0.6),
+        at("ours", 0.1, 0.81, 0.5),
+        at("ours", 0.2, 0.80, 0.814),
+        at("ours_orig", 0.3, 0.795, 0.9),
+        at("ours", 0.4, 0.70, 0.95),
+    ]
+    (found,) = summarize(table(rows)).compression
+    assert (found.baseline_lam, found.ours_mode, found.ours_lam) == (0.1, "ours", 0.2)
+    assert found.compression == pytest.approx(4.2, abs=0.05)
+    assert (found.near_mode, found.near_lam) == ("ours_orig", 0.3)
+    assert found.near_compression == pytest.approx(0.781 / 0.1)
+
+
+def test_different_recipes_never_compete(table, row):
+    rows = [row(0.8, mode="baseline", lam=0.1, epochs=10), row(0.9, mode="ours", lam=0.1, epochs=20)]
+    assert summarize(table(rows)).comparisons == ()
+
+
+def test_order_of_rows_does_not_matter(table, row):
+    rows = _grid(row, "baseline", {0.1: 0.80, 0.2: 0.82}) + _grid(row, "ours", {0.1: 0.81})
+    assert summarize(table(rows)) == summarize(table(rows[::-1]))
+
+
+def test_nothing_gives_nothing(table):
+    summary = summarize(table([]))
+    assert summary.settings == summary.comparisons == summary.tolerance == summary.compression == ()

@@ -1,0 +1,137 @@
+"""The command line: its surface, what it prints, and that bad input is one line and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tune.cli import cli, main
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_surface():
+    options = {name: {o for p in command.params for o in p.opts} for name, command in cli.commands.items()}
+    assert set(options) == {"train", "sweep", "report", "data", "specs"}
+    assert {"--out", "--resume", "--set", "--executor", "--address", "--max-concurrent"} <= options["sweep"]
+    assert {"--lam", "--mode", "--batch_size", "--batch-size", "--json", "--checkpoint"} <= options["train"]
+    assert {"--format", "--out"} <= options["report"]
+
+
+def test_train_prints_one_json_object(capsys):
+    code, out, _ = run(capsys, "train", "--model", "mlp1", "--mode", "ours", "--lam", "6e-3", "--epochs", 2, "--json")
+    assert code == 0
+    printed = json.loads(out)
+    assert (printed["lam"], printed["epochs"], printed["gamma"], printed["mu"]) == (6e-3, 2, 5, None)
+    expected = {"test_accuracy", "sparsity", "pi", "imposed_fraction", "train_loss", "status"}
+    assert expected | {"grad_abs_mean", "weight_abs_mean"} <= set(printed)
+
+
+def test_train_goes_on_from_its_checkpoint(capsys, tmp_path):
+    arguments = ["train", "--model", "mlp1", "--epochs", 2, "--json", "--checkpoint", tmp_path / "c.pt"]
+    first = json.loads(run(capsys, *arguments)[1])
+    assert json.loads(run(capsys, *arguments)[1]) == first  # seconds included: nothing was trained again
+
+
+BAD = {
+    "no command": [],
+    "unknown command": ["swep"],
+    "unknown option": ["sweep", "digits", "--out", "OUT", "--fast"],
+    "no out": ["sweep", "digits"],
+    "unknown spec": ["sweep", "digitz", "--out", "OUT"],
+    "unknown field": ["sweep", "digits", "--out", "OUT", "--set", "lambda=1"],
+    "no assignment": ["sweep", "digits", "--out", "OUT", "--set", "lam"],
+    "field twice": ["sweep", "digits", "--out", "OUT", "--set", "seed=0", "--set", "seed=1"],
+    "negative": ["sweep", "digits", "--out", "OUT", "--set", "lam=-1"],
+    "wrong type": ["sweep", "digits", "--out", "OUT", "--set", "epochs=many"],
+    "wrong yaml": ["sweep", "digits", "--out", "OUT", "--set", "lam=["],
+    "executor": ["sweep", "digits", "--out", "OUT", "--executor", "slurm"],
+    "concurrency": ["sweep", "digits", "--out", "OUT", "--max-concurrent", "0"],
+    "inline on a cluster": ["sweep", "digits", "--out", "OUT", "--executor", "inline", "--address", "auto"],
+    "device": ["sweep", "digits", "--out", "OUT", "--device", "tpu"],
+    "uri": ["sweep", "digits", "--out", "nonsense://x"],
+    "no data": ["sweep", "paper-svhn-vgg11-l1", "--out", "OUT", "--data", "NOWHERE"],
+    "train value": ["train", "--lam", "strong"],
+    "train mode": ["train", "--mode", "yours"],
+    "train model": ["train", "--model", "vgg16"],
+    "train data": ["train", "--dataset", "cifar10", "--model", "alexnet", "--data", "NOWHERE"],
+    "train nan": ["train", "--lr", ".nan"],
+    "report of nothing": ["report", "OUT"],
+    "report format": ["report", "OUT", "--format", "pdf"],
+    "data set": ["data", "imagenet"],
+    "spec name": ["specs", "digitz"],
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2(case, capsys, tmp_path):
+    named = {"OUT": tmp_path / "out", "NOWHERE": tmp_path / "nowhere"}
+    code, out, err = run(capsys, *(named.get(a, a) for a in BAD[case]))
+    assert code == 2
+    assert not (tmp_path / "out").exists(), "nothing may be left behind"
+    if case != "no command":  # that one prints the help
+        assert out == ""
+        assert err.startswith("gcsr: ")
+        assert err.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_bad_input(capsys, tmp_path):
+    (tmp_path / "c.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    code, _, err = run(capsys, "train", "--model", "mlp1", "--epochs", 1, "--checkpoint", tmp_path / "c.pt")
+    assert code == 2
+    assert "c.pt is damaged" in err
+
+
+def test_inline_needs_no_ray(tmp_path):
+    code = (
+        "import sys; sys.modules['ray'] = None\n"  # importing it raises
+        "from tune.cli import main\n"
+        f"sys.exit(main(['sweep', 'digits', '--out', {str(tmp_path / 'o')!r}, '--executor', 'inline',"
+        " '--set', 'seed=0', '--set', 'lam=1e-3', '--set', 'epochs=1', '--set', 'mode=ours']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(os.listdir(tmp_path / "o" / "trials")) == 2
+
+
+def test_failed_trials_are_exit_code_1_and_are_tried_again(capsys, tmp_path, monkeypatch):
+    import tune.trial
+
+    def broken(*_, **__):
+        raise RuntimeError("on purpose")
+
+    sweep = ["sweep", "digits", "--out", tmp_path / "o", "--executor", "inline", "--set", "lam=1e-3"]
+    sweep += ["--set", "mode=baseline", "--set", "epochs=1", "--set", "seed=0", "--set", "regularizer=l2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(tune.trial, "train", broken)
+        code, _, err = run(capsys, *sweep)
+    assert code == 1
+    assert "on purpose" in err
+    assert "1 of 1 trials failed" in err
+    code, _, err = run(capsys, *sweep)
+    assert code == 2
+    assert "--resume" in err
+    assert run(capsys, *sweep, "--resume")[0] == 0
+    code, out, _ = run(capsys, "report", tmp_path / "o", "--format", "json")
+    assert code == 0
+    assert json.loads(out)["failures"] == []
+
+
+def test_a_damaged_file_is_named_and_skipped(capsys, tmp_path):
+    sweep = ["sweep", "digits", "--out", tmp_path / "o", "--executor", "inline", "--set", "lam=1e-3"]
+    sweep += ["--set", "mode=baseline", "--set", "epochs=1", "--set", "seed=[0,1]", "--set", "regularizer=l2"]
+    assert run(capsys, *sweep)[0] == 0
+    victim = sorted((tmp_path / "o" / "trials").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    code, out, err = run(capsys, "report", tmp_path / "o")
+    assert code == 2
+    assert victim.name in err
+    assert "1 of 2 trials ended" in out
+    assert run(capsys, *sweep, "--resume")[0] == 0
+    assert run(capsys, "report", tmp_path / "o")[0] == 0

@@ -1,0 +1,78 @@
+"""Reports: the same numbers in every format, in words that follow from them."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from tune.aggregate import summarize
+from tune.report import FORMATS, render
+
+
+@pytest.fixture
+def summary(table, row):
+    rows = []
+    for seed in range(3):
+        near = 0.001 * seed
+        rows += [
+            row(0.80 + near, mode="baseline", lam=1e-3, seed=seed),
+            row(0.1, status="collapsed", mode="baseline", lam=1e-2, seed=seed),
+            row(0.81 + near, mode="ours", lam=1e-3, seed=seed),
+            row(0.85 + near, mode="ours", lam=1e-2, seed=seed),
+            row(0.70, sparsity=0.5, mode="baseline", lam=1e-4, seed=seed, regularizer="l1"),
+            row(0.71, sparsity=0.9, mode="ours", lam=1e-3, seed=seed, regularizer="l1"),
+        ]
+    rows.append(row(status="failed", mode="ours_orig", lam=1e-3))
+    return summarize(table(rows))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_shows_the_means(summary, form):
+    text = render(summary, form, title="x", progress="18 of 18")
+    assert ("0.851" if form in ("json", "csv") else "85.10") in text
+
+
+def test_the_verdict_follows_from_the_numbers(summary):
+    text = render(summary, "text", title="x", progress="18 of 18", width=400)
+    assert "learns up to λ = 0.001 and collapses at 0.01; ours still learns at 0.01" in text
+    assert "+6.24% relative" in text  # 0.851 / 0.801
+    assert "5.0 times fewer" in text  # (1 − 0.5) / (1 − 0.9)
+    assert "chosen on the test split" in text
+    assert "1 trial(s) failed" in text
+
+
+def test_json_has_the_contract(summary):
+    report = json.loads(render(summary, "json", title="x", progress="p"))
+    setting = {"dataset", "model", "regularizer", "mode", "lam", "mu", "gamma", "n", "accuracy_mean", "accuracy_ci95"}
+    compared = {"dataset", "model", "regularizer", "mode", "baseline_lam", "ours_lam", "baseline_accuracy"}
+    compared |= {"ours_accuracy", "relative_improvement", "p_value", "significant", "tolerance_lam"}
+    small = {"dataset", "model", "baseline_lam", "baseline_sparsity", "baseline_accuracy", "ours_lam"}
+    small |= {"ours_sparsity", "ours_accuracy", "compression"}
+    for key, names in (("settings", setting), ("comparisons", compared), ("compression", small)):
+        assert report[key]
+        assert all(names <= set(record) for record in report[key])
+
+
+def test_csv_has_a_row_a_setting(summary):
+    rows = list(csv.DictReader(io.StringIO(render(summary, "csv", title="x", progress="p"))))
+    assert len(rows) == len(summary.settings)
+    assert float(rows[0]["accuracy_mean"]) == summary.settings[0].accuracy_mean
+
+
+def test_markdown_cannot_be_broken_by_a_name(summary):
+    text = render(summary, "markdown", title="<script>|", progress="p")
+    assert "<script>" not in text
+
+
+def test_an_empty_store_has_a_report_too(table):
+    for form in FORMATS:
+        assert render(summarize(table([])), form, title="x", progress="0 of 5") is not None
+
+
+def test_the_papers_values_stand_beside_ours(table, row):
+    fields = {"dataset": "cifar100", "model": "alexnet", "regularizer": "l2", "lam": 1e-3}
+    rows = [row(0.46, mode="baseline", **fields), row(0.47, mode="ours", **fields)]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=200)
+    assert "46.91 ± 0.15 %" in text
+    assert "+1.56 %" in text

@@ -1,0 +1,138 @@
+"""Whole sweeps: inline and on a real local Ray, undisturbed, killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import psutil
+import pytest
+from scipy import stats
+
+from tune.aggregate import summarize
+from tune.spec import SweepSpec
+from tune.store import Store
+from tune.sweep import SweepOptions, run_sweep
+
+GRID = {
+    "model": "mlp2",
+    "regularizer": ["l1", "l2"],
+    "mode": ["none", "baseline", "ours", "ours_orig"],
+    "lam": [1e-3, 1e-2],
+    "seed": [0, 1],
+    "epochs": 3,
+    "gamma": 1,
+}
+SPEC = SweepSpec(experiment="test", grid=GRID)
+# What an undisturbed run and a disturbed one may differ in.
+VOLATILE = {"seconds", "finished_at"}
+
+
+def rows(store: Store) -> list[dict]:
+    table = store.read_trials()
+    assert not table.damaged
+    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in table.table.to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    store = Store(str(tmp_path_factory.mktemp("undisturbed") / "out"))
+    outcome = run_sweep(SPEC, store, SweepOptions(executor="inline"))
+    assert outcome.total == outcome.ran == 2 * (1 + 2 * 3 * 2)
+    return store
+
+
+def test_the_summary_agrees_with_duckdb_and_scipy(undisturbed):
+    summary = summarize(undisturbed.read_trials().table)
+    query = f"""select regularizer, mode, lam, list(test_accuracy order by seed), avg(sparsity)
+                from '{undisturbed.path("trials")}/*.parquet' group by all"""
+    found = {(reg, mode, lam): (acc, sparse) for reg, mode, lam, acc, sparse in duckdb.sql(query).fetchall()}
+    assert len(found) == len(summary.settings)
+    for setting in summary.settings:
+        accuracies, sparse = found[setting.regularizer, setting.mode, setting.lam]
+        assert setting.accuracy_mean == pytest.approx(np.mean(accuracies))
+        assert setting.accuracy_ci95 == pytest.approx(stats.sem(accuracies) * stats.t.ppf(0.975, 1))
+        assert setting.sparsity_mean == pytest.approx(sparse)
+    for compared in summary.comparisons:
+        ours = found[compared.regularizer, compared.mode, compared.ours_lam][0]
+        base = found[compared.regularizer, "baseline", compared.baseline_lam][0]
+        if compared.p_value is not None:
+            assert compared.p_value == pytest.approx(stats.ttest_ind(ours, base, equal_var=False).pvalue)
+
+
+def test_epochs_and_trials_belong_together(undisturbed):
+    epochs = undisturbed.epochs().to_table().to_pylist()
+    last = {row["trial_id"]: row for row in epochs if row["epoch"] == 2}
+    trials = undisturbed.read_trials().table.to_pylist()
+    assert len(epochs) == 3 * len(trials)
+    assert all(last[row["trial_id"]]["test_accuracy"] == row["test_accuracy"] for row in trials)
+
+
+def test_resume_runs_only_what_is_missing(undisturbed, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    half = SPEC.replace({"seed": [0]})
+    assert run_sweep(half, store, SweepOptions(executor="inline", resume=True)).ran == 13
+    assert run_sweep(SPEC, store, SweepOptions(executor="inline", resume=True)).ran == 13
+    assert run_sweep(SPEC, store, SweepOptions(executor="inline", resume=True)).ran == 0
+    assert rows(store) == rows(undisturbed)
+
+
+def _sweep_process(spec: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tune.cli", "sweep", str(spec), "--out", str(out), "--resume"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_trials(out: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "trials").is_dir() and len(list((out / "trials").glob("*.parquet"))) >= count:
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"the sweep did not get to {count} trials: {process.communicate()}")
+
+
+@pytest.fixture
+def spec_file(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"experiment: test\ngrid: {GRID}\n")
+    return path
+
+
+@pytest.mark.slow
+def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_table(undisturbed, spec_file, tmp_path):
+    out = tmp_path / "out"
+    # 1: SIGKILL to the driver in the middle.
+    driver = _sweep_process(spec_file, out)
+    _wait_for_trials(out, 3, driver)
+    driver.kill()
+    driver.communicate()
+    # 2: SIGINT: exit code 130, and the line that resumes.
+    driver = _sweep_process(spec_file, out)
+    _wait_for_trials(out, 7, driver)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 130, err
+    assert "--resume" in err
+    # 3: SIGKILL to the workers: Tune runs their trials again.
+    driver = _sweep_process(spec_file, out)
+    _wait_for_trials(out, 11, driver)
+    workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Trainable" in _title(p)]
+    for worker in workers[:1]:
+        os.kill(worker.pid, signal.SIGKILL)
+    _, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    assert workers, "no worker was found to kill"
+    assert rows(Store(str(out))) == rows(undisturbed)
+    assert not list((out / "checkpoints").glob("*")) if (out / "checkpoints").exists() else True
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
