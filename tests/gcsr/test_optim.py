@@ -1,0 +1,292 @@
+"""The gated optimizer four ways: reference, determinism, convergence, defining property."""
+
+import io
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gcsr import ConfigError, GatedOptimizer, NonFiniteGradientError, regularized_parameters
+
+MODES = ("none", "baseline", "ours", "ours_orig")
+METHODS = list(itertools.product(("l1", "l2"), MODES))
+STEPS_AN_EPOCH = 10
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def batches(count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield torch.randn(20, 6, generator=generator), torch.randint(3, (20,), generator=generator)
+
+
+def gated(model, *, lr=0.1, momentum=0.9, fused=None, **method):
+    inner = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, fused=fused)
+    method = {"regularizer": "l2", "mode": "baseline", "lam": 0.01} | method
+    return GatedOptimizer(inner, regularized_parameters(model), **method)
+
+
+def run(model, optimizer, steps, start=0):
+    for step, (x, y) in enumerate(batches(start + steps)):
+        if step < start:
+            continue
+        if step % STEPS_AN_EPOCH == 0:
+            optimizer.start_epoch(step // STEPS_AN_EPOCH)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        yield optimizer.last_pi.item(), optimizer.last_lam.item()
+
+
+def reference(model, steps, *, regularizer, mode, lam, gamma=3, mu=0.6, lr=0.1, momentum=0.9):
+    """The method from the formulas, one scalar rule a line, float64 throughout."""
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    for step, (x, y) in enumerate(batches(steps)):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x.double()), y).backward()
+        coherent = n = 0
+        for p in model.parameters():
+            if p.dim() == 2:
+                slope = 2 * p.data if regularizer == "l2" else p.data.sign()
+                learning = p.grad != 0
+                n += learning.sum().item()
+                coherent += (learning & (p.grad.sign() == (p.grad + lam * slope).sign())).sum().item()
+        pi = coherent / n if n else 0.0
+        epoch = step // STEPS_AN_EPOCH
+        imposed = {"none": False, "baseline": True, "ours": epoch >= gamma, "ours_orig": pi > mu}[mode]
+        for p, v in zip(model.parameters(), velocity, strict=True):
+            g = p.grad.clone()
+            if imposed and regularizer == "l2" and p.dim() == 2:
+                g += 2 * lam * p.data
+            v.mul_(momentum).add_(g)
+            p.data -= lr * v
+            if imposed and regularizer == "l1" and p.dim() == 2:
+                z = lr * lam
+                p.data = torch.where(p.data > z, p.data - z, torch.where(p.data < -z, p.data + z, 0.0))
+        yield pi, lam * imposed
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize(("regularizer", "mode"), METHODS)
+def test_a_hundred_steps_agree_with_the_reference(regularizer, mode, fused):
+    fast, slow = network().double(), network().double()
+    # float64 and a λ at which π moves across μ, so that the gate opens and closes
+    method = {"regularizer": regularizer, "mode": mode, "lam": 0.02, "gamma": 3, "mu": 0.6}
+    optimizer = gated(fast, fused=fused, **method)
+    expected = list(reference(slow, 100, **method))
+    found = []
+    for step, (x, y) in enumerate(batches(100)):
+        if step % STEPS_AN_EPOCH == 0:
+            optimizer.start_epoch(step // STEPS_AN_EPOCH)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(fast(x.double()), y).backward()
+        optimizer.step()
+        found.append((optimizer.last_pi.item(), optimizer.last_lam.item()))
+    assert [pi for pi, _ in found] == pytest.approx([pi for pi, _ in expected])
+    assert [lam for _, lam in found] == pytest.approx([lam for _, lam in expected])
+    if mode == "ours_orig":
+        assert len({lam for _, lam in found}) == 2, "the gate must have moved for this to say anything"
+    for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)  # λ is a float32 tensor in the fast path
+        assert torch.equal(p == 0, q == 0)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
+def test_baseline_l2_is_torchs_weight_decay_of_twice_lam(inner):
+    ours, theirs = network(), network()
+    optimizer = GatedOptimizer(
+        inner(ours.parameters(), lr=0.01), regularized_parameters(ours), regularizer="l2", mode="baseline", lam=0.05
+    )
+    weights = regularized_parameters(theirs)
+    biases = [p for p in theirs.parameters() if p.dim() == 1]
+    plain = inner([{"params": weights, "weight_decay": 0.1}, {"params": biases}], lr=0.01)
+    for x, y in batches(50):
+        for model, opt in ((ours, optimizer), (theirs, plain)):
+            opt.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            opt.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_twice_is_the_same_bits():
+    results = []
+    for _ in range(2):
+        model = network()
+        list(run(model, gated(model, mode="ours_orig", regularizer="l1", lam=0.05), 30))
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
+
+
+def test_l1_converges_to_the_soft_thresholded_minimum():
+    # min ½‖w − a‖² + λ‖w‖₁ has the solution S(a, λ)
+    a = torch.tensor([2.0, -1.5, 0.3, -0.2, 0.0])
+    w = nn.Parameter(torch.randn(5))
+    optimizer = GatedOptimizer(torch.optim.SGD([w], lr=0.1), [w], regularizer="l1", mode="baseline", lam=0.5)
+    for _ in range(300):
+        w.grad = (w - a).detach()
+        optimizer.step()
+    torch.testing.assert_close(w.detach(), torch.tensor([1.5, -1.0, 0.0, 0.0, 0.0]), atol=1e-5, rtol=0)
+    assert (w[2:] == 0).all()
+
+
+def test_ours_is_none_before_gamma_and_imposes_from_it_on():
+    free, ours = network(), network()
+    list(run(free, gated(free, mode="none"), 20))
+    optimizer = gated(ours, mode="ours", gamma=2)
+    trace = list(run(ours, optimizer, 20))
+    assert all(torch.equal(p, q) for p, q in zip(free.parameters(), ours.parameters(), strict=True))
+    assert {lam for _, lam in trace} == {0.0}
+    optimizer.start_epoch(2)
+    x, y = next(batches(1))
+    nn.functional.cross_entropy(ours(x), y).backward()
+    optimizer.step()
+    assert optimizer.last_lam.item() == pytest.approx(0.01)
+
+
+def test_ours_orig_imposes_exactly_where_pi_exceeds_mu():
+    model = network()
+    trace = list(run(model, gated(model, mode="ours_orig", lam=0.1, mu=0.6), 60))
+    assert all((lam > 0) == (pi > 0.6) for pi, lam in trace)
+    assert 0 < sum(lam > 0 for _, lam in trace) < 60
+
+
+def test_only_weights_are_regularized():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4, 2))
+    assert [id(p) for p in regularized_parameters(model)] == [id(model[0].weight), id(model[4].weight)]
+
+
+def test_schedules_and_groups_set_the_threshold():
+    a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+    inner = torch.optim.SGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.2}])
+    schedule = torch.optim.lr_scheduler.StepLR(inner, 1, 0.5)
+    optimizer = GatedOptimizer(inner, [a, b], regularizer="l1", mode="baseline", lam=1.0)
+    for expected_a, expected_b in ((0.9, 0.8), (0.85, 0.7)):
+        a.grad, b.grad = torch.zeros(1), torch.zeros(1)
+        optimizer.step()
+        schedule.step()
+        assert (a.item(), b.item()) == pytest.approx((expected_a, expected_b))
+
+
+@pytest.mark.parametrize("gamma", [2, "auto"])
+def test_a_saved_state_goes_on_bit_for_bit(gamma):
+    def fresh():
+        model = network()
+        return model, gated(model, mode="ours", gamma=gamma, gamma_threshold=0.5, regularizer="l1", lam=0.01)
+
+    whole, optimizer = fresh()
+    expected = list(run(whole, optimizer, 45))
+    first, optimizer = fresh()
+    list(run(first, optimizer, 25))
+    buffer = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    second, other = fresh()
+    second.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    assert list(run(second, other, 20, start=25)) == expected[25:]
+    assert other.gamma == optimizer.gamma
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_auto_gamma_waits_for_the_threshold():
+    model = network()
+    optimizer = gated(model, mode="ours", gamma="auto", gamma_threshold=0.5, lam=1e-3)
+    for epoch, pi in enumerate((0.4, 0.5, 0.51, 0.1)):
+        optimizer.start_epoch(epoch)
+        optimizer._sums.copy_(torch.tensor([2.0, 2 * pi, 0.0, 0.0]))
+        assert optimizer.gamma == (3 if epoch >= 3 else None)
+    optimizer.start_epoch(4)
+    assert optimizer.gamma == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_non_finite_gradient_is_reported_and_votes_for_nothing(value):
+    w = nn.Parameter(torch.ones(4))
+    optimizer = GatedOptimizer(torch.optim.SGD([w], lr=0.1), [w], regularizer="l2", mode="ours_orig", lam=0.1, mu=0.0)
+    w.grad = torch.tensor([1.0, 1.0, value, 1.0])
+    optimizer.step()
+    assert optimizer.last_pi.isnan()
+    assert optimizer.last_lam.item() == 0
+    with pytest.raises(NonFiniteGradientError, match="epoch 0"):
+        optimizer.metrics()
+
+
+def test_no_gradient_anywhere_is_pi_zero():
+    w = nn.Parameter(torch.ones(4))
+    optimizer = GatedOptimizer(torch.optim.SGD([w], lr=0.1), [w], regularizer="l2", mode="ours_orig", lam=0.1)
+    for grad in (None, torch.zeros(4)):
+        w.grad = grad
+        optimizer.step()
+        assert (optimizer.last_pi.item(), optimizer.last_lam.item()) == (0.0, 0.0)
+    assert torch.equal(w, torch.ones(4))
+
+
+def test_metrics_are_means_over_the_epoch():
+    model = network()
+    optimizer = gated(model, mode="ours_orig", lam=0.1)
+    trace = list(run(model, optimizer, STEPS_AN_EPOCH))
+    measured = optimizer.metrics()
+    assert measured.steps == STEPS_AN_EPOCH
+    assert measured.pi == pytest.approx(sum(pi for pi, _ in trace) / STEPS_AN_EPOCH)
+    assert measured.imposed_fraction == sum(lam > 0 for _, lam in trace) / STEPS_AN_EPOCH
+    assert measured.lam_effective == pytest.approx(0.1 * measured.imposed_fraction)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails when a tensor's value is asked for by the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__
+        assert not name.startswith(("_local_scalar_dense", "item", "nonzero.", "nonzero_", "is_nonzero", "equal")), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("regularizer", "mode"), METHODS)
+def test_a_step_reads_nothing_back(regularizer, mode):
+    model = network()
+    optimizer = gated(model, regularizer=regularizer, mode=mode)
+    list(run(model, optimizer, 1))
+    optimizer.start_epoch(9)
+    with NoHostReads():
+        optimizer.step()
+    with NoHostReads(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        optimizer.last_pi.item()  # the guard does see reads
+
+
+BAD = {
+    "regularizer": {"regularizer": "l3"},
+    "mode": {"mode": "yours"},
+    "lam": {"lam": -1.0},
+    "gamma": {"gamma": 1.5},
+    "mu": {"mu": 2.0},
+    "gamma_threshold": {"gamma_threshold": -0.1},
+}
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_bad_arguments_are_named(field):
+    with pytest.raises(ConfigError, match=field):
+        gated(network(), **BAD[field])
+
+
+def test_what_cannot_be_wrapped_is_refused():
+    model = network()
+    weights = regularized_parameters(model)
+    with pytest.raises(ConfigError, match="weight_decay"):
+        GatedOptimizer(
+            torch.optim.SGD(model.parameters(), weight_decay=0.1), weights, regularizer="l2", mode="none", lam=0.0
+        )
+    with pytest.raises(ConfigError, match="params"):
+        GatedOptimizer(torch.optim.SGD(network().parameters()), weights, regularizer="l2", mode="none", lam=0.0)
+    with pytest.raises(ConfigError, match="params"):
+        GatedOptimizer(torch.optim.SGD(model.parameters()), [], regularizer="l2", mode="none", lam=0.0)
+    with pytest.raises(TypeError, match="closure"):
+        gated(model).step(lambda: 0.0)

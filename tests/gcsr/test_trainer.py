@@ -1,0 +1,192 @@
+"""The trainer: the paper's claim on real digits, exact resume, and how trials end."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from gcsr import CheckpointError, Dataset, TrialConfig, load_dataset, train
+from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.files import write_atomically
+from gcsr.metrics import is_chance, sparsity, weight_abs_mean
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """150 small colour images in 10 classes: enough for a convolutional network to be trained on."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (150, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(150) % 10
+    one = torch.ones(1, 3, 1, 1)
+    return Dataset(
+        name="cifar10", train_images=images[:100], train_labels=labels[:100], val_images=None, val_labels=None,
+        test_images=images[100:], test_labels=labels[100:], scale=one / 64, shift=-2 * one, classes=10,
+    )  # fmt: skip
+
+
+def measured(result):
+    """Everything but wall time."""
+    plain = dataclasses.asdict(result)
+    plain.pop("seconds")
+    plain["epochs"] = [{k: v for k, v in record.items() if k != "seconds"} for record in plain["epochs"]]
+    return plain
+
+
+@pytest.mark.parametrize(("regularizer", "lam"), [("l2", 6e-3), ("l1", 3e-3)])
+def test_strong_regularization_collapses_the_baseline_and_not_the_gated_modes(digits, regularizer, lam):
+    ends = {
+        mode: train(TrialConfig(model="mlp7", regularizer=regularizer, mode=mode, lam=lam, gamma="auto"), digits)
+        for mode in ("baseline", "ours", "ours_orig")
+    }
+    assert ends["baseline"].status == "collapsed"
+    for mode in ("ours", "ours_orig"):
+        assert ends[mode].status == "finished"
+        assert ends[mode].test_accuracy > 0.9
+    if regularizer == "l1":
+        assert ends["ours"].sparsity > 0.3
+    # Figure 2: in the collapsing network |∇L| and |w| decay; Figure 3: π starts near 0.5 and rises where it learns.
+    baseline, ours = ends["baseline"].epochs, ends["ours"].epochs
+    assert baseline[-1].grad_abs_mean < baseline[0].grad_abs_mean / 3
+    assert max(r.grad_abs_mean for r in ours) > 10 * baseline[-1].grad_abs_mean
+    assert abs(ours[0].pi - 0.5) < 0.1
+    assert max(r.pi for r in ours) > 0.6
+    assert ends["ours"].gamma_used > 5
+
+
+def test_gamma_is_the_number_of_free_epochs(digits):
+    config = TrialConfig(model="mlp1", mode="ours", lam=1e-3, gamma=2, epochs=4)
+    result = train(config, digits)
+    assert [r.imposed_fraction for r in result.epochs] == [0, 0, 1, 1]
+    assert [r.lam_effective for r in result.epochs] == [0, 0, 1e-3, 1e-3]
+    assert result.imposed_fraction == 0.5
+
+
+def test_the_learning_rate_halves_on_schedule(digits):
+    result = train(TrialConfig(model="mlp1", epochs=5, lr_decay_epochs=2), digits)
+    assert [r.lr for r in result.epochs] == [0.05, 0.05, 0.025, 0.025, 0.0125]
+
+
+def test_pi_is_measured_with_the_target_where_nothing_is_imposed(digits):
+    free = train(TrialConfig(model="mlp2", mode="none", lam=6e-3, epochs=2), digits)
+    assert [r.imposed_fraction for r in free.epochs] == [0, 0]
+    assert all(0 < r.pi < 1 for r in free.epochs)
+
+
+class StopHereError(Exception):
+    pass
+
+
+RESUMED = {
+    "plain": ("digits", {"model": "mlp2", "mode": "ours_orig", "regularizer": "l1", "lam": 2e-3}),
+    "auto gamma": ("digits", {"model": "mlp2", "mode": "ours", "lam": 1e-3, "gamma": "auto", "gamma_threshold": 0.5}),
+    "dropout and augmentation": ("pictures", {"dataset": "cifar10", "model": "alexnet", "width": 0.1, "mode": "ours",
+                                              "lam": 1e-3, "gamma": 2, "batch_size": 32}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_an_interrupted_run_resumes_to_the_same_bits(case, stop_after, request, tmp_path):
+    fixture, fields = RESUMED[case]
+    data, config = request.getfixturevalue(fixture), TrialConfig(epochs=5, **fields)
+    undisturbed = train(config, data)
+
+    def stop(record):
+        # the state that counts is the one saved after the epoch before
+        if record.epoch == stop_after:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        train(config, data, checkpointer=Checkpointer(FileStorage(tmp_path / "c.pt")), on_epoch=stop)
+    torch.rand(17)  # what happens in between must not matter
+    epochs = []
+    resumed = train(
+        config,
+        data,
+        checkpointer=Checkpointer(FileStorage(tmp_path / "c.pt")),
+        on_epoch=lambda r: epochs.append(r.epoch),
+    )
+    assert epochs == list(range(stop_after, 5))
+    assert measured(resumed) == measured(undisturbed)
+
+
+def test_the_callers_random_state_is_left_alone(digits):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(TrialConfig(model="mlp1", epochs=1), digits)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeds_differ_and_repeat(digits):
+    one, again, other = (train(TrialConfig(model="mlp1", epochs=1, seed=s), digits) for s in (0, 0, 1))
+    assert measured(one) == measured(again)
+    assert measured(one) != measured(other)
+
+
+@pytest.mark.parametrize("lr", [30.0, 1000.0])
+def test_divergence_keeps_what_it_had(digits, lr):
+    result = train(TrialConfig(model="mlp3", lr=lr, epochs=30), digits)
+    assert result.status == "diverged"
+    assert len(result.epochs) < 30
+    assert all(np.isfinite(r.train_loss) for r in result.epochs)
+    if result.epochs:
+        assert result.test_accuracy == result.epochs[-1].test_accuracy
+    else:
+        assert result.test_accuracy is None
+
+
+def test_hold_out_is_measured():
+    result = train(TrialConfig(model="mlp1", epochs=1, holdout=0.2), load_dataset("digits", holdout=0.2))
+    assert 0 < result.val_accuracy < 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"x" * 5000, None])
+def test_damaged_checkpoints_are_named(digits, tmp_path, damage):
+    storage = FileStorage(tmp_path / "c.pt")
+    config = TrialConfig(model="mlp1", epochs=1)
+    if damage is None:
+        train(config, digits, checkpointer=Checkpointer(storage))
+        damage = storage.read()[:-200]
+    storage.write(damage)
+    with pytest.raises(CheckpointError, match=r"c\.pt is damaged"):
+        train(config, digits, checkpointer=Checkpointer(storage))
+
+
+def test_a_checkpoint_of_another_trial_is_refused(digits, tmp_path):
+    checkpointer = Checkpointer(FileStorage(tmp_path / "c.pt"))
+    train(TrialConfig(model="mlp1", epochs=1), digits, checkpointer=checkpointer)
+    with pytest.raises(CheckpointError, match="is of trial"):
+        train(TrialConfig(model="mlp1", epochs=1, seed=1), digits, checkpointer=checkpointer)
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), write_atomically(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_sparsity_counts_exact_zeros_of_all_parameters():
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, -0.0, 1e-42], [1.0, 0.0, 2.0]]))
+        model.bias.copy_(torch.tensor([0.0, 1.0]))
+    assert sparsity(model).item() == 4 / 8
+    assert weight_abs_mean([model.weight]).item() == pytest.approx(0.5)
+
+
+def test_chance_is_the_best_constant_answer_and_its_noise():
+    labels = torch.tensor([0] * 60 + [1] * 40)
+    assert is_chance(0.6, labels)
+    assert is_chance(0.74, labels)  # 3·√(0.6·0.4/100) = 0.147
+    assert not is_chance(0.75, labels)
