@@ -12,7 +12,7 @@ SIZES = (7, 50_021, 13, 3)  # divisible by nothing
 
 
 def gradients(step):
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed(step + 1)
     grads = [torch.randn(size, generator=generator) for size in SIZES]
     grads[1] *= 1 + step % 3  # so that π moves across μ
     grads[1][:25_000] *= 1e-3  # the first rank's share is far less coherent than the last one's
@@ -28,7 +28,7 @@ def trajectory(group):
         regularizer="l2",
         mode="ours_orig",
         lam=0.2,
-        mu=0.55,
+        mu=0.71,
         process_group=group,
     )
     trace = []
