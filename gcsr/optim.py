@@ -9,12 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gcsr.coherence import CoherenceCounter, Counts
+from gcsr.coherence import CoherenceCounter, Counts, counted_slices, local
 from gcsr.errors import ConfigError, NonFiniteGradientError
+from gcsr.fused_sgd import FusedSGD
 from gcsr.gate import Gate, Mode, choose_gamma
 from gcsr.penalty import REGULARIZERS, Regularizer, soft_threshold_
 
 __all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
+
+_NOT_FINITE = -(1 << 52)  # far beyond any count, and 1,024 ranks' sum of it still fits into int64
 
 # Affine parameters of these are not regularized: decay on them does not simplify the function.
 _NORMALIZATION = (
@@ -70,6 +73,9 @@ class GatedOptimizer:
     ``lam_t·2w`` to ``p.grad`` before the inner optimizer sees it (so before its momentum); L1 lets the inner
     optimizer step on ∂L/∂w alone and then shrinks ``w ← S(w, lr·lam_t)`` with the learning rate of the
     parameter's group. Nothing is read back by the host in a step; `metrics` reads once.
+
+    A plain float32 `torch.optim.SGD` on the CPU is not called but fused with the method into one pass over memory
+    (`gcsr.fused_sgd`), unless it has hooks.
 
     ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
     clipping. Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
@@ -127,10 +133,15 @@ class GatedOptimizer:
         if process_group is not None:
             rank, world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
         self._counter = CoherenceCounter(params, self.lam, regularizer, rank=rank, world_size=world_size)
+        self._fused: FusedSGD | None = None
+        if FusedSGD.suits(optimizer):
+            self._fused = FusedSGD(
+                optimizer, params, counted_slices(params, rank, world_size), self.lam, self.regularizer
+            )
         self._size = sum(p.numel() for p in params)
         self._lam = torch.tensor(self.lam, dtype=torch.float32, device=params[0].device)
         self._zero = torch.zeros_like(self._lam)
-        # Sums of the running epoch: steps, π, imposed, |g|; and whether any gradient was not finite.
+        # Sums of the running epoch: steps, π, imposed, |g| (of this rank's share; NaN if any was not finite).
         self._sums = torch.zeros(4, dtype=torch.float64, device=params[0].device)
         self._one = torch.ones((), dtype=torch.float64, device=params[0].device)
         self.epoch = 0
@@ -167,50 +178,64 @@ class GatedOptimizer:
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One update. Afterwards ``p.grad`` of the regularized parameters holds what the inner optimizer saw.
+        """One update. Afterwards ``p.grad`` of the regularized parameters may hold the penalty too.
 
         Raises:
             TypeError: a closure is given: π belongs to one gradient, a closure would make several.
         """
         if closure is not None:
             raise TypeError("GatedOptimizer.step takes no closure: call backward() yourself, then step()")
-        grads = [p.grad for p in self._params if p.grad is not None]
-        pi, grad_sum = self._measure(grads)
+        certain = self.gate.imposed_in(self.epoch)  # the decision, where the host knows it
+        by_pi = self.gate.decides_by_pi()
+        if self._fused is not None and self._fused.ready():
+            vote = self._step_fused(self._fused, certain, by_pi)
+        else:
+            vote = self._step_with_inner(certain, by_pi)
+        pi = vote.pi()
         imposed = self.gate.imposed(self.epoch, pi)
-        certain = self.gate.imposed_in(self.epoch)  # known to the host: nothing to multiply with
-        may_impose = certain or self.gate.decides_by_pi()
-        lam_t = self._lam if certain else torch.where(imposed, self._lam, self._zero) if may_impose else self._zero
-        if may_impose and self.regularizer == "l2" and grads:
-            weights = [p for p in self._params if p.grad is not None]
-            torch._foreach_add_(grads, torch._foreach_mul(weights, 2 * lam_t))
-        self.optimizer.step()
-        if may_impose and self.regularizer == "l1":
-            for group, weights in self._groups:
-                soft_threshold_(weights, lam_t * group["lr"])
-        self.last_pi, self.last_lam = pi, lam_t
-        self._sums += torch.stack((self._one, pi, imposed.double(), grad_sum / self._size))
+        self._sums += torch.stack((self._one, pi, imposed.double(), vote.grad_sum / self._size))
+        self.last_pi = pi
+        self.last_lam = torch.where(imposed, self._lam, self._zero)
 
-    def _measure(self, grads: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The step's π (NaN if a gradient is not finite) and Σ|g|, both 0-dim float64."""
-        counts = self._counter.count()
-        if self._process_group is not None:
-            both = torch.stack(tuple(counts))
-            dist.all_reduce(both, group=self._process_group)
-            counts = Counts(*both.unbind())
-        if not grads:
-            return counts.rate(), self._zero.double()
-        # |g| summed; it is NaN or infinite as soon as one gradient is, so it watches over them at no extra pass.
-        norms = torch._foreach_norm(grads, 1, dtype=torch.float32) if _low(grads) else torch._foreach_norm(grads, 1)
-        total = torch.stack([norm.double() for norm in norms]).sum()
-        return torch.where(total.isfinite(), counts.rate(), torch.nan), total
+    def _step_fused(self, fused: FusedSGD, certain: bool, by_pi: bool) -> "_Vote":
+        if not by_pi:  # the decision does not wait for the count: one pass does both
+            counts = fused.update(self._lam if certain else self._zero, count=True)
+            assert counts is not None
+            return _Vote(counts, self._process_group)
+        vote = _Vote(fused.count(), self._process_group)
+        fused.update(self._lam_at(vote), count=False)
+        return vote
+
+    def _step_with_inner(self, certain: bool, by_pi: bool) -> "_Vote":
+        vote = _Vote(self._counter.count(), self._process_group)
+        if self.regularizer == "l2" and (certain or by_pi):
+            pairs = [(local(p.grad), local(p)) for p in self._params if p.grad is not None]
+            if certain and pairs:
+                torch._foreach_add_([g for g, _ in pairs], [w for _, w in pairs], alpha=2 * self.lam)
+            elif pairs:
+                strength = 2 * self._lam_at(vote)
+                for g, w in pairs:
+                    g.addcmul_(w, strength.to(g.dtype))
+        self.optimizer.step()  # with L1 the all-reduce of the counts runs beside it
+        if self.regularizer == "l1" and (certain or by_pi):
+            lam_t = self._lam if certain else self._lam_at(vote)
+            for group, weights in self._groups:
+                soft_threshold_([local(w) for w in weights], lam_t * group["lr"])
+        return vote
+
+    def _lam_at(self, vote: "_Vote") -> Tensor:
+        return torch.where(self.gate.imposed(self.epoch, vote.pi()), self._lam, self._zero)
 
     def metrics(self) -> GateMetrics:
-        """The running epoch's means. Reads the device once (this waits for it).
+        """The running epoch's means. Reads the device once (this waits for it); with several workers, call it on all.
 
         Raises:
             NonFiniteGradientError: a gradient of this epoch was NaN or infinite.
         """
-        steps, pi, imposed, grad = self._sums.tolist()
+        sums = self._sums.clone()
+        if self._process_group is not None:
+            dist.all_reduce(sums[3:], group=self._process_group)  # each rank summed |g| over its own share
+        steps, pi, imposed, grad = sums.tolist()
         if not math.isfinite(grad):
             raise NonFiniteGradientError(f"a gradient was NaN or infinite in epoch {self.epoch}")
         steps_or_one = max(steps, 1)
@@ -223,7 +248,10 @@ class GatedOptimizer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state and the gate's; tensors and plain values only (safe for ``weights_only``)."""
+        """The inner optimizer's state and the gate's; tensors and plain values only (safe for ``weights_only``).
+
+        With several workers the sum of |g| in the middle of an epoch is each rank's own.
+        """
         gate = {"epoch": self.epoch, "gamma": self.gate.gamma, "sums": self._sums.clone()}
         return {"optimizer": self.optimizer.state_dict(), "gate": gate}
 
@@ -235,8 +263,31 @@ class GatedOptimizer:
         self._sums.copy_(state["gate"]["sums"])
 
 
-def _low(grads: list[Tensor]) -> bool:
-    return any(g.dtype in (torch.bfloat16, torch.float16) for g in grads)
+class _Vote:
+    """The counts of one step on their way to the global π: the all-reduce runs while the caller goes on.
+
+    Args:
+        counts: of this rank's share.
+        group: ranks to add up over; None for a single process.
+    """
+
+    def __init__(self, counts: Counts, group: dist.ProcessGroup | None) -> None:
+        self.grad_sum = counts.grad_sum
+        # A gradient that is not finite makes π NaN on every rank: its mark survives the sum of integers.
+        coherent = torch.where(counts.grad_sum.isfinite(), counts.coherent, _NOT_FINITE)
+        self._both = torch.stack((coherent, counts.n))
+        self._work = None if group is None else dist.all_reduce(self._both, group=group, async_op=True)
+        self._pi: Tensor | None = None
+
+    def pi(self) -> Tensor:
+        """The global π, float64 0-dim; NaN if a gradient was not finite. Waits for the all-reduce, once."""
+        if self._pi is None:
+            if self._work is not None:
+                self._work.wait()
+            coherent, n = self._both.unbind()
+            rate = coherent.double() / n.clamp(min=1).double()
+            self._pi = torch.where(coherent < 0, torch.nan, rate)
+        return self._pi
 
 
 def _by_group(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[tuple[dict[str, Any], list[Tensor]]]:

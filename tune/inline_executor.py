@@ -1,35 +1,48 @@
 """The inline executor: one trial after the other in this process, without Ray."""
 
 from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
 
 import torch
 
-from gcsr import TrialConfig
+from gcsr import InvalidInputError, TrialConfig
 from tune.trial import Outcome, SweepJob, run_trial
 
-__all__ = ["run_inline"]
+__all__ = ["InlineExecutor"]
 
 
-def run_inline(
-    trials: Sequence[TrialConfig],
-    job: SweepJob,
-    *,
-    on_start: Callable[[str], None],
-    on_end: Callable[[Outcome], None],
-) -> None:
-    """Run all trials.
+class InlineExecutor:
+    """Runs trials in this process: for a debugger, and for a single GPU.
 
     Args:
-        trials: what to run, in this order.
-        job: what they share.
-        on_start: called with a trial's id before it runs.
-        on_end: called with its outcome, before the next one starts.
+        job: what the trials share; it must ask for one worker.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(job.threads)  # as a Ray worker does: the same trial gives the same bits in both executors
-    try:
+
+    def __init__(self, job: SweepJob) -> None:
+        if job.workers != 1:
+            raise InvalidInputError(f"workers: {job.workers} is not allowed with --executor inline; expected 1")
+        self._job = job
+        self._threads = torch.get_num_threads()
+
+    def __enter__(self) -> Self:
+        # As a Ray worker does: the same trial gives the same bits in both executors.
+        torch.set_num_threads(self._job.threads)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        torch.set_num_threads(self._threads)
+
+    def run(
+        self,
+        trials: Sequence[TrialConfig],
+        *,
+        on_start: Callable[[str], None],
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        """Run all trials in this order; ``on_start`` and ``on_end`` see each before and after it ran."""
         for config in trials:
             on_start(config.trial_id)
-            on_end(run_trial(config, job))
-    finally:
-        torch.set_num_threads(threads)
+            on_end(run_trial(config, self._job))

@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.trial import Outcome, SweepJob
@@ -24,11 +26,14 @@ import ray
 from ray import tune as ray_tune
 
 from tune.schema import failed_row
-from tune.trainable import JOB, OUTCOME, TRIAL, SweepTrainable
+from tune.placement import TrialPlan, plan_trials
+from tune.trainable import JOB, OUTCOME, PLAN, TRIAL, SweepTrainable
+from tune.workers import train_with_workers
 
-__all__ = ["run_on_ray"]
+__all__ = ["RayExecutor"]
 
 _LOST_WORKER_RETRIES = 3
+_PROBE_SECONDS = 5.0
 
 
 class _Relay(ray_tune.Callback):  # type: ignore[misc]
@@ -58,54 +63,83 @@ def _config(trial: Any) -> TrialConfig:
     return TrialConfig(**json.loads(trial.config[TRIAL]))
 
 
-def run_on_ray(
-    trials: Sequence[TrialConfig],
-    job: SweepJob,
-    *,
-    address: str | None,
-    max_concurrent: int | None,
-    on_start: Callable[[str], None],
-    on_end: Callable[[Outcome], None],
-) -> None:
-    """Run all trials through Ray Tune.
+class RayExecutor:
+    """Runs trials through Ray Tune; a context manager that holds the connection to Ray.
 
     Args:
-        trials: what to run, in this order.
-        job: what they share.
+        job: what the trials share.
         address: a running cluster's; None starts a Ray of our own on this machine and stops it at the end.
-        max_concurrent: at most so many trials at once; None for as many as there are cores (or GPUs).
-        on_start: called with a trial's id when it starts (again, if its worker was lost).
-        on_end: called with its outcome.
+        max_concurrent: at most so many trials at once; None for as many as fit.
 
     Raises:
-        InvalidInputError: the cluster cannot be reached, or could never run a trial.
+        InvalidInputError: on entering, if the cluster cannot be reached or could never run a trial.
     """
-    _connect(address)
-    state = tempfile.mkdtemp(prefix="gcsr-tune-")
-    try:
-        resources = _trial_resources(job)
+
+    def __init__(self, job: SweepJob, *, address: str | None = None, max_concurrent: int | None = None) -> None:
+        self._job = job
+        self._address = address
+        self._max_concurrent = max_concurrent
+        self._plan = TrialPlan(resources={}, slots=0)
+
+    def __enter__(self) -> Self:
+        _connect(self._address)
+        try:
+            self._plan = plan_trials(self._job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        except BaseException:
+            ray.shutdown()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ray.shutdown()
+
+    def run(
+        self,
+        trials: Sequence[TrialConfig],
+        *,
+        on_start: Callable[[str], None],
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        """Run all trials.
+
+        Args:
+            trials: what to run, in this order.
+            on_start: called with a trial's id when it starts (again, if its worker was lost).
+            on_end: called with its outcome.
+        """
+        state = tempfile.mkdtemp(prefix="gcsr-tune-")
+        several = self._job.workers > 1
         space = {
             TRIAL: ray_tune.grid_search([json.dumps(config.to_dict()) for config in trials]),
-            JOB: job,
+            JOB: self._job,
+            PLAN: self._plan,
         }
-        tuner = ray_tune.Tuner(
-            ray_tune.with_resources(SweepTrainable, resources),
-            param_space=space,
-            tune_config=ray_tune.TuneConfig(reuse_actors=True, max_concurrent_trials=max_concurrent),
-            run_config=ray_tune.RunConfig(
-                name=job.experiment,
-                storage_path=state,
-                callbacks=[_Relay(job, on_start, on_end)],
-                # A trial's own fault comes back as a result: only a lost worker is an error to Tune.
-                failure_config=ray_tune.FailureConfig(max_failures=_LOST_WORKER_RETRIES),
-                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
-        ray.shutdown()
+        at_once = min(self._plan.slots, self._max_concurrent or self._plan.slots)
+        try:
+            tuner = ray_tune.Tuner(
+                # Ray Train places a multi-worker trial's workers itself: to Tune its driver takes no core.
+                ray_tune.with_resources(train_with_workers, ray_tune.PlacementGroupFactory([{"memory": 1}]))
+                if several
+                else ray_tune.with_resources(SweepTrainable, ray_tune.PlacementGroupFactory([self._plan.resources])),
+                param_space=space,
+                tune_config=ray_tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=at_once),
+                run_config=ray_tune.RunConfig(
+                    name=self._job.experiment,
+                    storage_path=state,
+                    callbacks=[_Relay(self._job, on_start, on_end)],
+                    # A trial's own fault comes back as a result: only a lost worker is an error to Tune.
+                    failure_config=ray_tune.FailureConfig(max_failures=_LOST_WORKER_RETRIES),
+                    checkpoint_config=None
+                    if several
+                    else ray_tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            )
+            tuner.fit()
+        finally:
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def _connect(address: str | None) -> None:
@@ -117,6 +151,7 @@ def _connect(address: str | None) -> None:
     if address is None:
         ray.init(include_dashboard=False, **quiet)
         return
+    _probe(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -124,20 +159,15 @@ def _connect(address: str | None) -> None:
         raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None
 
 
-def _trial_resources(job: SweepJob) -> dict[str, float]:
-    """Resources of one trial: ``threads`` cores, and a GPU where the cluster has any and the job may use it."""
-    there = ray.cluster_resources()
-    resources: dict[str, float] = {"cpu": job.threads}
-    if job.device.startswith("cuda") or (job.device == "auto" and there.get("GPU", 0) >= 1):
-        resources["gpu"] = 1
-    biggest = {
-        kind: max((node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
-        for kind in ("CPU", "GPU")
-    }
-    for kind in ("CPU", "GPU"):
-        if resources.get(kind.lower(), 0) > biggest[kind]:
-            raise InvalidInputError(
-                f"{'threads' if kind == 'CPU' else 'device'}: a trial that needs {resources[kind.lower()]:g} {kind} "
-                f"can never run; expected at most {biggest[kind]:g}, the largest node's"
-            )
-    return resources
+def _probe(address: str) -> None:
+    """Say at once that nobody answers there: Ray itself tries for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidInputError(f"address: {address!r} is not allowed; expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None

@@ -16,6 +16,7 @@ __all__ = ["SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_
 
 MAX_TRIALS = 1_000_000
 _MAX_BYTES = 1 << 20
+_MAX_WORKERS = 1024
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 
 
@@ -29,6 +30,8 @@ class SweepSpec(BaseModel):
             also be a mapping from regularizer to its own values.
         include: further grids; each takes over the fields of ``grid`` that it does not name. If given, ``grid``
             alone is no part of the sweep.
+        workers: processes that train one trial together; no part of a trial's identity, as it changes how an
+            experiment is computed and not which one it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,6 +40,7 @@ class SweepSpec(BaseModel):
     description: str = ""
     grid: dict[str, Any] = Field(default_factory=dict)
     include: tuple[dict[str, Any], ...] = ()
+    workers: int = Field(default=1, ge=1, le=_MAX_WORKERS)
 
     @field_validator("include", mode="before")
     @classmethod
@@ -63,10 +67,14 @@ class SweepSpec(BaseModel):
         Raises:
             ConfigError: an unknown field, or a value that is not allowed.
         """
+        own = {name: value for name, value in fields.items() if name == "workers"}
+        if own and (type(own["workers"]) is not int or not 1 <= own["workers"] <= _MAX_WORKERS):
+            raise ConfigError("workers", own["workers"], f"an integer from 1 to {_MAX_WORKERS}")
+        fields = {name: value for name, value in fields.items() if name not in own}
         for name, value in fields.items():
             _check_values(name, value)
         include = tuple({k: v for k, v in grid.items() if k not in fields} for grid in self.include)
-        return self.model_copy(update={"grid": {**self.grid, **fields}, "include": include})
+        return self.model_copy(update={"grid": {**self.grid, **fields}, "include": include, **own})
 
     def trials(self) -> list[TrialConfig]:
         """The distinct trials, in an order that completes one seed of every setting before the next seed.

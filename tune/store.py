@@ -5,13 +5,13 @@ trial's identity: writing a trial again replaces it and can never count it twice
 written last, so a trial that is seen there has its epochs too. ``DIR`` is a path or a URI of pyarrow's filesystems.
 """
 
+import contextlib
 import fcntl
 import io
 import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tune.schema import EPOCHS, TRIALS
 __all__ = ["DamagedStoreError", "Store", "StoreError", "Trials"]
 
 _MANIFEST = "sweep.json"
+_LOCK = ".lock"
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
 
@@ -105,7 +106,7 @@ class Store:
             raise DamagedStoreError(f"{self.path(_MANIFEST)} is damaged: expected a JSON object")
         return manifest
 
-    @contextmanager
+    @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the right to write for one sweep on this machine; free again however the process ends.
 
@@ -115,22 +116,38 @@ class Store:
         if not self.is_local:  # object stores have no locks; every write there is whole and idempotent anyway
             yield
             return
-        try:
-            Path(self._root).mkdir(parents=True, exist_ok=True)
-            handle = os.open(Path(self._root) / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StoreError(f"out: {self.location!r} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise StoreError(
-                f"out: {self.location!r} is in use by another gcsr sweep; wait for it or stop it"
-            ) from None
+        root = Path(self._root)
+        created = [folder for folder in (root, *root.parents) if not folder.exists()]
+        handle = self._lock(root)
         try:
             yield
         finally:
+            # Bad input may show up only now (no cluster, too few cores): it must leave nothing behind.
+            if [path.name for path in root.iterdir()] == [_LOCK]:
+                (root / _LOCK).unlink()
+                with contextlib.suppress(OSError):
+                    for folder in created:
+                        folder.rmdir()
             os.close(handle)
+
+    def _lock(self, root: Path) -> int:
+        while True:
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                handle = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise StoreError(f"out: {self.location!r} cannot be written: {error.strerror}") from None
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(handle)
+                raise StoreError(
+                    f"out: {self.location!r} is in use by another gcsr sweep; wait for it or stop it"
+                ) from None
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(handle), os.stat(root / _LOCK)):
+                    return handle
+            os.close(handle)  # its last owner removed the file in between: lock the new one
 
     # -- trials -----------------------------------------------------------------------------------------------
 

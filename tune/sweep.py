@@ -1,16 +1,19 @@
 """A sweep from spec to store: what is missing is run, every outcome is stored at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from gcsr import DataError, TrialConfig
 from gcsr.data import load_arrays
-from tune.inline_executor import run_inline
+from tune.inline_executor import InlineExecutor
 from tune.progress import SweepProgress
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
-from tune.trial import Outcome, SweepJob
+from tune.trial import Outcome, SweepJob, checkpoint_name
+
+if TYPE_CHECKING:
+    from tune.ray_executor import RayExecutor
 
 __all__ = ["EXECUTORS", "Executor", "SweepOptions", "SweepOutcome", "run_sweep"]
 
@@ -72,51 +75,47 @@ def run_sweep(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepOutc
         raise StoreError(f"out: {store.location!r} holds a sweep already; add --resume to go on, or name another")
     if options.address is None:  # a cluster's nodes have data folders of their own
         _check_data(trials, options.data)
+    job = _job(spec, store, options)
     with store.exclusive():
         ended = store.ended()
         missing = [config for config in trials if config.trial_id not in ended]
-        _write_manifest(store, spec, trials)
         failures: list[str] = []
-        with SweepProgress(len(trials), len(trials) - len(missing)) as progress:
+        progress = SweepProgress(len(trials), len(trials) - len(missing))
 
-            def on_end(outcome: Outcome) -> None:
-                store.write_trial(outcome.row, outcome.epochs)
-                store.remove(f"checkpoints/{outcome.row['trial_id']}.pt")
-                if outcome.row["status"] == "failed":
-                    failures.append(f"{outcome.row['trial_id']}: {outcome.row['error']}")
-                progress.ended(outcome.row)
+        def on_end(outcome: Outcome) -> None:
+            store.write_trial(outcome.row, outcome.epochs)
+            store.remove(checkpoint_name(outcome.row["trial_id"]))
+            if outcome.row["status"] == "failed":
+                failures.append(f"{outcome.row['trial_id']}: {outcome.row['error']}")
+            progress.ended(outcome.row)
 
-            if missing:
-                _execute(missing, _job(spec, store, options), options, progress, on_end)
+        if missing:
+            with _executor(job, options) as executor:  # refuses what can never run, before the store is touched
+                _write_manifest(store, spec, trials)
+                with progress:
+                    executor.run(missing, on_start=progress.started, on_end=on_end)
+        else:
+            _write_manifest(store, spec, trials)
     return SweepOutcome(len(trials), len(missing), dict(progress.statuses), tuple(failures))
 
 
-def _execute(
-    missing: Sequence[TrialConfig],
-    job: SweepJob,
-    options: SweepOptions,
-    progress: SweepProgress,
-    on_end: Callable[[Outcome], None],
-) -> None:
+def _executor(job: SweepJob, options: SweepOptions) -> "InlineExecutor | RayExecutor":
     if options.executor == "inline":
-        run_inline(missing, job, on_start=progress.started, on_end=on_end)
-        return
-    from tune.ray_executor import run_on_ray  # Ray is only imported where it is used: inline needs none
+        return InlineExecutor(job)
+    from tune.ray_executor import RayExecutor  # Ray is only imported where it is used: inline needs none
 
-    run_on_ray(
-        missing,
-        job,
-        address=options.address,
-        max_concurrent=options.max_concurrent,
-        on_start=progress.started,
-        on_end=on_end,
-    )
+    return RayExecutor(job, address=options.address, max_concurrent=options.max_concurrent)
 
 
 def _job(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepJob:
     location = store.path().rstrip("/") if store.is_local else store.location
     return SweepJob(
-        experiment=spec.experiment, store=location, data=options.data, device=options.device, threads=options.threads
+        experiment=spec.experiment,
+        store=location,
+        data=options.data,
+        device=options.device,
+        threads=options.threads,
+        workers=spec.workers,
     )
 
 

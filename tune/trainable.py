@@ -9,10 +9,11 @@ from ray import tune as ray_tune
 from gcsr import TrialConfig
 from tune.trial import SweepJob, run_trial
 
-__all__ = ["OUTCOME", "TRIAL", "SweepTrainable"]
+__all__ = ["JOB", "OUTCOME", "PLAN", "TRIAL", "SweepTrainable"]
 
 TRIAL = "trial"  # key of a Tune config: the trial's fields, as JSON
 JOB = "job"  # key of a Tune config: the SweepJob
+PLAN = "plan"  # key of a Tune config: the TrialPlan
 OUTCOME = "outcome"  # key of a Tune result: the Outcome
 
 

@@ -13,7 +13,7 @@ from gcsr.checkpoint import Checkpointer
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
 
-__all__ = ["Outcome", "SweepJob", "choose_device", "run_trial"]
+__all__ = ["Outcome", "SweepJob", "checkpoint_name", "choose_device", "run_trial"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,8 @@ class SweepJob:
         store: location of the store, for checkpoints.
         data: data root; None for each machine's default.
         device: ``cpu``, ``cuda`` or ``auto``.
-        threads: CPU threads of a trial. One a trial and a trial a core is fastest where trials are many.
+        threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
+        workers: processes that train one trial together.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
     """
 
@@ -34,6 +35,7 @@ class SweepJob:
     data: str | None = None
     device: str = "auto"
     threads: int = 1
+    workers: int = 1
     checkpoint_seconds: float = 10.0
 
 
@@ -92,7 +94,7 @@ class StoredCheckpoint:
 
     def __init__(self, store: Store, trial_id: str) -> None:
         self._store = store
-        self._name = f"checkpoints/{trial_id}.pt"
+        self._name = checkpoint_name(trial_id)
 
     def read(self) -> bytes | None:
         return self._store.read_bytes(self._name)

@@ -1,0 +1,105 @@
+"""torch.optim.SGD's step, the penalty and the count in one pass over memory (float32 on CPUs)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcsr.coherence import Counts
+from gcsr.native import NativePass, PassTensor, eligible, library
+from gcsr.penalty import Regularizer
+
+__all__ = ["FusedSGD"]
+
+
+class FusedSGD:
+    """Does what `GatedOptimizer` asks of an inner `torch.optim.SGD`, without calling it.
+
+    The momentum buffers stay in the inner optimizer's state, so its ``state_dict`` and its learning-rate schedulers
+    notice no difference.
+
+    Args:
+        inner: an optimizer that `suits`.
+        params: the regularized parameters, all of them ``inner``'s.
+        slices: what this rank counts of them (`gcsr.coherence.counted_slices`).
+        lam: target λ.
+        regularizer: ``"l1"`` or ``"l2"``.
+    """
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        params: Sequence[Tensor],
+        slices: Sequence[tuple[int, int, int]],
+        lam: float,
+        regularizer: Regularizer,
+    ) -> None:
+        loaded = library()
+        assert loaded is not None, "ask suits() first"
+        counted = {id(params[index]): (start, stop) for index, start, stop in slices}
+        regularized = {id(p) for p in params}
+        self._inner = inner
+        self._l2 = regularizer == "l2"
+        self._params: list[Tensor] = [p for group in inner.param_groups for p in group["params"]]
+        self._regularized = [id(p) in regularized for p in self._params]
+        tensors = [PassTensor(p, *counted.get(id(p), (0, 0))) for p in self._params]
+        self._pass = NativePass(loaded, tensors, 2 * lam if self._l2 else lam, regularizer)
+
+    @staticmethod
+    def suits(inner: torch.optim.Optimizer) -> bool:
+        """Whether ``inner`` is a plain SGD over parameters that the compiled pass can take."""
+        if type(inner) is not torch.optim.SGD or library() is None:
+            return False
+        return eligible([p for group in inner.param_groups for p in group["params"]])
+
+    def ready(self) -> bool:
+        """Whether this step can be fused: called before every step, as hooks, groups and gradients may change."""
+        inner = self._inner
+        patched = inner.__dict__.get("step")
+        if patched is not None and not getattr(patched, "_wrapped_by_lr_sched", False):
+            return False
+        if inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks:
+            return False
+        plain = not any(g["dampening"] or g["nesterov"] or g["maximize"] for g in inner.param_groups)
+        return plain and sum(len(g["params"]) for g in inner.param_groups) == len(self._params) and self._pass.point()
+
+    def count(self) -> Counts:
+        """Eq. 9's counts over this rank's share."""
+        self._pass.run(count=True)
+        return self._counts()
+
+    def update(self, lam_t: Tensor, *, count: bool) -> Counts | None:
+        """The step with ``lam_t`` (float32, 0-dim); with ``count`` also the counts, as they were before it."""
+        self._fill()
+        self._pass.run(count=count, lam_t=lam_t)
+        self._inner._opt_called = True  # type: ignore[attr-defined] # as the step that a scheduler wrapped would
+        return self._counts() if count else None
+
+    def _counts(self) -> Counts:
+        return Counts(*self._pass.counts.clone().unbind(), self._pass.grad_sum[0].clone())
+
+    def _fill(self) -> None:
+        table, index = self._pass.table, 0
+        for group in self._inner.param_groups:
+            lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
+            for p in group["params"]:
+                entry = table[index]
+                entry.lr, entry.momentum = lr, momentum
+                entry.decay, entry.l2, entry.l1 = decay, 0.0, 0.0
+                if self._regularized[index]:
+                    entry.l2, entry.l1 = (2.0, 0.0) if self._l2 else (0.0, lr)
+                entry.m = self._buffer(p, entry) if momentum and p.grad is not None else None
+                index += 1
+
+    def _buffer(self, p: Tensor, entry: Any) -> int:
+        state = self._inner.state[p]
+        buffer = state.get("momentum_buffer")
+        entry.first = buffer is None
+        if buffer is None:
+            buffer = state["momentum_buffer"] = torch.empty_like(p, memory_format=torch.preserve_format)
+        elif buffer.stride() != p.stride():
+            buffer = state["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+        address: int = buffer.data_ptr()
+        return address
+

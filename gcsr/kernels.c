@@ -1,0 +1,170 @@
+/* The gate's passes over memory, for float32 on CPUs. Compiled and called by gcsr/native.py.
+ *
+ * Two promises to the readable references in coherence.py, penalty.py and torch.optim.SGD:
+ *   - every product and sum is rounded on its own (built with -ffp-contract=off), so a penalty that cancels a
+ *     gradient exactly gives exactly 0;
+ *   - results do not depend on the number of threads: |g| is summed by blocks of BLOCK elements, and the blocks'
+ *     sums are added in order.
+ * A block of w, g and momentum stays in a core's cache, so that counting and updating in one call read memory once. */
+
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 4096 /* elements; a multiple of LANES that 32 bit lane counters and float lane sums bear */
+#define LANES 16
+#define AHEAD 1024 /* elements; how far ahead of its use memory is asked for */
+#define MAX_THREADS 256
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+
+typedef struct {
+    float *w;           /* weights */
+    float *m;           /* momentum buffer; NULL without momentum */
+    const float *g;     /* gradient; NULL: the tensor takes no part */
+    int64_t n;          /* elements */
+    int64_t low, high;  /* the range of them that is counted here */
+    float lr;
+    float momentum;
+    float decay;        /* of the optimizer itself, where the method does not regularize */
+    float l2;           /* 2 where L2 is imposed with strength *lam_t, or 0 */
+    float l1;           /* lr where L1 is imposed with strength *lam_t, or 0 */
+    int32_t first;      /* the momentum buffer is new: it takes the gradient as it is */
+} Tensor;
+
+typedef struct {
+    const Tensor *tensors;
+    int64_t blocks;
+    const int64_t *first_block; /* of each tensor; one more entry than tensors */
+    double *sums;               /* of each block: sum of |g| over what is counted */
+    float penalty;              /* 2*lam (L2) or lam (L1): what pi is measured with */
+    int32_t l1;
+    int32_t count, update;      /* what to do */
+    float lam_t;
+} Call;
+
+typedef struct {
+    const Call *call;
+    int64_t from, to; /* blocks */
+    int64_t coherent, n;
+} Share;
+
+static inline floats load(const float *p) {
+    floats v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* Eq. 9 on LANES elements: adds to the lanes' counters. Comparisons give -1 where true. */
+static inline void tally(floats g, floats w, float penalty, int l1, ints *coherent, ints *n, floats *sum) {
+    const floats zero = {0};
+    floats p;
+    if (l1) {
+        const floats ones = zero + 1.0f;
+        p = penalty * ((floats)((ints)(w > zero) & (ints)ones) - (floats)((ints)(w < zero) & (ints)ones));
+    } else {
+        p = penalty * w;
+    }
+    const floats t = g + p;
+    *coherent -= ((g > zero) & (t > zero)) | ((g < zero) & (t < zero));
+    *n -= g != zero;
+    *sum += (floats)((ints)g & 0x7fffffff);
+}
+
+static double count_range(const Tensor *t, int64_t from, int64_t to, float penalty, int l1, Share *share) {
+    ints coherent = {0}, n = {0};
+    floats sum = {0};
+    int64_t i = from;
+    for (; i + LANES <= to; i += LANES) {
+        __builtin_prefetch(t->g + i + AHEAD);
+        __builtin_prefetch(t->w + i + AHEAD);
+        tally(load(t->g + i), load(t->w + i), penalty, l1, &coherent, &n, &sum);
+    }
+    if (i < to) { /* the rest, filled up with zeros: those are not counted */
+        float g[LANES] = {0}, w[LANES] = {0};
+        memcpy(g, t->g + i, (to - i) * sizeof *g);
+        memcpy(w, t->w + i, (to - i) * sizeof *w);
+        tally(load(g), load(w), penalty, l1, &coherent, &n, &sum);
+    }
+    double total = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        share->coherent += coherent[lane];
+        share->n += n[lane];
+        total += sum[lane];
+    }
+    return total;
+}
+
+/* torch.optim.SGD's step with the penalty of L2 in front (before the momentum) and eq. 10 of L1 behind it. */
+static void update_range(const Tensor *t, float lam_t, int64_t from, int64_t to) {
+    float *restrict w = t->w, *restrict m = t->m;
+    const float *restrict g = t->g;
+    const float lr = t->lr, momentum = t->momentum, decay = t->decay + t->l2 * lam_t, z = t->l1 * lam_t;
+    if (m && t->first) {
+        for (int64_t i = from; i < to; i++) {
+            m[i] = decay != 0 ? g[i] + decay * w[i] : g[i];
+            w[i] -= lr * m[i];
+        }
+    } else if (m && decay != 0) {
+        for (int64_t i = from; i < to; i++) {
+            m[i] = momentum * m[i] + (g[i] + decay * w[i]);
+            w[i] -= lr * m[i];
+        }
+    } else if (m) {
+        for (int64_t i = from; i < to; i++) {
+            m[i] = momentum * m[i] + g[i];
+            w[i] -= lr * m[i];
+        }
+    } else {
+        for (int64_t i = from; i < to; i++) w[i] -= lr * (decay != 0 ? g[i] + decay * w[i] : g[i]);
+    }
+    if (z != 0) {
+        for (int64_t i = from; i < to; i++) w[i] -= w[i] > z ? z : w[i] < -z ? -z : w[i];
+    }
+}
+
+static void *run(void *argument) {
+    Share *share = argument;
+    const Call *call = share->call;
+    int64_t index = 0;
+    for (int64_t block = share->from; block < share->to; block++) {
+        while (block >= call->first_block[index + 1]) index++;
+        const Tensor *t = call->tensors + index;
+        const int64_t from = (block - call->first_block[index]) * BLOCK;
+        const int64_t to = from + BLOCK < t->n ? from + BLOCK : t->n;
+        const int64_t low = t->low > from ? t->low : from, high = t->high < to ? t->high : to;
+        call->sums[block] = 0;
+        if (!t->g) continue;
+        if (call->count && low < high)
+            call->sums[block] = count_range(t, low, high, call->penalty, call->l1, share);
+        if (call->update) update_range(t, call->lam_t, from, to);
+    }
+    return 0;
+}
+
+/* Counts (if asked to) and updates (if lam_t is given) all tensors: counts[0] += coherent, counts[1] += n,
+ * *sum += sum of |g|. */
+void gcsr_pass(const Tensor *tensors, int64_t number, const int64_t *first_block, double *sums, float penalty,
+               int32_t l1, int32_t count, const float *lam_t, int32_t threads, int64_t *counts, double *sum) {
+    const Call call = {tensors, first_block[number], first_block, sums, penalty, l1, count, lam_t != 0,
+                       lam_t ? *lam_t : 0};
+    Share shares[MAX_THREADS];
+    pthread_t workers[MAX_THREADS];
+    int started[MAX_THREADS] = {0};
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    for (int k = threads - 1; k >= 0; k--) {
+        shares[k] = (Share){&call, call.blocks * k / threads, call.blocks * (k + 1) / threads, 0, 0};
+        if (k > 0) started[k] = pthread_create(workers + k, 0, run, shares + k) == 0;
+        if (!started[k]) run(shares + k); /* the first share, or no thread to be had */
+    }
+    for (int k = 0; k < threads; k++) {
+        if (started[k]) pthread_join(workers[k], 0);
+        counts[0] += shares[k].coherent;
+        counts[1] += shares[k].n;
+    }
+    for (int64_t block = 0; block < call.blocks; block++) *sum += sums[block];
+}
+
+int32_t gcsr_block(void) { return BLOCK; }

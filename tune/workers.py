@@ -1,0 +1,47 @@
+"""A trial over several workers: Ray Train inside a Tune trial."""
+
+import json
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ray import train as ray_train
+from ray import tune as ray_tune
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from gcsr import TrialConfig
+from tune.placement import TrialPlan
+from tune.trainable import JOB, OUTCOME, PLAN, TRIAL
+from tune.trial import Outcome, SweepJob, run_trial
+
+__all__ = ["train_with_workers"]
+
+
+def train_with_workers(config: dict[str, Any]) -> None:
+    """Tune's side of a trial: start the workers, wait for them, report the outcome of rank 0.
+
+    A lost worker ends the trial with an exception, which Tune answers by starting it again; it then goes on from
+    the checkpoint that rank 0 keeps in the store.
+    """
+    job: SweepJob = config[JOB]
+    plan: TrialPlan = config[PLAN]
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={TRIAL: config[TRIAL], JOB: job},
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in plan.resources else "gloo"),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=job.workers,
+            use_gpu="GPU" in plan.resources,
+            resources_per_worker=plan.resources,
+            placement_strategy="PACK",
+        ),
+        run_config=ray_train.RunConfig(storage_path=os.path.join(ray_tune.get_context().get_trial_dir(), "train")),
+    )
+    ray_tune.report({OUTCOME: trainer.fit().return_value})
+
+
+def _work(config: dict[str, Any]) -> Outcome:
+    job: SweepJob = config[JOB]
+    torch.set_num_threads(job.threads)
+    return run_trial(TrialConfig(**json.loads(config[TRIAL])), job, group=dist.group.WORLD)
