@@ -155,7 +155,7 @@ class CoherenceCounter:
         """Counts over the parameters' current ``.grad`` and values (see `Counts`)."""
         if self._native is not None and self._native.point():
             self._native.run(count=True)
-            return Counts(*self._native.counts.clone().unbind(), self._native.grad_sum[0].clone())
+            return Counts(*self._native.totals())
         return self._count_with_torch()
 
     def _count_with_torch(self) -> Counts:
@@ -192,7 +192,8 @@ class CoherenceCounter:
         if not sums:
             zero = torch.zeros((), dtype=torch.int64, device=self._device)
             return Counts(zero, zero.clone(), zero.double())
-        return Counts(*torch.stack(counts).view(-1, 2).sum(0).unbind(), torch.stack(sums).sum())
+        coherent, n = torch.stack(counts).view(-1, 2).sum(0).unbind()
+        return Counts(coherent, n, torch.stack(sums).sum())
 
 
 def _flat(tensor: Tensor, like: Tensor | None) -> Tensor:

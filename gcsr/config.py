@@ -11,6 +11,7 @@ from gcsr.errors import ConfigError
 from gcsr.gate import MODES, Mode
 from gcsr.models import check_model_name, is_mlp
 from gcsr.penalty import REGULARIZERS
+from gcsr.precision import PRECISIONS
 
 __all__ = ["DATASETS", "TrialConfig"]
 
@@ -82,6 +83,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "lr_decay_epochs": _integer("an integer from 1 to 1000000", 1, 10**6),
     "dropout": _below_one,
     "augment": _flag,
+    "precision": _choice(*PRECISIONS),
     "holdout": _number("a number ≥ 0 and ≤ 0.9", lambda x: 0 <= x <= 0.9),
 }
 
@@ -108,6 +110,7 @@ class TrialConfig:
         batch_size, lr, momentum: of SGD. lr is multiplied by ``lr_decay`` every ``lr_decay_epochs`` epochs.
         dropout: drop probability; 0.5, and 0 for the plain networks.
         augment: flip and crop; on for CIFAR only.
+        precision: ``fp32``; ``tf32``: NVIDIA GPUs round the factors of products; ``bf16``: autocast.
         holdout: share of the training images kept aside to choose λ on; 0 chooses on the test images.
 
     Raises:
@@ -132,6 +135,7 @@ class TrialConfig:
     lr_decay_epochs: int = 30
     dropout: float | None = None
     augment: bool | None = None
+    precision: str = "fp32"
     holdout: float = 0.0
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ class FusedSGD:
         return self._counts() if count else None
 
     def _counts(self) -> Counts:
-        return Counts(*self._pass.counts.clone().unbind(), self._pass.grad_sum[0].clone())
+        return Counts(*self._pass.totals())
 
     def _fill(self) -> None:
         table, index = self._pass.table, 0
@@ -102,4 +102,3 @@ class FusedSGD:
             buffer = state["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
         address: int = buffer.data_ptr()
         return address
-

@@ -10,22 +10,17 @@ __all__ = ["count_correct", "is_chance", "sparsity", "weight_abs_mean"]
 
 
 @torch.no_grad()
-def count_correct(
-    model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], batch_size: int = 1000
-) -> Tensor:
-    """How many images the network classifies correctly in evaluation mode: int64, 0-dim, on the device.
+def count_correct(logits: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
+    """How many images are classified correctly: int64, 0-dim, on the device.
 
     Args:
-        model: gives logits ``[N, classes]``; its training mode is restored.
-        images: ``[N, C, H, W]``, passed through ``prepare`` a batch at a time.
+        logits: ``[N, classes]`` from images, called with a batch at a time.
+        images: ``[N, C, H, W]``; may be empty.
         labels: int64 ``[N]``.
     """
-    training = model.training
-    model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for batch, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        correct += (model(prepare(batch)).argmax(1) == target).sum()
-    model.train(training)
+        correct += (logits(batch).argmax(1) == target).sum()
     return correct
 
 

@@ -155,10 +155,8 @@ class NativePass:
         self._sums = (ctypes.c_double * max(1, firsts[-1]))()
         self._penalty, self._l1 = ctypes.c_float(penalty), int(regularizer == "l1")
         self._elements = sum(entry.n for entry in self.table)
-        self.counts = torch.zeros(2, dtype=torch.int64)
-        """Of the last counting `run`: coherent and n."""
-        self.grad_sum = torch.zeros(1, dtype=torch.float64)
-        """Of the last counting `run`: Σ|g| over what was counted."""
+        self._counts = torch.zeros(2, dtype=torch.int64)
+        self._grad_sum = torch.zeros(1, dtype=torch.float64)
 
     def point(self) -> bool:
         """Look where weights and gradients are now; False if a gradient is not of its weight's dtype and layout."""
@@ -182,8 +180,8 @@ class NativePass:
             lam_t: float32, 0-dim; read by the pass itself. None: no update.
         """
         if count:
-            self.counts.zero_()
-            self.grad_sum.zero_()
+            self._counts.zero_()
+            self._grad_sum.zero_()
         threads = torch.get_num_threads() if self._elements >= _PARALLEL_FROM else 1
         self._call(
             self.table,
@@ -195,6 +193,11 @@ class NativePass:
             int(count),
             None if lam_t is None else ctypes.c_void_p(lam_t.data_ptr()),
             threads,
-            ctypes.c_void_p(self.counts.data_ptr()),
-            ctypes.c_void_p(self.grad_sum.data_ptr()),
+            ctypes.c_void_p(self._counts.data_ptr()),
+            ctypes.c_void_p(self._grad_sum.data_ptr()),
         )
+
+    def totals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the last counting `run`: coherent and n (int64), and Σ|g| over what was counted (float64), all 0-dim."""
+        coherent, n = self._counts.clone().unbind()
+        return coherent, n, self._grad_sum[0].clone()

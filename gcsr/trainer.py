@@ -7,17 +7,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gcsr.augment import crop_and_flip
+from gcsr.augment import crop_and_flip, draw_crops
 from gcsr.checkpoint import Checkpointer
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
-from gcsr.errors import NonFiniteGradientError
+from gcsr.errors import CheckpointError, NonFiniteGradientError
 from gcsr.metrics import count_correct, is_chance, sparsity, weight_abs_mean
-from gcsr.models import build_model
+from gcsr.models import build_model, is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
+from gcsr.parallel import Workers
+from gcsr.precision import autocast, matmul_precision
 
 __all__ = ["EpochRecord", "Status", "TrialResult", "train"]
 
@@ -67,6 +70,7 @@ class TrialResult:
         parameters: number of parameters of the network.
         seconds: wall time of all epochs, also of those before an interruption.
         device: what it ran on.
+        world_size: how many processes trained it, at the end.
         epochs: one record an epoch.
     """
 
@@ -83,6 +87,7 @@ class TrialResult:
     parameters: int
     seconds: float
     device: str
+    world_size: int
     epochs: tuple[EpochRecord, ...]
 
 
@@ -92,46 +97,70 @@ def train(
     *,
     checkpointer: Checkpointer | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> TrialResult:
     """Train one network by the paper's recipe (§3).
 
-    Runs on the data's device. Deterministic for a given config, device and library versions; the caller's random
-    state is left as it was.
+    Runs on the data's device. Deterministic for a given config, device, number of workers and library versions; the
+    caller's random state is left as it was.
 
     Args:
         config: the trial.
         data: must be ``config``'s data set with its hold-out.
-        checkpointer: if it holds a state of this trial, training goes on from there, to bit-identical metrics.
-        on_epoch: called after every epoch.
+        checkpointer: if it holds a state of this trial, training goes on from there, to bit-identical metrics (with
+            another number of workers: to the same experiment). Only the first rank's is read and written.
+        on_epoch: called after every epoch, on every rank.
+        group: the processes that train this network together, each on its share of every batch; all of them call
+            this function with the same ``config``. None for a single process.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
     """
     device = data.train_images.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    workers = Workers.of(group)
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        matmul_precision(config.precision),
+    ):
         torch.manual_seed(config.seed)
-        run = _Run(config, data)
-        state = checkpointer.load(config.trial_id, device) if checkpointer else None
+        run = _Run(config, data, workers)
+        state = _load(checkpointer, config.trial_id, device, workers)
         if state is not None:
             run.load_state_dict(state)
-        diverged = False
-        while run.epoch < config.epochs and not diverged:  # type: ignore[operator]
+        while run.epoch < config.epochs:  # type: ignore[operator]
             record = run.train_epoch()
             if record is None:
-                diverged = True
-                break
+                return run.result(diverged=True)
             if on_epoch is not None:
                 on_epoch(record)
-            if checkpointer is not None and (run.epoch == config.epochs or checkpointer.due(run.epoch)):
-                checkpointer.save(config.trial_id, run.state_dict())
-        return run.result(diverged)
+            if checkpointer is not None and workers.from_first(checkpointer.due(run.epoch)):
+                state = run.state_dict()
+                if workers.rank == 0:
+                    checkpointer.save(config.trial_id, state)
+        return run.result(diverged=False)
+
+
+def _load(
+    checkpointer: Checkpointer | None, trial_id: str, device: torch.device, workers: Workers
+) -> dict[str, Any] | None:
+    """The checkpoint as rank 0 finds it: what other nodes see of a shared disk may be older."""
+    state: dict[str, Any] | CheckpointError | None = None
+    if checkpointer is not None and workers.rank == 0:
+        try:
+            state = checkpointer.load(trial_id, torch.device("cpu") if workers.group else device)
+        except CheckpointError as error:
+            state = error
+    state = workers.from_first(state)
+    if isinstance(state, CheckpointError):
+        raise state
+    return state
 
 
 class _Run:
     """A trial in motion: everything that a checkpoint must hold."""
 
-    def __init__(self, config: TrialConfig, data: Dataset) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: TrialConfig, data: Dataset, workers: Workers) -> None:
+        self.config, self.data, self.workers = config, data, workers
         self.device = data.train_images.device
         self.model: nn.Module = build_model(
             config.model,
@@ -140,6 +169,9 @@ class _Run:
             width=config.width,
             dropout=config.dropout or 0.0,
         ).to(self.device)
+        self.model = self.model.to(memory_format=self._layout())
+        self.network = workers.wrapped(self.model)
+        workers.seed(config.seed, epoch=0)
         self.params = regularized_parameters(self.model)
         fused = self.device.type in ("cpu", "cuda")
         inner = torch.optim.SGD(self.model.parameters(), config.lr, momentum=config.momentum, fused=fused)
@@ -153,11 +185,18 @@ class _Run:
             gamma=5 if config.gamma is None else config.gamma,
             gamma_threshold=0.6 if config.gamma_threshold is None else config.gamma_threshold,
             mu=0.6 if config.mu is None else config.mu,
+            process_group=workers.group,
         )
-        # Order and augmentation draw from a generator of their own, so that they are the same for every network.
+        # Order and augmentation draw from a generator of their own: the same for every network and on every rank.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.inputs = None if config.augment else data.normalized(data.train_images)
         self.records: list[EpochRecord] = []
+
+    def _layout(self) -> torch.memory_format:
+        """Channels last where the convolutions are faster with it."""
+        convolutional = not is_mlp(self.config.model)
+        fast = self.device.type == "cuda" or self.config.precision == "bf16"
+        return torch.channels_last if convolutional and fast else torch.contiguous_format
 
     @property
     def epoch(self) -> int:
@@ -174,13 +213,18 @@ class _Run:
         order = torch.randperm(len(labels), generator=self.generator, device=self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for index in order.split(self.config.batch_size):
-            loss = cross_entropy(self.model(self._batch(index)), labels[index])
+            rows = self.workers.share(index)
+            images = self._batch(index, rows)
+            with autocast(self.config.precision, self.device):
+                logits = self.network(images)
+            # Averaged over ranks by DDP, this is the mean over the whole batch, however uneven the shares are.
+            loss = cross_entropy(logits.float(), labels[rows], reduction="sum") / len(index)
             self.optimizer.zero_grad()
-            loss.backward()
+            (loss * self.workers.world_size).backward()
             self.optimizer.step()
             loss_sum += loss.detach() * len(index)
         self.schedule.step()
-        train_loss = loss_sum.item() / len(labels)
+        train_loss = self.workers.sum(loss_sum).item() / len(labels)
         try:
             gate = self.optimizer.metrics()
         except NonFiniteGradientError:
@@ -206,40 +250,62 @@ class _Run:
         self.records.append(record)
         return record
 
-    def _batch(self, index: Tensor) -> Tensor:
+    def _batch(self, index: Tensor, rows: Tensor) -> Tensor:
+        """Network input for ``rows``, this rank's share of the batch ``index``."""
         if self.inputs is not None:
-            return self.inputs[index]
-        return self.data.normalized(crop_and_flip(self.data.train_images[index], self.generator))
+            images = self.inputs[rows]
+        else:
+            # Drawn for the whole batch, so that an image is cropped alike however many ranks there are.
+            crop = draw_crops(len(index), self.generator)
+            images = self.data.normalized(crop_and_flip(self.data.train_images[rows], self.workers.share(crop)))
+        return images.contiguous(memory_format=self._layout())
 
-    def _correct(self) -> list[Tensor]:
+    def _correct(self) -> Tensor:
+        """Correct answers on the test images, and on the held-out ones if there are any: int64 ``[1 or 2]``."""
         data = self.data
-        counts = [count_correct(self.model, data.test_images, data.test_labels, data.normalized)]
+        splits = [(data.test_images, data.test_labels)]
         if data.val_images is not None and data.val_labels is not None:
-            counts.append(count_correct(self.model, data.val_images, data.val_labels, data.normalized))
-        return counts
+            splits.append((data.val_images, data.val_labels))
+
+        def logits(images: Tensor) -> Tensor:
+            with autocast(self.config.precision, self.device):
+                return self.model(data.normalized(images).contiguous(memory_format=self._layout()))  # type: ignore[no-any-return]
+
+        share = self.workers.share
+        self.model.eval()
+        counts = [count_correct(logits, share(images), share(labels)) for images, labels in splits]
+        self.model.train()
+        return self.workers.sum(torch.stack(counts))
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
+        """Everything to go on from; all ranks call it, and get the same."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
-            "cpu_rng": torch.get_rng_state(),
+            "random": self.workers.gathered(random),
             "records": [asdict(record) for record in self.records],
         }
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`. If it is of another number of workers, dropout draws anew."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["cpu_rng"].cpu())
-        if "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         self.records = [EpochRecord(**record) for record in state["records"]]
+        random = state["random"]
+        if len(random) != self.workers.world_size:
+            self.workers.seed(self.config.seed, self.epoch)
+            return
+        own = random[self.workers.rank]
+        torch.set_rng_state(own["cpu"].cpu())
+        if self.device.type == "cuda" and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"].cpu(), self.device)
 
     def result(self, diverged: bool) -> TrialResult:
         last = self.records[-1] if self.records else None
@@ -263,5 +329,6 @@ class _Run:
             parameters=sum(p.numel() for p in self.model.parameters()),
             seconds=sum(r.seconds for r in self.records),
             device=name,
+            world_size=self.workers.world_size,
             epochs=tuple(self.records),
         )

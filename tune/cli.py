@@ -1,6 +1,5 @@
 """The console script ``gcsr``: parses, calls, and turns every error into one line and an exit code."""
 
-import json
 import os
 import shlex
 import sys
@@ -12,8 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gcsr import CheckpointError, EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
-from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr import CheckpointError, InvalidInputError, TrialConfig
 from gcsr.data import data_root, prepare_arrays
 from gcsr.files import write_atomically
 from tune.aggregate import summarize
@@ -22,6 +20,7 @@ from tune.schema import CONFIG_FIELDS
 from tune.spec import load_spec, parse_assignment, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import EXECUTORS, Executor, SweepOptions, run_sweep
+from tune.train import LostWorkerError, TrainRun, run_train
 from tune.trial import choose_device
 
 __all__ = ["cli", "main"]
@@ -75,6 +74,7 @@ _FIELD_HELP = {
     "lr_decay_epochs": "… every so many epochs.",
     "dropout": "Drop probability [default: 0.5; 0 for mlpK].",
     "augment": "Flip and crop: true or false [default: true on CIFAR].",
+    "precision": "fp32, tf32 or bf16.",
     "holdout": "Share of the training images kept to choose λ on.",
 }
 
@@ -83,49 +83,32 @@ _FIELD_HELP = {
 @_config_options
 @_data_option
 @_device_option
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a worker.")
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes, with DDP.")
 @click.option("--checkpoint", metavar="FILE", help="Save every epoch to FILE, and go on from it if it is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train_command(
-    data: str | None, device: str, threads: int, checkpoint: str | None, as_json: bool, **fields: str | None
+    data: str | None,
+    device: str,
+    threads: int,
+    workers: int,
+    checkpoint: str | None,
+    as_json: bool,
+    **fields: str | None,
 ) -> None:
-    """Train one trial."""
-    import torch
-
+    """Train one trial; under torchrun, as one of the processes that it started."""
     given = {name: parse_yaml(text, name) for name, text in fields.items() if text is not None}
-    config = TrialConfig(**given)
-    torch.set_num_threads(threads)
-    dataset = load_dataset(config.dataset, holdout=config.holdout, root=data, device=choose_device(device))
-    checkpointer = Checkpointer(FileStorage(Path(checkpoint))) if checkpoint else None
-    console = Console(stderr=True, highlight=False)
-
-    def show(record: EpochRecord) -> None:
-        if not as_json and (console.is_terminal or record.epoch % max(1, config.epochs // 10) == 0):  # type: ignore[operator]
-            console.print(
-                f"epoch {record.epoch + 1}/{config.epochs}: loss {record.train_loss:.4f}, "
-                f"test accuracy {record.test_accuracy:.4f}, π {record.pi:.3f}, imposed {record.imposed_fraction:.0%}, "
-                f"sparsity {record.sparsity:.3f}, {record.seconds:.2f} s",
-                markup=False,
-            )
-
+    run = TrainRun(
+        config=TrialConfig(**given), data=data, device=device, threads=threads, checkpoint=checkpoint, as_json=as_json
+    )
     try:
-        result = train(config, dataset, checkpointer=checkpointer, on_epoch=show)
+        run_train(run, workers)
     except KeyboardInterrupt:
         saved = f"resume with: {_command_line()}" if checkpoint else "nothing was saved (--checkpoint FILE would)"
         raise InterruptedSweepError(saved) from None
-    measured = _measured(result)
-    if as_json:
-        click.echo(json.dumps(config.to_dict() | measured))
-        return
-    table = Table.grid(padding=(0, 2))
-    for name, value in measured.items():
-        table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
-    Console(highlight=False).print(table)
-
-
-def _measured(result: TrialResult) -> dict[str, Any]:
-    names = [name for name in TrialResult.__dataclass_fields__ if name != "epochs"]
-    return {name: getattr(result, name) for name in names}
+    except LostWorkerError as error:
+        saved = f"; the same command goes on from {checkpoint}" if checkpoint else ""
+        raise WorkFailedError(f"{error}{saved}") from None
 
 
 @cli.command("sweep")

@@ -25,8 +25,8 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach u
 import ray
 from ray import tune as ray_tune
 
-from tune.schema import failed_row
 from tune.placement import TrialPlan, plan_trials
+from tune.schema import failed_row
 from tune.trainable import JOB, OUTCOME, PLAN, TRIAL, SweepTrainable
 from tune.workers import train_with_workers
 

@@ -30,6 +30,7 @@ _CONFIG_TYPES: dict[str, pa.DataType] = {
     "lr_decay_epochs": pa.int64(),
     "dropout": pa.float64(),
     "augment": pa.bool_(),
+    "precision": pa.string(),
     "holdout": pa.float64(),
 }
 CONFIG_FIELDS = tuple(_CONFIG_TYPES)
@@ -108,7 +109,6 @@ def _identity(config: TrialConfig, experiment: str) -> dict[str, Any]:
         | {
             "trial_id": config.trial_id,
             "experiment": experiment,
-            "world_size": 1,
             "gcsr_version": gcsr.__version__,
             "torch_version": _version("torch"),
             "finished_at": datetime.now(UTC),

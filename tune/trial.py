@@ -2,18 +2,18 @@
 
 import functools
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from gcsr import CheckpointError, Dataset, EpochRecord, InvalidInputError, TrialConfig, load_dataset, train
+from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_dataset, train
 from gcsr.checkpoint import Checkpointer
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
 
-__all__ = ["Outcome", "SweepJob", "checkpoint_name", "choose_device", "run_trial"]
+__all__ = ["Outcome", "SweepJob", "checkpoint_name", "choose_device", "failed_outcome", "run_trial", "train_trial"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,26 +67,52 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def run_trial(config: TrialConfig, job: SweepJob, on_epoch: Callable[[EpochRecord], None] | None = None) -> Outcome:
-    """Train, going on from the trial's checkpoint if there is one; an exception becomes a ``failed`` row.
+def run_trial(config: TrialConfig, job: SweepJob) -> Outcome:
+    """Train in this process; an exception becomes a ``failed`` row.
 
     A fault of the trial's own must not look like a fault of the machine: only the latter is worth another try.
     """
-    storage = StoredCheckpoint(Store(job.store), config.trial_id)
     try:
-        data = _dataset(config.dataset, config.holdout, job.data, str(choose_device(job.device)))
-        checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds)
-        try:
-            result = train(config, data, checkpointer=checkpointer, on_epoch=on_epoch)
-        except CheckpointError:  # it only ever saved time: without it the trial gives the same result
-            storage.remove()
-            result = train(config, data, checkpointer=checkpointer, on_epoch=on_epoch)
+        return train_trial(config, job, choose_device(job.device))
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if isinstance(error, InvalidInputError) else f" ({where.name}, line {where.lineno})"
-        text = " ".join(str(error).split())[:300]
-        return Outcome(failed_row(config, job.experiment, f"{type(error).__name__}: {text}{place}"), [])
+        return failed_outcome(config, job, error)
+
+
+def train_trial(
+    config: TrialConfig, job: SweepJob, device: torch.device, group: dist.ProcessGroup | None = None
+) -> Outcome:
+    """Train, going on from the trial's checkpoint if there is one.
+
+    Args:
+        config: the trial.
+        job: its sweep's job.
+        device: this process's.
+        group: the processes that train this trial together.
+    """
+    storage = StoredCheckpoint(Store(job.store), config.trial_id)
+    data = _dataset(config.dataset, config.holdout, job.data, str(device))
+    checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds)
+    try:
+        result = train(config, data, checkpointer=checkpointer, group=group)
+    except CheckpointError:  # it only ever saved time: without it the trial gives the same result
+        if group is None or dist.get_rank(group) == 0:
+            storage.remove()
+        result = train(config, data, checkpointer=checkpointer, group=group)
     return Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
+
+
+def failed_outcome(config: TrialConfig, job: SweepJob, error: BaseException) -> Outcome:
+    """The outcome of a trial that raised by its own fault."""
+    frames = traceback.extract_tb(error.__traceback__)
+    known = isinstance(error, InvalidInputError) or not frames
+    place = "" if known else f" ({frames[-1].name}, line {frames[-1].lineno})"
+    text = " ".join(str(error).split())[:300]
+    return Outcome(failed_row(config, job.experiment, f"{type(error).__name__}: {text}{place}"), [])
+
+
+def checkpoint_name(trial_id: str) -> str:
+    """Where a trial's checkpoint lies in its store."""
+    return f"checkpoints/{trial_id}.pt"
 
 
 class StoredCheckpoint:

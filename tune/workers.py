@@ -8,12 +8,15 @@ import torch
 import torch.distributed as dist
 from ray import train as ray_train
 from ray import tune as ray_tune
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.exceptions import RayError
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from gcsr import TrialConfig
+from gcsr.parallel import is_lost_worker
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, TRIAL
-from tune.trial import Outcome, SweepJob, run_trial
+from tune.trial import Outcome, SweepJob, failed_outcome, train_trial
 
 __all__ = ["train_with_workers"]
 
@@ -38,10 +41,25 @@ def train_with_workers(config: dict[str, Any]) -> None:
         ),
         run_config=ray_train.RunConfig(storage_path=os.path.join(ray_tune.get_context().get_trial_dir(), "train")),
     )
-    ray_tune.report({OUTCOME: trainer.fit().return_value})
+    trial = TrialConfig(**json.loads(config[TRIAL]))
+    try:
+        outcome: Outcome = trainer.fit().return_value
+    except WorkerGroupError as error:
+        causes = [_cause(failure) for failure in error.worker_failures.values()]
+        if not causes or any(isinstance(cause, RayError) or is_lost_worker(cause) for cause in causes):
+            raise  # a worker or its node is gone
+        outcome = failed_outcome(trial, job, causes[0])
+    ray_tune.report({OUTCOME: outcome})
+
+
+def _cause(failure: BaseException) -> BaseException:
+    """What was raised in the worker, out of Ray's wrappings."""
+    while failure.__cause__ is not None:
+        failure = failure.__cause__
+    return failure
 
 
 def _work(config: dict[str, Any]) -> Outcome:
     job: SweepJob = config[JOB]
     torch.set_num_threads(job.threads)
-    return run_trial(TrialConfig(**json.loads(config[TRIAL])), job, group=dist.group.WORLD)
+    return train_trial(TrialConfig(**json.loads(config[TRIAL])), job, get_device(), dist.group.WORLD)

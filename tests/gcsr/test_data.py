@@ -10,7 +10,7 @@ import torchvision.datasets as tv
 from scipy.io import savemat
 
 from gcsr import ConfigError, DataError, load_dataset
-from gcsr.augment import crop_and_flip
+from gcsr.augment import crop_and_flip, draw_crops
 from gcsr.data import load_arrays
 
 
@@ -154,7 +154,7 @@ def test_unknown_data_sets_are_refused():
 
 def test_every_augmented_image_is_a_crop_or_its_mirror():
     images = torch.randint(1, 256, (40, 3, 8, 8), dtype=torch.uint8)
-    changed = crop_and_flip(images, torch.Generator().manual_seed(0), padding=2)
+    changed = crop_and_flip(images, draw_crops(len(images), torch.Generator().manual_seed(0), padding=2), padding=2)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     places = set()
     for index in range(len(images)):
@@ -176,6 +176,6 @@ def _matches(padded, image):
 
 def test_augmentation_follows_its_generator():
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    one, two = (crop_and_flip(images, torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (crop_and_flip(images, draw_crops(len(images), torch.Generator().manual_seed(3))) for _ in range(2))
     assert torch.equal(one, two)
-    assert not torch.equal(one, crop_and_flip(images, torch.Generator().manual_seed(4)))
+    assert not torch.equal(one, crop_and_flip(images, draw_crops(len(images), torch.Generator().manual_seed(4))))

@@ -1,0 +1,158 @@
+"""Data parallelism: what a rank takes of a batch, and what the ranks tell each other."""
+
+import contextlib
+import gc
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
+
+_TIMEOUT = timedelta(minutes=10)  # the first rank may still be loading data
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The processes that train one network together.
+
+    Attributes:
+        group: their process group; None for a single process.
+        rank: this process's number in it.
+        world_size: how many they are.
+    """
+
+    group: dist.ProcessGroup | None = None
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None) -> "Workers":
+        """The workers of a process group, or the single process."""
+        if group is None:
+            return cls()
+        return cls(group, dist.get_rank(group), dist.get_world_size(group))
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This rank's rows: shares differ by at most one row, and may be empty in a ragged last batch."""
+        return rows if self.group is None else rows.tensor_split(self.world_size)[self.rank]
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The network to call in training: gradients are averaged over the ranks in the backward pass."""
+        if self.group is None:
+            return model
+        return DistributedDataParallel(model, process_group=self.group, gradient_as_bucket_view=True)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """``tensor`` added up over the ranks, in place."""
+        if self.group is not None:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 gave, on every rank."""
+        if self.group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, group=self.group, group_src=0)
+        return box[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every rank gave, in the order of ranks."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def seed(self, seed: int, epoch: int) -> None:
+        """Seed torch's global generator for this rank: dropout must differ between ranks, initialization not.
+
+        A single process keeps the generator that it initialized the network with.
+        """
+        if self.group is not None:
+            text = f"{seed}/{epoch}/{self.rank}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1)
+
+
+def backend(device: torch.device) -> str:
+    """NCCL for tensors on GPUs, gloo for those on CPUs."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether ``error`` is what a collective raises when another rank is gone: a fault of the machine."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection closed by peer" in text
+
+
+@contextlib.contextmanager
+def from_environment(device_type: str) -> Iterator[tuple[dist.ProcessGroup | None, torch.device]]:
+    """Join the processes that ``torchrun`` started, if it started this one; yields the group and this rank's device.
+
+    Args:
+        device_type: ``cpu`` or ``cuda``; a rank's GPU is the one of its local rank.
+    """
+    if not dist.is_torchelastic_launched():
+        yield None, torch.device(device_type)
+        return
+    device = torch.device(device_type, int(os.environ["LOCAL_RANK"])) if device_type == "cuda" else torch.device("cpu")
+    dist.init_process_group(backend(device), timeout=_TIMEOUT)
+    try:
+        yield dist.group.WORLD, device
+    finally:
+        dist.destroy_process_group()
+
+
+def run_workers(
+    function: Callable[[dist.ProcessGroup, torch.device], Any], workers: int, device_type: str, threads: int
+) -> None:
+    """Run ``function(group, device)`` in so many new processes of this machine, which meet through a file.
+
+    Nothing listens beyond the loopback interface. When one process ends with an error the others are ended too.
+
+    Args:
+        function: picklable.
+        workers: number of processes.
+        device_type: ``cpu`` (gloo) or ``cuda`` (NCCL; rank k gets GPU k).
+        threads: CPU threads of each.
+
+    Raises:
+        torch.multiprocessing.ProcessException: a process failed or was killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="gcsr-workers-") as folder:
+        spawn(_worker, (function, workers, device_type, threads, str(Path(folder) / "meet")), nprocs=workers)
+
+
+def _worker(
+    rank: int,
+    function: Callable[[dist.ProcessGroup, torch.device], Any],
+    workers: int,
+    device_type: str,
+    threads: int,
+    meet: str,
+) -> None:
+    loopback = "lo0" if os.uname().sysname == "Darwin" else "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+    torch.set_num_threads(threads)
+    device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
+    dist.init_process_group(
+        backend(device), init_method=f"file://{meet}", rank=rank, world_size=workers, timeout=_TIMEOUT
+    )
+    try:
+        assert dist.group.WORLD is not None
+        function(dist.group.WORLD, device)
+        gc.collect()  # whatever still holds a process group must go before the group does
+        dist.barrier()  # nobody hangs up while another is still talking
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,36 @@
+"""Arithmetic of the convolutions and matrix products; weights, gradients, penalty and π are always float32."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+
+__all__ = ["PRECISIONS", "Precision", "autocast", "matmul_precision"]
+
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Around the forward pass: bf16 activations for ``bf16``, nothing otherwise."""
+    if precision != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Around a training: whether NVIDIA GPUs may round float32 factors to TF32. The former setting comes back.
+
+    torch allows it in convolutions by default, so that ``fp32`` has to forbid it.
+    """
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value

@@ -1,0 +1,265 @@
+"""One global π over real processes (gloo): counts, decisions and trainings of 1 to 4 workers are one process's."""
+
+import functools
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import init_device_mesh
+from torch.multiprocessing.spawn import ProcessException
+from torch.nn.parallel import DistributedDataParallel
+
+from gcsr import GatedOptimizer, TrialConfig, load_dataset, regularized_parameters, train
+from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.coherence import CoherenceCounter, count_reference
+from gcsr.parallel import run_workers
+
+SIZES = (7, 50_021, 13, 3, 1)  # divisible by nothing
+
+
+def gradients(step, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(step + 1)
+    grads = [torch.randn(size, generator=generator) for size in SIZES]
+    grads[1] *= 1 + step % 3  # so that π moves across μ
+    grads[1][:25_000] *= 1e-3  # the first rank's share is far less coherent than the last one's
+    return [grad.to(dtype) for grad in grads]
+
+
+def trajectory(group, *, inner=torch.optim.SGD, regularizer="l2", mode="ours_orig", dtype=torch.float32):
+    """π and lam_t of every step, the π of this rank's own share, and mean |∇L|, over the same gradients."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(size).to(dtype)) for size in SIZES]
+    optimizer = GatedOptimizer(
+        inner(params, lr=0.05), params, regularizer=regularizer, mode=mode, lam=0.2, mu=0.725, process_group=group
+    )
+    trace = []
+    for step in range(12):
+        for p, g in zip(params, gradients(step, dtype), strict=True):
+            p.grad = g
+        own = optimizer._counter.count()
+        optimizer.step()
+        trace.append((optimizer.last_pi.item(), optimizer.last_lam.item(), (own.coherent / own.n).item()))
+    return trace, optimizer.metrics()
+
+
+VARIANTS = {
+    "fused": {},
+    "l1": {"regularizer": "l1"},
+    "baseline": {"mode": "baseline"},
+    "adam": {"inner": torch.optim.Adam},
+    "adam-l1": {"inner": torch.optim.Adam, "regularizer": "l1"},
+    "bf16": {"dtype": torch.bfloat16},
+}
+
+
+def accumulate(group):
+    """Two micro-batches under DDP, the first without synchronization: π belongs to the averaged sum of both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 11), nn.Tanh(), nn.Linear(11, 3))
+    network = model if group is None else DistributedDataParallel(model, process_group=group)
+    params = regularized_parameters(model)
+    optimizer = GatedOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1),
+        params,
+        regularizer="l2",
+        mode="ours_orig",
+        lam=0.3,
+        process_group=group,
+    )
+    trace = []
+    for step in range(8):
+        batches = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(step))
+        rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        shares = [batch.tensor_split(world)[rank] for batch in batches]
+        optimizer.zero_grad()
+        if group is None:
+            (sum(network(share).square().sum() for share in shares) / 12).backward()
+        else:
+            with network.no_sync():
+                (network(shares[0]).square().sum() * world / 12).backward()
+            (network(shares[1]).square().sum() * world / 12).backward()
+        expected = count_reference([p.grad for p in params], params, 0.3, "l2")  # the averaged gradient, whole
+        optimizer.step()
+        trace.append((optimizer.last_pi.item(), optimizer.last_lam.item()))
+        assert optimizer.last_pi.item() == expected.rate().item()
+    return trace
+
+
+def sharded(group):
+    """FSDP2: each rank counts its shard; together the counts of the whole gradient."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(group),))
+    found = []
+    for inner in (torch.optim.SGD, torch.optim.Adam):
+        for regularizer in ("l2", "l1"):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(5, 11), nn.Tanh(), nn.Linear(11, 3))
+            fully_shard(model, mesh=mesh)
+            params = regularized_parameters(model)
+            optimizer = GatedOptimizer(
+                inner(model.parameters(), 0.05),
+                params,
+                regularizer=regularizer,
+                mode="ours_orig",
+                lam=0.3,
+                process_group=mesh.get_group(),
+            )
+            for step in range(6):
+                batch = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))  # the same on every rank
+                optimizer.zero_grad()
+                model(batch).square().sum().backward()
+                whole = [p.grad.full_tensor() for p in params]
+                expected = count_reference(whole, [p.full_tensor() for p in params], 0.3, regularizer)
+                optimizer.step()
+                assert optimizer.last_pi.item() == expected.rate().item()
+                found.append((optimizer.last_pi.item(), optimizer.last_lam.item()))
+            assert any(p.to_local().numel() < p.numel() for p in params) or mesh.size() == 1
+    return found
+
+
+DIGITS = {"dataset": "digits", "model": "mlp3", "width": 0.25, "epochs": 4, "batch_size": 200, "lam": 3e-3}
+
+
+def trial(mode, **fields):
+    return TrialConfig(mode=mode, **(DIGITS | fields))
+
+
+def curves(group, folder=None, **fields):
+    """Decisions and losses along real trainings; 1347 = 6·200 + 147 rows: every batch is ragged for some rank."""
+    data = load_dataset("digits")
+    results = []
+    for mode, more in (("ours_orig", {}), ("ours", {"gamma": 2}), ("baseline", {"regularizer": "l1", "lam": 3e-4})):
+        checkpointer = Checkpointer(FileStorage(Path(folder) / f"{mode}.pt")) if folder else None
+        results.append(train(trial(mode, **more, **fields), data, group=group, checkpointer=checkpointer))
+    return results
+
+
+def everything(folder, group, device):
+    found = {name: trajectory(group, **variant) for name, variant in VARIANTS.items()}
+    own = found | {"accumulate": accumulate(group), "sharded": sharded(group), "curves": curves(group)}
+    # A hold-out of two images: ranks beyond them have an empty share of it.
+    tiny = load_dataset("digits", holdout=2 / 1347)
+    own["tiny"] = train(trial("ours", holdout=2 / 1347, batch_size=3, epochs=1, width=0.05), tiny, group=group)
+    torch.save(own, Path(folder) / f"{dist.get_rank(group)}.pt")
+
+
+@functools.cache
+def alone():
+    found = {name: trajectory(None, **variant) for name, variant in VARIANTS.items()}
+    return found | {"accumulate": accumulate(None), "curves": curves(None)}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_all_ranks_decide_as_one_process_would(workers, tmp_path):
+    run_workers(functools.partial(everything, str(tmp_path)), workers, "cpu", threads=1)
+    expected = alone()
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(workers)]
+    for name in VARIANTS:
+        trace, metrics = expected[name]
+        assert name == "baseline" or len({lam for _, lam, _ in trace}) == 2, "the gate must move for this to mean much"
+        for found in ranks:
+            assert [step[:2] for step in found[name][0]] == [step[:2] for step in trace]
+            assert found[name][1].pi == metrics.pi
+            assert found[name][1].grad_abs_mean == pytest.approx(metrics.grad_abs_mean, rel=1e-6)
+            if workers > 1:  # without the all-reduce each rank would have had its own share's π
+                assert all(share != pi for pi, _, share in found[name][0])
+    for found in ranks:
+        assert [lam for _, lam in found["accumulate"]] == [lam for _, lam in expected["accumulate"]]
+        assert [pi for pi, _ in found["accumulate"]] == pytest.approx(
+            [pi for pi, _ in expected["accumulate"]], abs=0.05
+        )
+        assert found["sharded"] == ranks[0]["sharded"]
+        assert len({lam for _, lam in found["sharded"]}) == 2
+        assert found["tiny"].val_accuracy in (0, 0.5, 1)
+        for together, single in zip(found["curves"], expected["curves"], strict=True):
+            assert together.world_size == workers
+            assert together.imposed_fraction == single.imposed_fraction
+            assert together.train_loss == pytest.approx(single.train_loss, rel=1e-4)
+            assert together.test_accuracy == pytest.approx(single.test_accuracy, abs=0.005)
+            assert [e.imposed_fraction for e in together.epochs] == [e.imposed_fraction for e in single.epochs]
+            assert [e.pi for e in together.epochs] == pytest.approx([e.pi for e in single.epochs], abs=1e-3)
+
+
+def half(folder, group, device):
+    """Stops after two of four epochs, as if killed right after the checkpoint."""
+    for mode in ("ours_orig", "ours"):
+        stop_after(trial(mode), folder, group, epochs=2)
+
+
+def stop_after(config, folder, group, epochs):
+    def stop(record):
+        if record.epoch == epochs:
+            raise InterruptedError
+
+    checkpointer = Checkpointer(FileStorage(Path(folder) / f"{config.mode}.pt"))
+    with pytest.raises(InterruptedError):
+        train(config, load_dataset("digits"), group=group, checkpointer=checkpointer, on_epoch=stop)
+
+
+def rest(folder, group, device):
+    results = []
+    for mode in ("ours_orig", "ours"):
+        checkpointer = Checkpointer(FileStorage(Path(folder) / f"{mode}.pt"))
+        results.append(train(trial(mode), load_dataset("digits"), group=group, checkpointer=checkpointer))
+    torch.save(results, Path(folder) / f"rest{dist.get_rank(group)}.pt")
+
+
+def whole(folder, group, device):
+    results = [train(trial(mode), load_dataset("digits"), group=group) for mode in ("ours_orig", "ours")]
+    torch.save(results, Path(folder) / f"whole{dist.get_rank(group)}.pt")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 3), (3, 1)])
+def test_a_trial_resumes_also_with_another_number_of_workers(before, after, tmp_path):
+    run_workers(functools.partial(half, str(tmp_path)), before, "cpu", threads=1)
+    run_workers(functools.partial(rest, str(tmp_path)), after, "cpu", threads=1)
+    resumed = torch.load(tmp_path / "rest0.pt", weights_only=False)
+    if before == after:
+        run_workers(functools.partial(whole, str(tmp_path)), before, "cpu", threads=1)
+        expected = torch.load(tmp_path / "whole0.pt", weights_only=False)
+    else:
+        expected = [train(trial(mode), load_dataset("digits")) for mode in ("ours_orig", "ours")]
+    for one, two in zip(resumed, expected, strict=True):
+        exact = before == after
+        for name in ("train_loss", "pi", "grad_abs_mean", "weight_abs_mean"):
+            assert getattr(one, name) == pytest.approx(getattr(two, name), rel=0 if exact else 1e-3, abs=0)
+        assert one.imposed_fraction == two.imposed_fraction
+        assert len(one.epochs) == 4
+
+
+def dying(folder, group, device):
+    def die(record):
+        if record.epoch == 1 and dist.get_rank(group) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpointer = Checkpointer(FileStorage(Path(folder) / "ours.pt"))
+    train(trial("ours", epochs=10_000), load_dataset("digits"), group=group, checkpointer=checkpointer, on_epoch=die)
+
+
+def test_a_lost_worker_ends_the_trial_and_leaves_its_checkpoint(tmp_path):
+    with pytest.raises(ProcessException):
+        run_workers(functools.partial(dying, str(tmp_path)), 2, "cpu", threads=1)
+    state = Checkpointer(FileStorage(tmp_path / "ours.pt")).load(
+        trial("ours", epochs=10_000).trial_id, torch.device("cpu")
+    )
+    assert len(state["records"]) >= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("regularizer", ["l1", "l2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_shares_add_up_to_the_whole(world_size, regularizer, dtype):
+    params = [nn.Parameter(g.flip(0).clone()) for g in gradients(9, dtype)]
+    for p, g in zip(params, gradients(0, dtype), strict=True):
+        p.grad = g
+    shares = [
+        CoherenceCounter(params, 0.2, regularizer, rank=r, world_size=world_size).count() for r in range(world_size)
+    ]
+    expected = count_reference([p.grad for p in params], params, 0.2, regularizer)
+    assert sum(share.n.item() for share in shares) == expected.n.item()
+    assert sum(share.coherent.item() for share in shares) == expected.coherent.item()
+    assert sum(share.grad_sum.item() for share in shares) == pytest.approx(expected.grad_sum.item(), rel=1e-5)

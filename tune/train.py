@@ -1,0 +1,111 @@
+"""One trial from the command line: in this process, in several of this machine, or as one of torchrun's."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch.multiprocessing.spawn import ProcessException
+
+from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
+from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.parallel import from_environment, run_workers
+from tune.trial import choose_device
+
+__all__ = ["LostWorkerError", "TrainRun", "run_train"]
+
+
+class LostWorkerError(Exception):
+    """A worker failed or was killed; the others were ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRun:
+    """What ``gcsr train`` was asked for.
+
+    Attributes:
+        config: the trial.
+        data: data root; None for the default.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: CPU threads of a worker.
+        checkpoint: file to save to and go on from; None for none.
+        as_json: print one JSON object, and no progress.
+    """
+
+    config: TrialConfig
+    data: str | None
+    device: str
+    threads: int
+    checkpoint: str | None
+    as_json: bool
+
+
+def run_train(run: TrainRun, workers: int) -> None:
+    """Train and print the result.
+
+    Raises:
+        InvalidInputError: what was asked for is not possible here; nothing was started.
+        LostWorkerError: one of several workers ended before its time.
+    """
+    device = choose_device(run.device)
+    torchrun = dist.is_torchelastic_launched()
+    if workers > 1:
+        if torchrun:
+            raise InvalidInputError(f"workers: {workers} is not allowed under torchrun; expected its --nproc-per-node")
+        if device.type == "cuda" and workers > torch.cuda.device_count():
+            raise InvalidInputError(
+                f"workers: {workers} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
+            )
+    _load(run, torch.device("cpu"))  # a data set that is not there is one clear line, not one a worker
+    if workers > 1:
+        try:
+            run_workers(functools.partial(_train_and_print, run), workers, device.type, run.threads)
+        except ProcessException as error:
+            how = getattr(error, "signal_name", None) or str(error).strip().splitlines()[-1]
+            raise LostWorkerError(f"worker {error.error_index} of {workers} was lost ({how})") from None
+        return
+    torch.set_num_threads(run.threads)
+    with from_environment(device.type) as (group, own_device):
+        _train_and_print(run, group, own_device)
+
+
+def _load(run: TrainRun, device: torch.device) -> Any:
+    return load_dataset(run.config.dataset, holdout=run.config.holdout, root=run.data, device=device)
+
+
+def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: torch.device) -> None:
+    speaks = group is None or dist.get_rank(group) == 0
+    console = Console(stderr=True, highlight=False)
+    epochs: int = run.config.epochs  # type: ignore[assignment]
+
+    def show(record: EpochRecord) -> None:
+        if speaks and not run.as_json and (console.is_terminal or record.epoch % max(1, epochs // 10) == 0):
+            console.print(
+                f"epoch {record.epoch + 1}/{epochs}: loss {record.train_loss:.4f}, "
+                f"test accuracy {record.test_accuracy:.4f}, π {record.pi:.3f}, imposed {record.imposed_fraction:.0%}, "
+                f"sparsity {record.sparsity:.3f}, {record.seconds:.2f} s",
+                markup=False,
+            )
+
+    checkpointer = Checkpointer(FileStorage(Path(run.checkpoint))) if run.checkpoint else None
+    result = train(run.config, _load(run, device), checkpointer=checkpointer, on_epoch=show, group=group)
+    if not speaks:
+        return
+    measured = _measured(result)
+    if run.as_json:
+        print(json.dumps(run.config.to_dict() | measured), flush=True)
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in measured.items():
+        table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+    Console(highlight=False).print(table)
+
+
+def _measured(result: TrialResult) -> dict[str, Any]:
+    names = [name for name in TrialResult.__dataclass_fields__ if name != "epochs"]
+    return {name: getattr(result, name) for name in names}
