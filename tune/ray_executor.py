@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -32,19 +33,21 @@ from tune.workers import train_with_workers
 
 __all__ = ["RayExecutor"]
 
-_LOST_WORKER_RETRIES = 3
+_TUNE_RETRIES = 1  # of a trial whose worker was lost, by Tune, at once
+_ROUNDS = 3  # … and by us, as Tune gives a trial up when it learns of one death twice
+_BACK_OFF_SECONDS = 2.0  # before the second round; doubles
 _PROBE_SECONDS = 5.0
 
 
 class _Relay(ray_tune.Callback):  # type: ignore[misc]
     """Hands what Tune tells about its trials on to the sweep."""
 
-    def __init__(self, job: SweepJob, on_start: Callable[[str], None], on_end: Callable[[Outcome], None]) -> None:
-        self._job, self._on_start, self._on_end = job, on_start, on_end
+    def __init__(self, on_start: Callable[[str], None], on_end: Callable[[Outcome], None]) -> None:
+        self._on_start, self._on_end = on_start, on_end
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into its experiment state, which we never restore: the store is the truth.
-        return {"_job": self._job, "_on_start": None, "_on_end": None}
+        return {"_on_start": None, "_on_end": None}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._on_start(_config(trial).trial_id)
@@ -53,10 +56,6 @@ class _Relay(ray_tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         self._on_end(result[OUTCOME])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = f"its worker was lost {_LOST_WORKER_RETRIES + 1} times; see Ray's logs"
-        self._on_end(Outcome(failed_row(_config(trial), self._job.experiment, text), []))
 
 
 def _config(trial: Any) -> TrialConfig:
@@ -109,6 +108,25 @@ class RayExecutor:
             on_start: called with a trial's id when it starts (again, if its worker was lost).
             on_end: called with its outcome.
         """
+        ended: set[str] = set()
+
+        def end(outcome: Outcome) -> None:
+            ended.add(outcome.row["trial_id"])
+            on_end(outcome)
+
+        left = list(trials)
+        for attempt in range(_ROUNDS):
+            if attempt:
+                time.sleep(_BACK_OFF_SECONDS * 2 ** (attempt - 1))
+            self._run_round(left, _Relay(on_start, end))
+            left = [config for config in left if config.trial_id not in ended]
+            if not left:
+                return
+        for config in left:
+            text = f"its worker was lost in each of {_ROUNDS} rounds; see Ray's logs"
+            on_end(Outcome(failed_row(config, self._job.experiment, text), []))
+
+    def _run_round(self, trials: Sequence[TrialConfig], relay: _Relay) -> None:
         state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
         space = {
@@ -128,9 +146,9 @@ class RayExecutor:
                 run_config=ray_tune.RunConfig(
                     name=self._job.experiment,
                     storage_path=state,
-                    callbacks=[_Relay(self._job, on_start, on_end)],
+                    callbacks=[relay],
                     # A trial's own fault comes back as a result: only a lost worker is an error to Tune.
-                    failure_config=ray_tune.FailureConfig(max_failures=_LOST_WORKER_RETRIES),
+                    failure_config=ray_tune.FailureConfig(max_failures=_TUNE_RETRIES),
                     checkpoint_config=None
                     if several
                     else ray_tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -144,8 +162,8 @@ class RayExecutor:
 
 def _connect(address: str | None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    for name in ("ray", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is our line, not its traceback
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
     if address is None:

@@ -103,7 +103,7 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
             f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {lam_text(c.baseline_lam)}",
             _method(c),
             f"{percent(c.ours_accuracy, c.ours_ci95)} at {lam_text(c.ours_lam)}",
-            _NONE if c.relative_improvement is None else f"{c.relative_improvement:+.2%}",
+            _NONE if c.relative_improvement is None else f"{c.relative_improvement:+z.2%}",
             probability(c.p_value),
             probability(c.p_value_holm),
             _number(c.hedges_g, 2),
@@ -160,8 +160,8 @@ def _paper(summary: Summary) -> TextTable:
                  percent(c.baseline_accuracy, c.baseline_ci95)),
                 (network(c), f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
                  percent(c.ours_accuracy, c.ours_ci95)),
-                (network(c), f"{reg} relative improvement", f"{accuracy.relative_improvement:+.2f} %",
-                 _NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+.2f} %"),
+                (network(c), f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
+                 _NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %"),
             ]  # fmt: skip
     for k in summary.compression:
         rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None

@@ -49,7 +49,7 @@ def _mode(level: Tolerance) -> str:
 
 
 def _comparison(c: Compared) -> str:
-    size = "" if c.relative_improvement is None else f" ({c.relative_improvement:+.2%} relative)"
+    size = "" if c.relative_improvement is None else f" ({c.relative_improvement:+z.2%} relative)"
     if c.significant is None:
         sure = "too few runs or no spread: no test"
     else:
@@ -92,10 +92,8 @@ def caveats(summary: Summary) -> Iterator[str]:
         yield f"Some settings have only {', '.join(map(str, few))} finished run(s); intervals need at least 3."
     if len({s.n for s in summary.settings}) > 1:
         yield "Settings differ in their number of runs: the sweep is unfinished, or trials failed."
-    for compared in summary.comparisons:
-        edge = _edge(compared, summary.settings)
-        if edge:
-            yield edge
+    edges = (edge for compared in summary.comparisons for edge in _edges(compared, summary.settings))
+    yield from dict.fromkeys(edges)  # two modes are compared with the same baseline
     diverged = sum(s.diverged for s in summary.settings)
     if diverged:
         yield f"{diverged} trial(s) diverged; they count with their last finite epoch."
@@ -103,17 +101,16 @@ def caveats(summary: Summary) -> Iterator[str]:
         yield f"{len(summary.failures)} trial(s) failed and are in no mean."
 
 
-def _edge(compared: Compared, settings: tuple[Setting, ...]) -> str | None:
+def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
     for mode, best in (("baseline", compared.baseline_lam), (compared.mode, compared.ours_lam)):
-        tried = [
+        tried = {
             s.lam
             for s in settings
             if (s.recipe, s.regularizer, s.mode) == (compared.recipe, compared.regularizer, mode)
-        ]
-        if len(set(tried)) > 1 and best in (min(tried), max(tried)):
+        }
+        if len(tried) > 1 and best in (min(tried), max(tried)):
             side = "smallest" if best == min(tried) else "largest"
-            return (
+            yield (
                 f"{network(compared)}, {compared.regularizer.upper()}: the best λ of {mode} ({lam_text(best)}) is the "
                 f"{side} tried; the true best may lie outside the grid."
             )
-    return None

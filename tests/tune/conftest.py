@@ -28,6 +28,7 @@ def make_row(accuracy: float | None = 0.9, *, status: str = "finished", sparsity
         parameters=100,
         seconds=1.0,
         device="cpu",
+        world_size=1,
         epochs=(),
     )
     return trial_row(config, "test", result)
