@@ -35,14 +35,12 @@ class InlineExecutor:
     ) -> None:
         torch.set_num_threads(self._threads)
 
-    def run(
-        self,
-        trials: Sequence[TrialConfig],
-        *,
-        on_start: Callable[[str], None],
-        on_end: Callable[[Outcome], None],
-    ) -> None:
-        """Run all trials in this order; ``on_start`` and ``on_end`` see each before and after it ran."""
+    @property
+    def slots(self) -> int:
+        """How many trials run at once."""
+        return 1
+
+    def run(self, trials: Sequence[TrialConfig], on_end: Callable[[Outcome], None]) -> None:
+        """Run all trials in this order; ``on_end`` is called with each outcome before the next one starts."""
         for config in trials:
-            on_start(config.trial_id)
             on_end(run_trial(config, self._job))

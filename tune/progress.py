@@ -19,14 +19,14 @@ class SweepProgress:
     Args:
         total: trials of the sweep.
         ended: how many of them had ended before.
+        slots: how many can run at once.
         console: where; stderr by default, so that stdout stays for results.
     """
 
-    def __init__(self, total: int, ended: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, ended: int, slots: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.statuses: Counter[str] = Counter()
-        self._total, self._before = total, ended
-        self._running: set[str] = set()
+        self._total, self._before, self._slots = total, ended, slots
         self._began = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("trials"),
@@ -48,14 +48,8 @@ class SweepProgress:
     ) -> None:
         self._bar.stop()
 
-    def started(self, trial_id: str) -> None:
-        """A trial runs now."""
-        self._running.add(trial_id)
-        self._bar.update(self._task, note=self._note())
-
     def ended(self, row: dict[str, Any]) -> None:
         """A trial ended: its row of the store."""
-        self._running.discard(row["trial_id"])
         self.statuses[row["status"]] += 1
         done = self._before + self.statuses.total()
         self._bar.update(self._task, completed=done, note=f"{self._note()}  last: {_result(row)}")
@@ -71,7 +65,7 @@ class SweepProgress:
         left = self._total - self._before - done
         seconds = (time.monotonic() - self._began) / done * left if done else None
         time_left = "" if seconds is None else f", about {_duration(seconds)} left"
-        return f"{len(self._running)} running" + (f", {counted}" if counted else "") + time_left
+        return f"{min(left, self._slots)} running" + (f", {counted}" if counted else "") + time_left
 
 
 def _result(row: dict[str, Any]) -> str:

@@ -42,24 +42,17 @@ _PROBE_SECONDS = 5.0
 class _Relay(ray_tune.Callback):  # type: ignore[misc]
     """Hands what Tune tells about its trials on to the sweep."""
 
-    def __init__(self, on_start: Callable[[str], None], on_end: Callable[[Outcome], None]) -> None:
-        self._on_start, self._on_end = on_start, on_end
+    def __init__(self, on_end: Callable[[Outcome], None]) -> None:
+        self._on_end = on_end
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into its experiment state, which we never restore: the store is the truth.
-        return {"_on_start": None, "_on_end": None}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._on_start(_config(trial).trial_id)
+        return {"_on_end": None}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         self._on_end(result[OUTCOME])
-
-
-def _config(trial: Any) -> TrialConfig:
-    return TrialConfig(**json.loads(trial.config[TRIAL]))
 
 
 class RayExecutor:
@@ -94,20 +87,13 @@ class RayExecutor:
     ) -> None:
         ray.shutdown()
 
-    def run(
-        self,
-        trials: Sequence[TrialConfig],
-        *,
-        on_start: Callable[[str], None],
-        on_end: Callable[[Outcome], None],
-    ) -> None:
-        """Run all trials.
+    @property
+    def slots(self) -> int:
+        """How many trials run at once; known after entering."""
+        return min(self._plan.slots, self._max_concurrent or self._plan.slots)
 
-        Args:
-            trials: what to run, in this order.
-            on_start: called with a trial's id when it starts (again, if its worker was lost).
-            on_end: called with its outcome.
-        """
+    def run(self, trials: Sequence[TrialConfig], on_end: Callable[[Outcome], None]) -> None:
+        """Run all trials, started in this order; ``on_end`` is called with each outcome as it comes."""
         ended: set[str] = set()
 
         def end(outcome: Outcome) -> None:
@@ -118,7 +104,7 @@ class RayExecutor:
         for attempt in range(_ROUNDS):
             if attempt:
                 time.sleep(_BACK_OFF_SECONDS * 2 ** (attempt - 1))
-            self._run_round(left, _Relay(on_start, end))
+            self._run_round(left, _Relay(end))
             left = [config for config in left if config.trial_id not in ended]
             if not left:
                 return
@@ -134,7 +120,6 @@ class RayExecutor:
             JOB: self._job,
             PLAN: self._plan,
         }
-        at_once = min(self._plan.slots, self._max_concurrent or self._plan.slots)
         try:
             tuner = ray_tune.Tuner(
                 # Ray Train places a multi-worker trial's workers itself: to Tune its driver takes no core.
@@ -142,7 +127,9 @@ class RayExecutor:
                 if several
                 else ray_tune.with_resources(SweepTrainable, ray_tune.PlacementGroupFactory([self._plan.resources])),
                 param_space=space,
-                tune_config=ray_tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=at_once),
+                tune_config=ray_tune.TuneConfig(
+                    reuse_actors=not several, max_concurrent_trials=self.slots if several else self._max_concurrent
+                ),
                 run_config=ray_tune.RunConfig(
                     name=self._job.experiment,
                     storage_path=state,

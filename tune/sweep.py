@@ -79,8 +79,19 @@ def run_sweep(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepOutc
     with store.exclusive():
         ended = store.ended()
         missing = [config for config in trials if config.trial_id not in ended]
-        failures: list[str] = []
-        progress = SweepProgress(len(trials), len(trials) - len(missing))
+        if not missing:
+            _write_manifest(store, spec, trials)
+            return SweepOutcome(len(trials), 0, {}, ())
+        with _executor(job, options) as executor:  # refuses what can never run, before the store is touched
+            _write_manifest(store, spec, trials)
+            return _run_missing(executor, missing, len(trials), store)
+
+
+def _run_missing(
+    executor: "InlineExecutor | RayExecutor", missing: Sequence[TrialConfig], total: int, store: Store
+) -> SweepOutcome:
+    failures: list[str] = []
+    with SweepProgress(total, total - len(missing), executor.slots) as progress:
 
         def on_end(outcome: Outcome) -> None:
             store.write_trial(outcome.row, outcome.epochs)
@@ -89,14 +100,8 @@ def run_sweep(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepOutc
                 failures.append(f"{outcome.row['trial_id']}: {outcome.row['error']}")
             progress.ended(outcome.row)
 
-        if missing:
-            with _executor(job, options) as executor:  # refuses what can never run, before the store is touched
-                _write_manifest(store, spec, trials)
-                with progress:
-                    executor.run(missing, on_start=progress.started, on_end=on_end)
-        else:
-            _write_manifest(store, spec, trials)
-    return SweepOutcome(len(trials), len(missing), dict(progress.statuses), tuple(failures))
+        executor.run(missing, on_end)
+    return SweepOutcome(total, len(missing), dict(progress.statuses), tuple(failures))
 
 
 def _executor(job: SweepJob, options: SweepOptions) -> "InlineExecutor | RayExecutor":

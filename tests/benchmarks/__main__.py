@@ -1,0 +1,67 @@
+"""``python -m tests.benchmarks [gate training service growth …]``: every claim about speed, as ratios of one run."""
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks import gate, service
+from tests.benchmarks.timing import Timing
+
+PARTS = ("gate", "training", "service", "growth")
+
+
+@click.command()
+@click.argument("parts", nargs=-1, type=click.Choice(PARTS))
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), show_default=True, help="CPU threads.")
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Turns of each short timing.")
+@click.option("--trials", type=click.IntRange(8), default=2000, show_default=True, help="Trivial trials of growth.")
+def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials: int) -> None:
+    """Measure PARTS (all by default)."""
+    console = Console(width=120)
+    torch.set_num_threads(threads)
+    where = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    console.print(f"{where}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}")
+    runs: dict[str, list[tuple[str, Callable[[], Mapping[str, Timing]]]]] = {
+        "gate": [
+            ("Counting, VGG-16", lambda: gate.counting(device, rounds)),
+            ("Optimizer step, VGG-16", lambda: gate.optimizer_step(device, rounds)),
+        ],
+        "training": [
+            (f"Training step, VGG-16, batch 128, {precision}", _training(device, precision, max(3, rounds // 3)))
+            for precision in ("fp32", "bf16")
+        ],
+        "service": [("Sweep beside a bare loop", lambda: service.sweep_beside_bare_loop(os.cpu_count() or 1))],
+        "growth": [("Cost of a trial as the sweep goes on", lambda: service.growth(trials))],
+    }
+    for part in parts or PARTS:
+        for title, run in runs[part]:
+            _show(console, title, run())
+
+
+def _training(device: str, precision: str, rounds: int) -> Callable[[], Mapping[str, Timing]]:
+    return lambda: gate.training_step(device, precision, rounds)
+
+
+def _show(console: Console, title: str, timings: Mapping[str, Timing]) -> None:
+    table = Table("", "ms", "ratio", title=title, title_justify="left")
+    for name, timing in timings.items():
+        table.add_row(name, f"{1000 * timing.seconds:.3f}", f"{timing.ratio:.3f}")
+    console.print(table)
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
