@@ -8,14 +8,12 @@
  * A block of w, g and momentum stays in a core's cache, so that counting and updating in one call read memory once. */
 
 #include <math.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
 
 #define BLOCK 4096 /* elements; a multiple of LANES that 32 bit lane counters and float lane sums bear */
 #define LANES 16
 #define AHEAD 1024 /* elements; how far ahead of its use memory is asked for */
-#define MAX_THREADS 256
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
@@ -33,23 +31,6 @@ typedef struct {
     float l1;           /* lr where L1 is imposed with strength *lam_t, or 0 */
     int32_t first;      /* the momentum buffer is new: it takes the gradient as it is */
 } Tensor;
-
-typedef struct {
-    const Tensor *tensors;
-    int64_t blocks;
-    const int64_t *first_block; /* of each tensor; one more entry than tensors */
-    double *sums;               /* of each block: sum of |g| over what is counted */
-    float penalty;              /* 2*lam (L2) or lam (L1): what pi is measured with */
-    int32_t l1;
-    int32_t count, update;      /* what to do */
-    float lam_t;
-} Call;
-
-typedef struct {
-    const Call *call;
-    int64_t from, to; /* blocks */
-    int64_t coherent, n;
-} Share;
 
 static inline floats load(const float *p) {
     floats v;
@@ -73,7 +54,8 @@ static inline void tally(floats g, floats w, float penalty, int l1, ints *cohere
     *sum += (floats)((ints)g & 0x7fffffff);
 }
 
-static double count_range(const Tensor *t, int64_t from, int64_t to, float penalty, int l1, Share *share) {
+static double count_range(const Tensor *t, int64_t from, int64_t to, float penalty, int l1, int64_t *coherent_sum,
+                          int64_t *n_sum) {
     ints coherent = {0}, n = {0};
     floats sum = {0};
     int64_t i = from;
@@ -90,8 +72,8 @@ static double count_range(const Tensor *t, int64_t from, int64_t to, float penal
     }
     double total = 0;
     for (int lane = 0; lane < LANES; lane++) {
-        share->coherent += coherent[lane];
-        share->n += n[lane];
+        *coherent_sum += coherent[lane];
+        *n_sum += n[lane];
         total += sum[lane];
     }
     return total;
@@ -125,46 +107,34 @@ static void update_range(const Tensor *t, float lam_t, int64_t from, int64_t to)
     }
 }
 
-static void *run(void *argument) {
-    Share *share = argument;
-    const Call *call = share->call;
-    int64_t index = 0;
-    for (int64_t block = share->from; block < share->to; block++) {
-        while (block >= call->first_block[index + 1]) index++;
-        const Tensor *t = call->tensors + index;
-        const int64_t from = (block - call->first_block[index]) * BLOCK;
-        const int64_t to = from + BLOCK < t->n ? from + BLOCK : t->n;
-        const int64_t low = t->low > from ? t->low : from, high = t->high < to ? t->high : to;
-        call->sums[block] = 0;
-        if (!t->g) continue;
-        if (call->count && low < high)
-            call->sums[block] = count_range(t, low, high, call->penalty, call->l1, share);
-        if (call->update) update_range(t, call->lam_t, from, to);
-    }
-    return 0;
-}
-
 /* Counts (if asked to) and updates (if lam_t is given) all tensors: counts[0] += coherent, counts[1] += n,
- * *sum += sum of |g|. */
+ * *sum += sum of |g|. first_block holds the number of each tensor's first block, and of the block after the last;
+ * sums has room for one number a block. penalty is 2*lam (L2) or lam (L1): what pi is measured with. */
 void gcsr_pass(const Tensor *tensors, int64_t number, const int64_t *first_block, double *sums, float penalty,
                int32_t l1, int32_t count, const float *lam_t, int32_t threads, int64_t *counts, double *sum) {
-    const Call call = {tensors, first_block[number], first_block, sums, penalty, l1, count, lam_t != 0,
-                       lam_t ? *lam_t : 0};
-    Share shares[MAX_THREADS];
-    pthread_t workers[MAX_THREADS];
-    int started[MAX_THREADS] = {0};
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    for (int k = threads - 1; k >= 0; k--) {
-        shares[k] = (Share){&call, call.blocks * k / threads, call.blocks * (k + 1) / threads, 0, 0};
-        if (k > 0) started[k] = pthread_create(workers + k, 0, run, shares + k) == 0;
-        if (!started[k]) run(shares + k); /* the first share, or no thread to be had */
+    const int64_t blocks = first_block[number];
+    const float strength = lam_t ? *lam_t : 0;
+    int64_t coherent = 0, n = 0;
+    /* With torch's own OpenMP threads, where there are any: others would fight with them for the cores. */
+#pragma omp parallel num_threads(threads) reduction(+ : coherent, n)
+    {
+        int64_t index = 0;
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; block++) {
+            while (block >= first_block[index + 1]) index++;
+            const Tensor *t = tensors + index;
+            const int64_t from = (block - first_block[index]) * BLOCK;
+            const int64_t to = from + BLOCK < t->n ? from + BLOCK : t->n;
+            const int64_t low = t->low > from ? t->low : from, high = t->high < to ? t->high : to;
+            sums[block] = 0;
+            if (!t->g) continue;
+            if (count && low < high) sums[block] = count_range(t, low, high, penalty, l1, &coherent, &n);
+            if (lam_t) update_range(t, strength, from, to);
+        }
     }
-    for (int k = 0; k < threads; k++) {
-        if (started[k]) pthread_join(workers[k], 0);
-        counts[0] += shares[k].coherent;
-        counts[1] += shares[k].n;
-    }
-    for (int64_t block = 0; block < call.blocks; block++) *sum += sums[block];
+    counts[0] += coherent;
+    counts[1] += n;
+    for (int64_t block = 0; block < blocks; block++) *sum += sums[block];
 }
 
 int32_t gcsr_block(void) { return BLOCK; }

@@ -24,9 +24,9 @@ from gcsr.penalty import Regularizer
 __all__ = ["NativePass", "PassTensor", "eligible", "library"]
 
 _SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+_FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 _BUILD_SECONDS = 60
-_PARALLEL_FROM = 1 << 19  # elements; a second thread costs some 20 µs to start
+_PARALLEL_FROM = 1 << 17  # elements; waking other threads costs some microseconds
 
 
 class _Tensor(ctypes.Structure):
@@ -54,7 +54,8 @@ def library() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
-    for extra in (("-march=native",), ()):  # not every compiler knows its own machine
+    # Not every compiler knows its own machine, or brings OpenMP (then the passes use one thread).
+    for extra in (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ()):
         try:
             loaded = ctypes.CDLL(str(_built(compiler, (*_FLAGS, *extra))))
         except (OSError, subprocess.SubprocessError):

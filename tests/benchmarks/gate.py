@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gcsr import GatedOptimizer, build_model, regularized_parameters
+from gcsr import GatedOptimizer, regularized_parameters
 from gcsr.coherence import CoherenceCounter, count_reference
+from gcsr.models import build_model
 from gcsr.precision import autocast
 from tests.benchmarks.timing import Timing, paired
 
@@ -59,6 +60,7 @@ def counting(device: str, rounds: int) -> dict[str, Timing]:
                 "count, on concatenated tensors": lambda: _concatenating(params),
             },
             rounds=rounds,
+            calls=5,
             device=device,
         )
 
@@ -70,7 +72,7 @@ def optimizer_step(device: str, rounds: int) -> dict[str, Timing]:
     for regularizer in ("l2", "l1"):
         for mode in ("baseline", "ours_orig"):
             functions[f"gated step, {regularizer} {mode}"] = _gated(model, regularizer, mode).step
-    return paired(functions, rounds=rounds, device=device)
+    return paired(functions, rounds=rounds, calls=5, device=device)
 
 
 def training_step(device: str, precision: str, rounds: int) -> dict[str, Timing]:
