@@ -12,14 +12,16 @@ the collapsing networks that the method exists for.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 
 from gcsr.native import NativePass, PassTensor, eligible, library
 from gcsr.penalty import Regularizer, penalty_gradient
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["CoherenceCounter", "Counts", "count_reference", "counted_slices", "flat_slices", "local"]
 
@@ -90,21 +92,31 @@ def counted_slices(params: Sequence[Tensor], rank: int, world_size: int) -> list
     Of parameters that every rank holds, its share (`flat_slices`); of sharded ones (FSDP2's DTensors), its shard,
     or nothing where another rank holds the same shard and counts it.
     """
-    whole = [i for i, p in enumerate(params) if not isinstance(p, DTensor)]
+    shards = [(i, shard) for i, p in enumerate(params) if (shard := _sharded(p)) is not None]
+    whole = sorted(set(range(len(params))) - {i for i, _ in shards})
     shares = flat_slices([params[i].numel() for i in whole], rank, world_size)
     slices = [(whole[i], start, stop) for i, start, stop in shares]
-    for index, p in enumerate(params):
-        if isinstance(p, DTensor) and p.to_local().numel() and _first_replica(p):
-            slices.append((index, 0, p.to_local().numel()))
+    for index, shard in shards:
+        if shard.to_local().numel() and _first_replica(shard):
+            slices.append((index, 0, shard.to_local().numel()))
     return sorted(slices)
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part of ``tensor`` that this process holds, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    sharded = _sharded(tensor)
+    return tensor if sharded is None else sharded.to_local()
 
 
-def _first_replica(tensor: DTensor) -> bool:
+def _sharded(tensor: Tensor) -> "DTensor | None":
+    if type(tensor) in (Tensor, nn.Parameter):
+        return None
+    from torch.distributed.tensor import DTensor  # half a second that plain tensors need not pay
+
+    return tensor if isinstance(tensor, DTensor) else None
+
+
+def _first_replica(tensor: "DTensor") -> bool:
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None:
         return False

@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -154,19 +155,33 @@ def prepare_arrays(name: str, root: str | os.PathLike[str] | None = None, *, dow
 
 
 def _digits() -> Arrays:
-    from sklearn.datasets import load_digits  # only here: nothing else of gcsr needs scikit-learn
-
-    bunch = load_digits()
+    images, labels = _digits_table()
     # 17 grey levels, 0 to 16, in a fixed order of our own: the file is sorted by writer.
-    order = np.random.default_rng(0).permutation(len(bunch.images))
-    images = bunch.images.astype(np.uint8)[order][..., np.newaxis]
-    labels = bunch.target.astype(np.uint8)[order]
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order][..., np.newaxis], labels[order]
     return {
         "train_images": images[:_DIGITS_TRAIN],
         "train_labels": labels[:_DIGITS_TRAIN],
         "test_images": images[_DIGITS_TRAIN:],
         "test_labels": labels[_DIGITS_TRAIN:],
     }
+
+
+def _digits_table() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits as they are shipped: uint8 images ``[1797, 8, 8]`` and labels ``[1797]``.
+
+    Its file is read without importing it, which would take longer than a trial trains.
+    """
+    found = find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.exists():
+            table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
 
 
 def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:

@@ -6,9 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import alexnet
-from torchvision.models.vgg import cfgs as vgg_layouts
-from torchvision.models.vgg import make_layers
 
 from gcsr.errors import ConfigError
 
@@ -87,6 +84,8 @@ def _mlp(hidden: int, input_shape: tuple[int, int, int], classes: int, scaled: C
 
 def _alexnet(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
     """torchvision's AlexNet; §3's changes: max-pools 3→2, first padding 2→5, fully connected layers of 256."""
+    from torchvision.models import alexnet  # only here: importing torchvision takes a second
+
     with torch.device("meta"):  # the layout only: the original's 61 M parameters are never allocated
         layout = alexnet(weights=None).features
     layers: list[nn.Module] = []
@@ -116,7 +115,9 @@ def _alexnet(name: str, classes: int, scaled: Callable[[int], int], dropout: flo
 
 def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
     """torchvision's VGG without the 7×7 pooling, fully connected layers of 512, torchvision's initialization."""
-    layout = [c if isinstance(c, str) else scaled(c) for c in vgg_layouts[_VGG_LAYOUT[name]]]
+    from torchvision.models.vgg import cfgs, make_layers
+
+    layout = [c if isinstance(c, str) else scaled(c) for c in cfgs[_VGG_LAYOUT[name]]]
     units = scaled(512)
     classifier = nn.Sequential(
         nn.Linear(scaled(512), units),

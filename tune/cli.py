@@ -14,8 +14,7 @@ from rich.table import Table
 from gcsr import CheckpointError, InvalidInputError, TrialConfig
 from gcsr.data import data_root, prepare_arrays
 from gcsr.files import write_atomically
-from tune.aggregate import summarize
-from tune.report import FORMATS, Format, render
+from tune.formats import FORMATS, Format
 from tune.schema import CONFIG_FIELDS
 from tune.spec import load_spec, parse_assignment, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
@@ -179,6 +178,9 @@ def sweep_command(
 @click.option("--out", "file", metavar="FILE", help="Write to FILE instead of the terminal.")
 def report_command(out: str, form: Format, file: str | None) -> None:
     """Read the verdict of the sweep in DIR; also while it runs."""
+    from tune.aggregate import summarize  # only here: the statistics' libraries take a second to import
+    from tune.report import render
+
     store = Store(out)
     if not store.exists():
         raise StoreError(f"dir: {out!r} holds no sweep; expected the --out of gcsr sweep")

@@ -4,20 +4,18 @@ import csv
 import io
 import json
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from tune.aggregate import Setting, Summary
+from tune.formats import Format
 from tune.tables import TextTable, text_tables
 from tune.verdict import caveats, sentences
 
-__all__ = ["FORMATS", "Format", "render"]
-
-Format = Literal["text", "markdown", "json", "csv"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+__all__ = ["render"]
 
 
 def render(summary: Summary, form: Format, *, title: str, progress: str, width: int = 120) -> str:
@@ -25,7 +23,7 @@ def render(summary: Summary, form: Format, *, title: str, progress: str, width: 
 
     Args:
         summary: what to say.
-        form: one of `FORMATS`. JSON has every number of the summary, CSV one row a setting.
+        form: one of `tune.formats.FORMATS`. JSON has every number of the summary, CSV one row a setting.
         title: name of the experiment.
         progress: one line: how many trials ended, of how many.
         width: columns of the terminal, for text.

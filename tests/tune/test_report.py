@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tune.aggregate import summarize
-from tune.report import FORMATS, render
+from tune.formats import FORMATS
+from tune.report import render
 
 
 @pytest.fixture
