@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from ray import train as ray_train
 from ray import tune as ray_tune
-from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -45,18 +44,18 @@ def train_with_workers(config: dict[str, Any]) -> None:
     try:
         outcome: Outcome = trainer.fit().return_value
     except WorkerGroupError as error:
-        causes = [_cause(failure) for failure in error.worker_failures.values()]
-        if not causes or any(isinstance(cause, RayError) or is_lost_worker(cause) for cause in causes):
+        causes = [_raised_by_trial(failure) for failure in error.worker_failures.values()]
+        own = [cause for cause in causes if cause is not None and not is_lost_worker(cause)]
+        if not own or len(own) < len(causes):
             raise  # a worker or its node is gone
-        outcome = failed_outcome(trial, job, causes[0])
+        outcome = failed_outcome(trial, job, own[0])
     ray_tune.report({OUTCOME: outcome})
 
 
-def _cause(failure: BaseException) -> BaseException:
-    """What was raised in the worker, out of Ray's wrappings."""
-    while failure.__cause__ is not None:
-        failure = failure.__cause__
-    return failure
+def _raised_by_trial(failure: BaseException) -> BaseException | None:
+    """What our code raised in a worker; None if the worker itself failed."""
+    raised = getattr(failure, "_base_exc", failure)  # Ray Train wraps it in some places, and not in others
+    return None if type(raised).__module__.split(".")[0] == "ray" else raised
 
 
 def _work(config: dict[str, Any]) -> Outcome:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from gcsr.coherence import CoherenceCounter, Counts, count_reference, flat_slices
 
+pytestmark = pytest.mark.usefixtures("gate_path")
+
 
 def scalar_counts(grads, weights, lam, regularizer):
     """Eq. 9 with footnote 2, one number after the other, in float32 as the networks have it."""

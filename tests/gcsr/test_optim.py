@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcsr import ConfigError, GatedOptimizer, NonFiniteGradientError, regularized_parameters
 
+pytestmark = pytest.mark.usefixtures("gate_path")
+
 MODES = ("none", "baseline", "ours", "ours_orig")
 METHODS = list(itertools.product(("l1", "l2"), MODES))
 STEPS_AN_EPOCH = 10

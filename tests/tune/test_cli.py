@@ -135,3 +135,43 @@ def test_a_damaged_file_is_named_and_skipped(capsys, tmp_path):
     assert "1 of 2 trials ended" in out
     assert run(capsys, *sweep, "--resume")[0] == 0
     assert run(capsys, "report", tmp_path / "o")[0] == 0
+
+
+def test_train_over_two_workers_is_the_same_experiment(capfd):
+    arguments = ["train", "--model", "mlp2", "--mode", "ours_orig", "--lam", "1e-3", "--epochs", "3", "--json"]
+    results = []
+    for workers in ("1", "2"):
+        assert main([*arguments, "--workers", workers]) == 0
+        results.append(json.loads(capfd.readouterr().out))
+    one, two = results
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert one["imposed_fraction"] == two["imposed_fraction"]
+    assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_train_under_torchrun():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tune.cli"]
+    command += ["train", "--model", "mlp2", "--mode", "baseline", "--lam", "1e-3", "--epochs", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--address", "127.0.0.1:1"], "address: '127.0.0.1:1' cannot be reached"),
+        (["--address", "nowhere"], "address: 'nowhere' is not allowed; expected HOST:PORT"),
+        (["--threads", "999"], "threads: a trial that needs 999 CPU"),
+        (["--set", "workers=999"], "workers: 999 workers"),
+        (["--set", "workers=0"], "workers: 0 is not allowed"),
+        (["--set", "workers=2", "--executor", "inline"], "workers: 2 is not allowed with --executor inline"),
+    ],
+)
+def test_what_the_cluster_cannot_do_leaves_nothing_behind(arguments, words, tmp_path, capfd):
+    assert main(["sweep", "digits", "--out", str(tmp_path / "a" / "b"), *arguments]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert words in line
+    assert not list(tmp_path.iterdir())

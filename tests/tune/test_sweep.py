@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from tune.aggregate import summarize
-from tune.spec import SweepSpec
+from tune.spec import SweepSpec, load_spec
 from tune.store import Store
 from tune.sweep import SweepOptions, run_sweep
 
@@ -136,3 +136,47 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+@pytest.mark.slow
+def test_a_trial_over_two_workers_on_ray_survives_one_of_them(tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "experiment: test\nworkers: 2\ngrid: {model: mlp6, mode: ours_orig, lam: 1e-3, epochs: 600, seed: 0}\n"
+    )
+    out = tmp_path / "out"
+    driver = _sweep_process(spec, out)
+    deadline = time.monotonic() + 200
+    while not list(out.glob("checkpoints/*.pt")) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in _title(p)]
+    assert len(workers) == 2, driver.communicate()
+    os.kill(workers[1].pid, signal.SIGKILL)
+    _, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    (row,) = Store(str(out)).read_trials().table.to_pylist()
+    together = {name: row[name] for name in ("status", "imposed_fraction", "test_accuracy")}
+    alone = tmp_path / "alone"
+    outcome = run_sweep(load_spec(str(spec), {"workers": 1}), Store(str(alone)), SweepOptions(executor="inline"))
+    assert outcome.statuses == {"finished": 1}
+    (single,) = Store(str(alone)).read_trials().table.to_pylist()
+    assert row["world_size"] == 2
+    assert single["world_size"] == 1
+    assert row["trial_id"] == single["trial_id"], "how it is computed is not what it is"
+    assert together["status"] == "finished"
+    assert together["test_accuracy"] == pytest.approx(single["test_accuracy"], abs=0.03)
+    assert together["imposed_fraction"] == pytest.approx(single["imposed_fraction"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_trials_own_is_not_tried_again_by_workers(tmp_path, monkeypatch):
+    # As on a cluster, whose nodes have data of their own: only the workers notice.
+    monkeypatch.setattr("tune.sweep._check_data", lambda *_: None)
+    spec = SPEC.replace(
+        {"dataset": "cifar10", "mode": "baseline", "regularizer": "l2", "lam": 1e-3, "seed": 0, "workers": 2}
+    )
+    began = time.monotonic()
+    outcome = run_sweep(spec, Store(str(tmp_path / "out")), SweepOptions(data=str(tmp_path)))
+    assert outcome.statuses == {"failed": 1}
+    assert "DataError: dataset: cifar10 is not in" in outcome.failures[0]
+    assert time.monotonic() - began < 60, "tried more than once"

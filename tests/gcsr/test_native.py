@@ -1,0 +1,181 @@
+"""The compiled passes: where they are used, that they are what torch computes, and that nothing needs them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import gcsr.native
+from gcsr import GatedOptimizer, regularized_parameters
+from gcsr.coherence import CoherenceCounter, count_reference
+from gcsr.native import NativePass, PassTensor, eligible, library
+
+needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler here")
+
+
+def network(layout=torch.contiguous_format):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 7, 1), nn.Flatten(), nn.Linear(7 * 36, 5))
+    return model.to(memory_format=layout)
+
+
+def trajectory(inner, steps=40, layout=torch.contiguous_format, **gate):
+    model = network(layout)
+    optimizer = GatedOptimizer(inner(model), regularized_parameters(model), **gate)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        images = torch.randn(6, 3, 8, 8, generator=generator).contiguous(memory_format=layout)
+        model(images).square().mean().backward()
+        optimizer.step()
+    return optimizer, [p.detach().clone() for p in model.parameters()]
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), **({"lr": 0.05, "momentum": 0.9} | options))
+
+
+class Unfused(torch.optim.SGD):
+    """Not exactly SGD: its own step is called."""
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("momentum", [0, 0.9])
+@pytest.mark.parametrize("mode", ["none", "baseline", "ours", "ours_orig"])
+@pytest.mark.parametrize("regularizer", ["l1", "l2"])
+def test_the_fused_step_is_torchs_step(regularizer, mode, momentum, layout):
+    gate = {"regularizer": regularizer, "mode": mode, "lam": 0.01, "gamma": 0, "mu": 0.5}
+    fused, ours = trajectory(lambda m: sgd(m, momentum=momentum), layout=layout, **gate)
+    plain, theirs = trajectory(lambda m: Unfused(m.parameters(), lr=0.05, momentum=momentum), layout=layout, **gate)
+    assert fused._fused is not None
+    assert plain._fused is None
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert fused.metrics().imposed_fraction == plain.metrics().imposed_fraction
+    if momentum:
+        for a, b in zip(fused.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+            torch.testing.assert_close(a["momentum_buffer"], b["momentum_buffer"], rtol=1e-3, atol=1e-6)
+
+
+@needs_compiler
+def test_one_fused_step_by_hand():
+    w = nn.Parameter(torch.tensor([1.0, -2.0, 0.25, 0.0]))
+    bias = nn.Parameter(torch.tensor([4.0]))
+    inner = torch.optim.SGD(
+        [{"params": [w]}, {"params": [bias], "weight_decay": 0.5, "lr": 0.25}], lr=0.5, momentum=0.5
+    )
+    optimizer = GatedOptimizer(inner, [w], regularizer="l2", mode="baseline", lam=0.125)
+    w.grad, bias.grad = torch.tensor([1.0, 1.0, 0.0, 2.0]), torch.tensor([1.0])
+    optimizer.step()  # momentum = g + 2λw = [1.25, 0.5, 0.0625, 2]; of the bias g + 0.5·4 = 3
+    assert w.tolist() == [1 - 0.625, -2 - 0.25, 0.25 - 0.03125, -1.0]
+    assert bias.tolist() == [4 - 0.75]
+    assert optimizer.last_pi.item() == 1.0
+    w.grad, bias.grad = torch.zeros(4), None
+    before = bias.item()
+    optimizer.step()
+    assert optimizer.last_pi.item() == 0.0  # all gradients are 0
+    assert bias.item() == before  # as torch: without a gradient, no step
+    assert inner.state[w]["momentum_buffer"][0].item() == 0.5 * 1.25 + 0.25 * 0.375
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "options", [{"nesterov": True}, {"dampening": 0.5}, {"maximize": True}, {"lr": torch.tensor(0.05)}]
+)
+def test_other_kinds_of_sgd_are_not_changed(options):
+    gate = {"regularizer": "l2", "mode": "baseline", "lam": 0.01}
+    _, ours = trajectory(lambda m: sgd(m, **options), steps=5, **gate)
+    _, theirs = trajectory(lambda m: Unfused(m.parameters(), **({"lr": 0.05, "momentum": 0.9} | options)), 5, **gate)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+def test_hooks_and_schedulers_of_the_inner_optimizer_are_heard(recwarn):
+    model = network()
+    inner = sgd(model)
+    schedule = torch.optim.lr_scheduler.StepLR(inner, 1, 0.5)
+    optimizer = GatedOptimizer(inner, regularized_parameters(model), regularizer="l1", mode="baseline", lam=1e-3)
+    assert optimizer._fused.ready()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    schedule.step()
+    assert not [w for w in recwarn if "lr_scheduler.step()" in str(w.message)]
+    called = []
+    inner.register_step_post_hook(lambda *_: called.append(1))
+    optimizer.step()
+    assert called == [1]
+
+
+@needs_compiler
+def test_the_number_of_threads_changes_no_bit():
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(700_001))
+    p.grad = torch.randn(700_001)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            found.append(tuple(x.item() for x in CoherenceCounter([p], 0.3, "l2").count()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+    assert found[0][:2] == tuple(x.item() for x in count_reference([p.grad], [p], 0.3, "l2"))[:2]
+
+
+@needs_compiler
+def test_only_what_it_can_take_is_given_to_it():
+    assert eligible([nn.Parameter(torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last))])
+    for tensor in (
+        torch.zeros(3, dtype=torch.float64),
+        torch.zeros(3, dtype=torch.bfloat16),
+        torch.zeros(6)[::2],
+        torch.zeros(3, device="meta"),
+        torch.zeros(1).expand(4),
+    ):
+        assert not eligible([tensor])
+    p = nn.Parameter(torch.zeros(4, 4))
+    only = NativePass(library(), [PassTensor(p, 0, 16)], 1.0, "l2")
+    p.grad = torch.zeros(4, 4).t()
+    assert not only.point(), "another order in memory"
+    p.grad = torch.zeros(4, 4)
+    assert only.point()
+
+
+def test_without_a_compiler_everything_works(tmp_path):
+    code = (
+        "from gcsr import TrialConfig, load_dataset, train; from gcsr.native import library; assert library() is None;"
+        "print(train(TrialConfig(mode='ours', lam=1e-3, model='mlp2', epochs=2), load_dataset('digits')).status)"
+    )
+    no_compiler = os.environ | {"PATH": str(tmp_path)}
+    for environment in (no_compiler, os.environ | {"GCSR_NATIVE": "0"}):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() in ("finished", "collapsed")
+
+
+@needs_compiler
+def test_a_broken_compiler_is_as_good_as_none(tmp_path, monkeypatch):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert gcsr.native.library.__wrapped__() is None
+    assert not list((tmp_path / "cache" / "gcsr").iterdir()), "nothing half-built is left"
+
+
+@needs_compiler
+def test_it_is_built_once_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert gcsr.native.library.__wrapped__() is not None
+    built = list((tmp_path / "gcsr").iterdir())
+    assert len(built) == 1
+    when = built[0].stat().st_mtime_ns
+    assert gcsr.native.library.__wrapped__() is not None
+    assert built[0].stat().st_mtime_ns == when
