@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -275,7 +276,12 @@ def _end(code: int, line: str) -> int:
 
 def run() -> None:
     """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _interrupt)  # batch systems end a job with it: as Ctrl-C, with the line that resumes
     sys.exit(main())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

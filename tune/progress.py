@@ -27,7 +27,7 @@ class SweepProgress:
         self.console = console or Console(stderr=True, highlight=False)
         self.statuses: Counter[str] = Counter()
         self._total, self._before, self._slots = total, ended, slots
-        self._began = self._last_line = time.monotonic()
+        self._timed_from = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("trials"),
             BarColumn(),
@@ -51,6 +51,8 @@ class SweepProgress:
     def ended(self, row: dict[str, Any]) -> None:
         """A trial ended: its row of the store."""
         self.statuses[row["status"]] += 1
+        if self.statuses.total() == self._slots:
+            self._timed_from = time.monotonic()
         done = self._before + self.statuses.total()
         self._bar.update(self._task, completed=done, note=f"{self._note()}  last: {_result(row)}")
         now = time.monotonic()
@@ -63,7 +65,9 @@ class SweepProgress:
         counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")
         done = self.statuses.total()
         left = self._total - self._before - done
-        seconds = (time.monotonic() - self._began) / done * left if done else None
+        # The first trials waited for the workers to start: they say nothing about the rest.
+        timed = done - self._slots
+        seconds = (time.monotonic() - self._timed_from) / timed * left if timed > 0 else None
         time_left = "" if seconds is None else f", about {_duration(seconds)} left"
         return f"{min(left, self._slots)} running" + (f", {counted}" if counted else "") + time_left
 

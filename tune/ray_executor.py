@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -74,7 +76,10 @@ class RayExecutor:
         self._plan = TrialPlan(resources={}, slots=0)
 
     def __enter__(self) -> Self:
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         _connect(self._address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in front, which only prints a stack and dies
         try:
             self._plan = plan_trials(self._job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         except BaseException:

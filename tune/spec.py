@@ -17,6 +17,13 @@ __all__ = ["SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_
 MAX_TRIALS = 1_000_000
 _MAX_BYTES = 1 << 20
 _MAX_WORKERS = 1024
+_EXPECTED: dict[str | int, str] = {
+    "experiment": "a name of 1 to 80 letters, digits and . _ - that begins with a letter or digit",
+    "description": "text",
+    "grid": "a mapping from fields to values",
+    "include": "a list of mappings from fields to values",
+    "workers": f"an integer from 1 to {_MAX_WORKERS}",
+}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 
 
@@ -247,7 +254,12 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
         field = ".".join(str(part) for part in first["loc"])
-        message = str(cause) if isinstance(cause, InvalidInputError) else f"{field}: {first['msg']}"
+        expected = _EXPECTED.get(first["loc"][0] if first["loc"] else "", first["msg"])
+        message = f"{field}: {first['input']!r:.60} is not allowed; expected {expected}"
+        if isinstance(cause, InvalidInputError):
+            message = str(cause)
+        if first["type"] == "missing":
+            message = f"{field} is missing; expected {expected}"
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(SweepSpec.model_fields)
             message = f"{field}: {first['input']!r:.60} is not allowed; expected only the keys {allowed}"

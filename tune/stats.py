@@ -80,10 +80,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else float(next(corrected)) for p in p_values]
 
 
-def _hedges_g(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+def _hedges_g(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """Hedges (1981): the difference in pooled standard deviations, times the exact small-sample correction."""
     freedom = len(a) + len(b) - 2
     pooled = math.sqrt(((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / freedom)
+    if pooled == 0:  # a spread too small for its square
+        return None
     correction = math.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / math.sqrt(freedom / 2)
     return float((a.mean() - b.mean()) / pooled * correction)
 

@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class Store:
 
     def __init__(self, location: str) -> None:
         self.location = location
+        if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", location):
+            raise StoreError(f"out: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name")
         try:
             if "://" in location:
                 self._fs, self._root = pafs.FileSystem.from_uri(location)

@@ -53,6 +53,8 @@ def run_train(run: TrainRun, workers: int) -> None:
         LostWorkerError: one of several workers ended before its time.
     """
     device = choose_device(run.device)
+    if run.checkpoint and Path(run.checkpoint).is_dir():
+        raise InvalidInputError(f"checkpoint: {run.checkpoint!r} is a folder; expected a file, which need not be there")
     torchrun = dist.is_torchelastic_launched()
     if workers > 1:
         if torchrun:

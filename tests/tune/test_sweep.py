@@ -104,23 +104,24 @@ def spec_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_table(undisturbed, spec_file, tmp_path):
+def test_on_ray_killed_at_four_places_and_resumed_it_ends_in_the_undisturbed_table(undisturbed, spec_file, tmp_path):
     out = tmp_path / "out"
     # 1: SIGKILL to the driver in the middle.
     driver = _sweep_process(spec_file, out)
     _wait_for_trials(out, 3, driver)
     driver.kill()
     driver.communicate()
-    # 2: SIGINT: exit code 130, and the line that resumes.
-    driver = _sweep_process(spec_file, out)
-    _wait_for_trials(out, 7, driver)
-    driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=120)
-    assert driver.returncode == 130, err
-    assert "--resume" in err
+    # 2: SIGINT and SIGTERM: exit code 130, and the line that resumes.
+    for number, count in ((signal.SIGINT, 7), (signal.SIGTERM, 9)):
+        driver = _sweep_process(spec_file, out)
+        _wait_for_trials(out, count, driver)
+        driver.send_signal(number)
+        _, err = driver.communicate(timeout=120)
+        assert driver.returncode == 130, err
+        assert "--resume" in err
     # 3: SIGKILL to the workers: Tune runs their trials again.
     driver = _sweep_process(spec_file, out)
-    _wait_for_trials(out, 11, driver)
+    _wait_for_trials(out, 12, driver)
     workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Trainable" in _title(p)]
     for worker in workers[:1]:
         os.kill(worker.pid, signal.SIGKILL)
