@@ -4,7 +4,8 @@ from gcsr.config import TrialConfig
 from gcsr.data import Dataset, load_dataset
 from gcsr.errors import CheckpointError, ConfigError, DataError, InvalidInputError, NonFiniteGradientError
 from gcsr.optim import GatedOptimizer, GateMetrics, regularized_parameters
-from gcsr.trainer import EpochRecord, TrialResult, train
+from gcsr.records import EpochRecord, TrialResult
+from gcsr.trainer import train
 
 __all__ = [
     "CheckpointError",

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,79 +16,14 @@ from gcsr.checkpoint import Checkpointer
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import CheckpointError, NonFiniteGradientError
-from gcsr.metrics import count_correct, is_chance, sparsity, weight_abs_mean
+from gcsr.metrics import count_correct, sparsity, weight_abs_mean
 from gcsr.models import build_model, is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
 from gcsr.precision import autocast, matmul_precision
+from gcsr.records import EpochRecord, TrialResult, summarized
 
-__all__ = ["EpochRecord", "Status", "TrialResult", "train"]
-
-Status = Literal["finished", "collapsed", "diverged"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochRecord:
-    """One epoch. Rates and |∇L| are means over its steps; accuracy, |w| and sparsity are taken at its end.
-
-    Attributes:
-        epoch: from 0.
-        train_loss: mean cross-entropy over the training images, without the penalty.
-        test_accuracy, val_accuracy: from 0 to 1; the latter is None without hold-out.
-        pi: mean π with the target λ.
-        imposed_fraction: share of the steps at which λ was imposed.
-        grad_abs_mean, weight_abs_mean: mean |∂L/∂w| and |w| over the regularized parameters.
-        sparsity: exact zeros / all parameters.
-        lr: learning rate of the epoch.
-        lam_effective: mean ``lam_t``.
-        seconds: wall time of the epoch.
-    """
-
-    epoch: int
-    train_loss: float
-    test_accuracy: float
-    val_accuracy: float | None
-    pi: float
-    imposed_fraction: float
-    grad_abs_mean: float
-    weight_abs_mean: float
-    sparsity: float
-    lr: float
-    lam_effective: float
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialResult:
-    """How a trial ended. Metrics are the last epoch's (None if the first epoch diverged).
-
-    Attributes:
-        status: ``finished``; ``collapsed``: it ended at chance (`gcsr.metrics.is_chance`); ``diverged``: a loss or
-            gradient was not finite, and the metrics are those of the last epoch before.
-        imposed_fraction: share of all steps of the trial at which λ was imposed.
-        gamma_used: γ of mode ``ours``, as given or as ``auto`` chose it; None otherwise.
-        parameters: number of parameters of the network.
-        seconds: wall time of all epochs, also of those before an interruption.
-        device: what it ran on.
-        world_size: how many processes trained it, at the end.
-        epochs: one record an epoch.
-    """
-
-    status: Status
-    test_accuracy: float | None
-    val_accuracy: float | None
-    sparsity: float | None
-    pi: float | None
-    imposed_fraction: float | None
-    train_loss: float | None
-    grad_abs_mean: float | None
-    weight_abs_mean: float | None
-    gamma_used: int | None
-    parameters: int
-    seconds: float
-    device: str
-    world_size: int
-    epochs: tuple[EpochRecord, ...]
+__all__ = ["train"]
 
 
 def train(
@@ -211,10 +146,13 @@ class _Run:
         self.optimizer.start_epoch(self.epoch)
         labels = self.data.train_labels
         order = torch.randperm(len(labels), generator=self.generator, device=self.device)
+        # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
+        crops = draw_crops(len(labels), self.generator) if self.inputs is None else order
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for index in order.split(self.config.batch_size):
+        batch_size = self.config.batch_size
+        for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
             rows = self.workers.share(index)
-            images = self._batch(index, rows)
+            images = self._batch(rows, self.workers.share(crop))
             with autocast(self.config.precision, self.device):
                 logits = self.network(images)
             # Averaged over ranks by DDP, this is the mean over the whole batch, however uneven the shares are.
@@ -250,14 +188,12 @@ class _Run:
         self.records.append(record)
         return record
 
-    def _batch(self, index: Tensor, rows: Tensor) -> Tensor:
-        """Network input for ``rows``, this rank's share of the batch ``index``."""
+    def _batch(self, rows: Tensor, crops: Tensor) -> Tensor:
+        """Network input for some rows of the training images."""
         if self.inputs is not None:
             images = self.inputs[rows]
         else:
-            # Drawn for the whole batch, so that an image is cropped alike however many ranks there are.
-            crop = draw_crops(len(index), self.generator)
-            images = self.data.normalized(crop_and_flip(self.data.train_images[rows], self.workers.share(crop)))
+            images = self.data.normalized(crop_and_flip(self.data.train_images[rows], crops))
         return images.contiguous(memory_format=self._layout())
 
     def _correct(self) -> Tensor:
@@ -308,27 +244,11 @@ class _Run:
             torch.cuda.set_rng_state(own["cuda"].cpu(), self.device)
 
     def result(self, diverged: bool) -> TrialResult:
-        last = self.records[-1] if self.records else None
-        status: Status = "finished"
-        if diverged or last is None:
-            status = "diverged"
-        elif is_chance(last.test_accuracy, self.data.test_labels):
-            status = "collapsed"
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return TrialResult(
-            status=status,
-            test_accuracy=last.test_accuracy if last else None,
-            val_accuracy=last.val_accuracy if last else None,
-            sparsity=last.sparsity if last else None,
-            pi=last.pi if last else None,
-            imposed_fraction=sum(r.imposed_fraction for r in self.records) / len(self.records) if last else None,
-            train_loss=last.train_loss if last else None,
-            grad_abs_mean=last.grad_abs_mean if last else None,
-            weight_abs_mean=last.weight_abs_mean if last else None,
+        return summarized(
+            self.records,
+            self.data,
+            diverged=diverged,
             gamma_used=self.optimizer.gamma,
             parameters=sum(p.numel() for p in self.model.parameters()),
-            seconds=sum(r.seconds for r in self.records),
-            device=name,
             world_size=self.workers.world_size,
-            epochs=tuple(self.records),
         )

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -120,6 +120,7 @@ def train_command(
 @click.option("--address", metavar="ADDR", help="A running Ray cluster; none starts Ray on this machine.")
 @click.option("--max-concurrent", type=click.IntRange(1), metavar="N", help="At most N trials at once.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a trial.")
+@click.option("--cohort", metavar="N", default="auto", show_default=True, help="Train up to N trials as one batch.")
 @_data_option
 @_device_option
 def sweep_command(
@@ -131,6 +132,7 @@ def sweep_command(
     address: str | None,
     max_concurrent: int | None,
     threads: int,
+    cohort: str,
     data: str | None,
     device: str,
 ) -> None:
@@ -155,6 +157,7 @@ def sweep_command(
         data=str(data_root(data).resolve()) if data or os.environ.get("GCSR_DATA") else None,
         device=device,
         threads=threads,
+        cohort=_cohort(cohort),
     )
     loaded = load_spec(spec, fields)
     try:
@@ -238,6 +241,14 @@ def specs_command(name: str | None) -> None:
         spec = load_spec(each)
         table.add_row(each, f"{len(spec.trials())} trials", spec.description)
     Console(highlight=False).print(table)
+
+
+def _cohort(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1024):
+        raise InvalidInputError(f"cohort: {text!r} is not allowed; expected auto, or an integer from 1 to 1024")
+    return int(text)
 
 
 def _command_line() -> str:

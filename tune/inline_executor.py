@@ -7,7 +7,8 @@ from typing import Self
 import torch
 
 from gcsr import InvalidInputError, TrialConfig
-from tune.trial import Outcome, SweepJob, run_trial
+from tune.trial import Outcome, SweepJob, choose_device
+from tune.units import run_unit, unit_size, units
 
 __all__ = ["InlineExecutor"]
 
@@ -41,6 +42,8 @@ class InlineExecutor:
         return 1
 
     def run(self, trials: Sequence[TrialConfig], on_end: Callable[[Outcome], None]) -> None:
-        """Run all trials in this order; ``on_end`` is called with each outcome before the next one starts."""
-        for config in trials:
-            on_end(run_trial(config, self._job))
+        """Run all trials in this order; ``on_end`` is called with the outcomes of each unit before the next."""
+        gpu = choose_device(self._job.device).type == "cuda"
+        for unit in units(trials, unit_size(self._job, gpu=gpu, trials=len(trials), slots=1)):
+            for outcome in run_unit(unit, self._job):
+                on_end(outcome)

@@ -35,6 +35,8 @@ def plan_trials(job: SweepJob, nodes: Sequence[Mapping[str, float]]) -> TrialPla
     Raises:
         InvalidInputError: the cluster, empty, could not hold one trial.
     """
+    if job.workers > 1 and job.cohort not in ("auto", 1):
+        raise InvalidInputError(f"cohort: {job.cohort} is not allowed with {job.workers} workers a trial; expected 1")
     resources: dict[str, float] = {"CPU": job.threads}
     if job.device.startswith("cuda") or (job.device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes)):
         resources["GPU"] = 1

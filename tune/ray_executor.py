@@ -30,7 +30,8 @@ from ray import tune as ray_tune
 
 from tune.placement import TrialPlan, plan_trials
 from tune.schema import failed_row
-from tune.trainable import JOB, OUTCOME, PLAN, TRIAL, SweepTrainable
+from tune.trainable import JOB, OUTCOME, PLAN, UNIT, SweepTrainable
+from tune.units import unit_size, units
 from tune.workers import train_with_workers
 
 __all__ = ["RayExecutor"]
@@ -54,7 +55,8 @@ class _Relay(ray_tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._on_end(result[OUTCOME])
+        for outcome in result[OUTCOME]:
+            self._on_end(outcome)
 
 
 class RayExecutor:
@@ -120,8 +122,11 @@ class RayExecutor:
     def _run_round(self, trials: Sequence[TrialConfig], relay: _Relay) -> None:
         state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
+        gpu = "GPU" in self._plan.resources
+        size = 1 if several else unit_size(self._job, gpu=gpu, trials=len(trials), slots=self.slots)
+        work = units(trials, size)
         space = {
-            TRIAL: ray_tune.grid_search([json.dumps(config.to_dict()) for config in trials]),
+            UNIT: ray_tune.grid_search([json.dumps([config.to_dict() for config in unit]) for unit in work]),
             JOB: self._job,
             PLAN: self._plan,
         }

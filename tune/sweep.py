@@ -33,6 +33,7 @@ class SweepOptions:
         data: data root; None for the default.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads of a trial.
+        cohort: how many trials one process trains together at most, or ``auto``.
     """
 
     resume: bool = False
@@ -42,6 +43,7 @@ class SweepOptions:
     data: str | None = None
     device: str = "auto"
     threads: int = 1
+    cohort: int | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def _job(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepJob:
         device=options.device,
         threads=options.threads,
         workers=spec.workers,
+        cohort=options.cohort,
     )
 
 

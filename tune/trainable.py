@@ -7,18 +7,24 @@ import torch
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
-from tune.trial import SweepJob, run_trial
+from tune.trial import SweepJob
+from tune.units import run_unit
 
-__all__ = ["JOB", "OUTCOME", "PLAN", "TRIAL", "SweepTrainable"]
+__all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "trials_of"]
 
-TRIAL = "trial"  # key of a Tune config: the trial's fields, as JSON
+UNIT = "unit"  # key of a Tune config: the fields of each trial of the unit, as JSON
 JOB = "job"  # key of a Tune config: the SweepJob
 PLAN = "plan"  # key of a Tune config: the TrialPlan
-OUTCOME = "outcome"  # key of a Tune result: the Outcome
+OUTCOME = "outcome"  # key of a Tune result: the unit's Outcomes
+
+
+def trials_of(config: dict[str, Any]) -> list[TrialConfig]:
+    """The trials of a Tune config's unit."""
+    return [TrialConfig(**fields) for fields in json.loads(config[UNIT])]
 
 
 class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
-    """One `step` is one whole trial: a digits trial takes about a second, a fresh actor that imports torch several.
+    """One `step` is one whole unit: a digits trial takes about a second, a fresh actor that imports torch several.
 
     The trial keeps its own checkpoints in the store, so that it goes on where it was after its actor died, also
     under another driver; Tune's checkpoints are not used.
@@ -28,13 +34,13 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._trial = TrialConfig(**json.loads(new_config[TRIAL]))
+        self._unit = trials_of(new_config)
         self._job: SweepJob = new_config[JOB]
         torch.set_num_threads(self._job.threads)
         return True
 
     def step(self) -> dict[str, Any]:
-        return {OUTCOME: run_trial(self._trial, self._job), "done": True}
+        return {OUTCOME: run_unit(self._unit, self._job), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None

@@ -3,7 +3,7 @@
 import functools
 import traceback
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,16 @@ from gcsr.checkpoint import Checkpointer
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
 
-__all__ = ["Outcome", "SweepJob", "checkpoint_name", "choose_device", "failed_outcome", "run_trial", "train_trial"]
+__all__ = [
+    "Outcome",
+    "SweepJob",
+    "checkpoint_name",
+    "choose_device",
+    "dataset_of",
+    "failed_outcome",
+    "run_trial",
+    "train_trial",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +36,7 @@ class SweepJob:
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
         workers: processes that train one trial together.
+        cohort: how many trials one process trains together at most; ``auto`` for what `tune.units` finds faster.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
     """
 
@@ -36,6 +46,7 @@ class SweepJob:
     device: str = "auto"
     threads: int = 1
     workers: int = 1
+    cohort: int | Literal["auto"] = "auto"
     checkpoint_seconds: float = 10.0
 
 
@@ -90,7 +101,7 @@ def train_trial(
         group: the processes that train this trial together.
     """
     storage = StoredCheckpoint(Store(job.store), config.trial_id)
-    data = _dataset(config.dataset, config.holdout, job.data, str(device))
+    data = dataset_of(config, job, device)
     checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds)
     try:
         result = train(config, data, checkpointer=checkpointer, group=group)
@@ -133,6 +144,11 @@ class StoredCheckpoint:
 
     def __str__(self) -> str:
         return self._store.path(self._name)
+
+
+def dataset_of(config: TrialConfig, job: SweepJob, device: torch.device) -> Dataset:
+    """The trial's data set on the device; loaded once a process."""
+    return _dataset(config.dataset, config.holdout, job.data, str(device))
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,6 +1,5 @@
 """A trial over several workers: Ray Train inside a Tune trial."""
 
-import json
 import os
 from typing import Any
 
@@ -11,10 +10,9 @@ from ray import tune as ray_tune
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from gcsr import TrialConfig
 from gcsr.parallel import is_lost_worker
 from tune.placement import TrialPlan
-from tune.trainable import JOB, OUTCOME, PLAN, TRIAL
+from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
 from tune.trial import Outcome, SweepJob, failed_outcome, train_trial
 
 __all__ = ["train_with_workers"]
@@ -30,7 +28,7 @@ def train_with_workers(config: dict[str, Any]) -> None:
     plan: TrialPlan = config[PLAN]
     trainer = TorchTrainer(
         _work,
-        train_loop_config={TRIAL: config[TRIAL], JOB: job},
+        train_loop_config={UNIT: config[UNIT], JOB: job},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in plan.resources else "gloo"),
         scaling_config=ray_train.ScalingConfig(
             num_workers=job.workers,
@@ -40,7 +38,7 @@ def train_with_workers(config: dict[str, Any]) -> None:
         ),
         run_config=ray_train.RunConfig(storage_path=os.path.join(ray_tune.get_context().get_trial_dir(), "train")),
     )
-    trial = TrialConfig(**json.loads(config[TRIAL]))
+    (trial,) = trials_of(config)
     try:
         outcome: Outcome = trainer.fit().return_value
     except WorkerGroupError as error:
@@ -49,7 +47,7 @@ def train_with_workers(config: dict[str, Any]) -> None:
         if not own or len(own) < len(causes):
             raise  # a worker or its node is gone
         outcome = failed_outcome(trial, job, own[0])
-    ray_tune.report({OUTCOME: outcome})
+    ray_tune.report({OUTCOME: [outcome]})
 
 
 def _raised_by_trial(failure: BaseException) -> BaseException | None:
@@ -61,4 +59,5 @@ def _raised_by_trial(failure: BaseException) -> BaseException | None:
 def _work(config: dict[str, Any]) -> Outcome:
     job: SweepJob = config[JOB]
     torch.set_num_threads(job.threads)
-    return train_trial(TrialConfig(**json.loads(config[TRIAL])), job, get_device(), dist.group.WORLD)
+    (trial,) = trials_of(config)
+    return train_trial(trial, job, get_device(), dist.group.WORLD)

@@ -1,0 +1,267 @@
+"""A cohort: several trials of one network trained as one batched computation, each with its own gate.
+
+Small networks leave a GPU idle between kernels. Here the weights of K trials are stacked, one batched kernel serves all
+of them, and λ, μ, γ, mode, regularizer, seed and learning rate are vectors of K. Every trial sees the images, the
+initialization and the decisions that it would have had alone; sums are rounded in another order.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.nn.functional import cross_entropy
+
+from gcsr.augment import crop_and_flip, draw_crops
+from gcsr.config import TrialConfig
+from gcsr.data import Dataset
+from gcsr.errors import ConfigError
+from gcsr.gate import Gate, choose_gamma
+from gcsr.models import build_model
+from gcsr.optim import regularized_parameters
+from gcsr.precision import autocast, matmul_precision
+from gcsr.records import EpochRecord, TrialResult, summarized
+
+__all__ = ["COMMON_FIELDS", "cohort_key", "train_cohort"]
+
+COMMON_FIELDS = ("dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "precision", "holdout")
+
+
+def cohort_key(config: TrialConfig) -> tuple[object, ...]:
+    """What trials must have in common to be trained together."""
+    return tuple(getattr(config, name) for name in COMMON_FIELDS)
+
+
+def train_cohort(configs: Sequence[TrialConfig], data: Dataset) -> list[TrialResult]:
+    """Train all trials together, without checkpoints.
+
+    Args:
+        configs: trials with the same `cohort_key`.
+        data: their data set, with their hold-out.
+
+    Returns:
+        One result a trial, in order; ``seconds`` is its share of the cohort's.
+
+    Raises:
+        ConfigError: the trials differ in what they must have in common.
+    """
+    for config in configs:
+        for name in COMMON_FIELDS:
+            if getattr(config, name) != getattr(configs[0], name):
+                expected = f"{getattr(configs[0], name)!r}, as the cohort's first trial has"
+                raise ConfigError(name, getattr(config, name), expected)
+    device = data.train_images.device
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        matmul_precision(configs[0].precision),
+    ):
+        cohort = _Cohort(configs, data)
+        for epoch in range(configs[0].epochs):  # type: ignore[arg-type]
+            cohort.train_epoch(epoch)
+        return cohort.results()
+
+
+class _Cohort:
+    def __init__(self, configs: Sequence[TrialConfig], data: Dataset) -> None:
+        self.configs, self.data, self.device = configs, data, data.train_images.device
+        self.first = configs[0]
+        models = [self._built(config) for config in configs]
+        regularized = {id(p) for p in regularized_parameters(models[0])}
+        self.regularized = [name for name, p in models[0].named_parameters() if id(p) in regularized]
+        self.parameters = sum(p.numel() for p in models[0].parameters())
+        stacked, _ = stack_module_state(models)
+        self.weights: dict[str, Tensor] = {name: p.detach().requires_grad_() for name, p in stacked.items()}
+        self.momenta: dict[str, Tensor] = {}
+        self.size = sum(self.weights[name][0].numel() for name in self.regularized)
+        self.skeleton = models[0].to("meta")
+        self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
+        self.gates = [
+            Gate(
+                mode=config.mode,
+                gamma=None if config.gamma == "auto" else 5 if config.gamma is None else config.gamma,
+                mu=0.6 if config.mu is None else config.mu,
+            )
+            for config in configs
+        ]
+        self.lam = self._vector([config.lam for config in configs])
+        self.l2 = torch.tensor([config.regularizer != "l1" for config in configs], device=self.device)
+        self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
+        self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
+        self.inputs = None if self.first.augment else data.normalized(data.train_images)
+        self.records: list[list[EpochRecord]] = [[] for _ in configs]
+        self.diverged = [False] * len(configs)
+
+    def _built(self, config: TrialConfig) -> nn.Module:
+        torch.manual_seed(config.seed)
+        return build_model(
+            config.model,
+            input_shape=self.data.input_shape,
+            classes=self.data.classes,
+            width=config.width,
+            dropout=config.dropout or 0.0,
+        ).to(self.device)
+
+    def _vector(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    def train_epoch(self, epoch: int) -> None:
+        """One pass of every trial over its own order of the training images, and the measurements."""
+        began = time.perf_counter()
+        self._choose_gammas(epoch)
+        lrs = [config.lr * config.lr_decay ** (epoch // config.lr_decay_epochs) for config in self.configs]
+        lr = self._vector(lrs)
+        momentum = self._vector([config.momentum for config in self.configs])
+        certain = torch.tensor([gate.imposed_in(epoch) for gate in self.gates], device=self.device)
+        labels = self.data.train_labels
+        order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
+        crops = None
+        if self.inputs is None:
+            crops = torch.stack([draw_crops(len(labels), generator) for generator in self.generators])
+        sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)  # steps π imposed |g| loss
+        for low in range(0, len(labels), self.first.batch_size):
+            rows = order[:, low : low + self.first.batch_size]
+            images = self._batch(rows, None if crops is None else crops[:, low : low + self.first.batch_size])
+            loss = self._losses(images, labels[rows])
+            grads = dict(zip(self.weights, torch.autograd.grad(loss.sum(), list(self.weights.values())), strict=True))
+            with torch.no_grad():
+                pi, grad_sum = self._coherence(grads)
+                imposed = torch.where(self.by_pi, pi > self.mu, certain)
+                self._update(grads, imposed * self.lam, lr, momentum)
+                ones = torch.ones_like(pi)
+                measured = (ones, pi, imposed.double(), grad_sum / self.size, loss.double() * rows.shape[1])
+                sums += torch.stack(measured, 1)
+        self._record(epoch, sums, lrs, began)
+
+    def _choose_gammas(self, epoch: int) -> None:
+        for k, (config, gate) in enumerate(zip(self.configs, self.gates, strict=True)):
+            if gate.mode == "ours" and gate.gamma is None:
+                previous = self.records[k][-1].pi if self.records[k] else None
+                threshold = 0.6 if config.gamma_threshold is None else config.gamma_threshold
+                self.gates[k] = replace(gate, gamma=choose_gamma(epoch, previous, threshold))
+
+    def _batch(self, rows: Tensor, crops: Tensor | None) -> Tensor:
+        """Network input ``[K, B, C, H, W]`` for rows ``[K, B]``."""
+        if self.inputs is not None:
+            return self.inputs[rows]
+        assert crops is not None
+        images = crop_and_flip(self.data.train_images[rows.flatten()], crops.flatten(0, 1))
+        network_input = self.data.normalized(images)
+        return network_input.view(*rows.shape, *network_input.shape[1:])
+
+    def _logits(self, images: Tensor, *, same: bool) -> Tensor:
+        """Float32 logits ``[K, B, classes]``; with ``same`` all trials get the images ``[B, C, H, W]``."""
+
+        def one(weights: dict[str, Tensor], batch: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self.skeleton, weights, (batch,))
+            return logits
+
+        every = torch.func.vmap(one, in_dims=(0, None if same else 0), randomness="different")
+        with autocast(self.first.precision, self.device):
+            logits: Tensor = every(self.weights, images)
+        return logits.to(torch.float32)
+
+    def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of each trial's batch: ``[K]``."""
+        logits = self._logits(images, same=False)
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+
+    def _coherence(self, grads: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Eq. 9 for each trial: π (NaN where a gradient is not finite) and Σ|g|, both float64 ``[K]``."""
+        count = len(self.configs)
+        coherent = torch.zeros(count, dtype=torch.int64, device=self.device)
+        n, grad_sum = torch.zeros_like(coherent), torch.zeros(count, dtype=torch.float64, device=self.device)
+        l2 = self.l2.view(-1, 1)
+        scale = torch.where(self.l2, 2 * self.lam, self.lam).view(-1, 1)
+        for name in self.regularized:
+            g, w = grads[name].flatten(1), self.weights[name].flatten(1)
+            kept = (torch.where(l2, w, w.sign()) * scale).add_(g).mul_(g.sign())
+            coherent += (kept > 0).sum(1)
+            n += (g != 0).sum(1)
+            grad_sum += g.abs().sum(1, dtype=torch.float64)
+        pi = coherent.double() / n.clamp(min=1).double()
+        return torch.where(grad_sum.isfinite(), pi, torch.nan), grad_sum
+
+    def _update(self, grads: dict[str, Tensor], lam_t: Tensor, lr: Tensor, momentum: Tensor) -> None:
+        """SGD with the penalty of L2 in front of the momentum and eq. 10 of L1 behind the step; all ``[K]``."""
+        for name, w in self.weights.items():
+            shape = (-1,) + (1,) * (w.dim() - 1)
+            g = grads[name]
+            imposed = name in self.regularized
+            if imposed:
+                g = g + (2 * torch.where(self.l2, lam_t, 0)).view(shape) * w
+            buffer = self.momenta.get(name)
+            if buffer is None:
+                self.momenta[name] = buffer = g.clone()
+            else:
+                buffer.mul_(momentum.view(shape)).add_(g)
+            w.sub_(lr.view(shape) * buffer)
+            if imposed:
+                z = (lr * torch.where(self.l2, 0, lam_t)).view(shape)
+                w.sub_(torch.clamp(w, -z, z))
+
+    @torch.no_grad()
+    def _record(self, epoch: int, sums: Tensor, lrs: Sequence[float], began: float) -> None:
+        data, count = self.data, len(self.configs)
+        test = self._correct(data.test_images, data.test_labels)
+        val = None
+        if data.val_images is not None and data.val_labels is not None:
+            val = self._correct(data.val_images, data.val_labels)
+        everything = [p.flatten(1) for p in self.weights.values()]
+        nonzero = torch.stack([(p != 0).sum(1) for p in everything]).sum(0)
+        absolute = [self.weights[name].flatten(1).abs().sum(1, dtype=torch.float64) for name in self.regularized]
+        rows = torch.stack(
+            [
+                *sums.T,
+                test.double(),
+                1 - nonzero.double() / self.parameters,
+                torch.stack(absolute).sum(0) / self.size,
+                (test if val is None else val).double(),
+            ]
+        ).T.tolist()
+        seconds = (time.perf_counter() - began) / count
+        for k, (steps, pi, imposed, grad, loss, correct, sparse, weight_mean, held) in enumerate(rows):
+            if not (math.isfinite(grad) and math.isfinite(loss)):
+                self.diverged[k] = True
+            if self.diverged[k]:
+                continue
+            self.records[k].append(
+                EpochRecord(
+                    epoch=epoch,
+                    train_loss=loss / len(data.train_labels),
+                    test_accuracy=correct / len(data.test_labels),
+                    val_accuracy=None if data.val_labels is None else held / len(data.val_labels),
+                    pi=pi / steps,
+                    imposed_fraction=imposed / steps,
+                    grad_abs_mean=grad / steps,
+                    weight_abs_mean=weight_mean,
+                    sparsity=sparse,
+                    lr=lrs[k],
+                    lam_effective=self.configs[k].lam * imposed / steps,
+                    seconds=seconds,
+                )
+            )
+
+    def _correct(self, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
+        """How many images each trial classifies correctly: int64 ``[K]``."""
+        correct = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
+        self.skeleton.eval()
+        for batch, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            correct += (self._logits(self.data.normalized(batch), same=True).argmax(2) == target).sum(1)
+        self.skeleton.train()
+        return correct
+
+    def results(self) -> list[TrialResult]:
+        """How each trial ended."""
+        return [
+            summarized(
+                self.records[k],
+                self.data,
+                diverged=self.diverged[k],
+                gamma_used=gate.gamma if gate.mode == "ours" else None,
+                parameters=self.parameters,
+            )
+            for k, gate in enumerate(self.gates)
+        ]
