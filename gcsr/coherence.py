@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gcsr.native import NativePass, PassTensor, eligible, library
+from gcsr.native import ParameterPass, PassTensor, eligible, library
 from gcsr.penalty import Regularizer, penalty_gradient
 
 if TYPE_CHECKING:
@@ -145,10 +145,16 @@ class CoherenceCounter:
         self._device = self.params[0].device
         slices = counted_slices(self.params, rank, world_size)
         loaded = library() if eligible(self.params) else None
-        self._native: NativePass | None = None
+        self._native: ParameterPass | None = None
         if loaded is not None:
-            tensors = [PassTensor(self.params[i], start, stop) for i, start, stop in slices]
-            self._native = NativePass(loaded, tensors, self._scale, regularizer)
+            counted = {i: (start, stop) for i, start, stop in slices}
+            tensors = [
+                PassTensor(elements=p.numel(), low=low, high=high, lam=lam, regularizer=regularizer)
+                for p, (low, high) in zip(
+                    self.params, (counted.get(i, (0, 0)) for i in range(len(params))), strict=True
+                )
+            ]
+            self._native = ParameterPass(loaded, self.params, tensors)
         piece = _CPU_PIECE if self._device.type == "cpu" else 1 << 62
         self._gathered: list[list[tuple[int, int, int]]] = []  # groups of small slices
         self._pieces: list[tuple[int, int, int]] = []
@@ -167,7 +173,7 @@ class CoherenceCounter:
         """Counts over the parameters' current ``.grad`` and values (see `Counts`)."""
         if self._native is not None and self._native.point():
             self._native.run(count=True)
-            return Counts(*self._native.totals())
+            return Counts(*self._native.counts())
         return self._count_with_torch()
 
     def _count_with_torch(self) -> Counts:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gcsr.coherence import Counts
-from gcsr.native import NativePass, PassTensor, eligible, library
+from gcsr.native import ParameterPass, PassTensor, eligible, library
 from gcsr.penalty import Regularizer
 
 __all__ = ["FusedSGD"]
@@ -43,8 +43,11 @@ class FusedSGD:
         self._l2 = regularizer == "l2"
         self._params: list[Tensor] = [p for group in inner.param_groups for p in group["params"]]
         self._regularized = [id(p) in regularized for p in self._params]
-        tensors = [PassTensor(p, *counted.get(id(p), (0, 0))) for p in self._params]
-        self._pass = NativePass(loaded, tensors, 2 * lam if self._l2 else lam, regularizer)
+        tensors = [
+            PassTensor(elements=p.numel(), low=low, high=high, lam=lam, regularizer=regularizer)
+            for p, (low, high) in zip(self._params, (counted.get(id(p), (0, 0)) for p in self._params), strict=True)
+        ]
+        self._pass = ParameterPass(loaded, self._params, tensors)
 
     @staticmethod
     def suits(inner: torch.optim.Optimizer) -> bool:
@@ -77,7 +80,7 @@ class FusedSGD:
         return self._counts() if count else None
 
     def _counts(self) -> Counts:
-        return Counts(*self._pass.totals())
+        return Counts(*self._pass.counts())
 
     def _fill(self) -> None:
         table, index = self._pass.table, 0

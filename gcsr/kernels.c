@@ -24,13 +24,21 @@ typedef struct {
     const float *g;     /* gradient; NULL: the tensor takes no part */
     int64_t n;          /* elements */
     int64_t low, high;  /* the range of them that is counted here */
+    float penalty;      /* 2*lam (L2) or lam (L1): what pi is measured with */
     float lr;
     float momentum;
     float decay;        /* of the optimizer itself, where the method does not regularize */
-    float l2;           /* 2 where L2 is imposed with strength *lam_t, or 0 */
-    float l1;           /* lr where L1 is imposed with strength *lam_t, or 0 */
+    float l2;           /* 2 where L2 is imposed with strength lam_t, or 0 */
+    float l1;           /* lr where L1 is imposed with strength lam_t, or 0 */
+    int32_t sign;       /* pi is measured with the penalty of L1 */
     int32_t first;      /* the momentum buffer is new: it takes the gradient as it is */
+    int32_t group;      /* which counts and which lam_t are its */
 } Tensor;
+
+typedef struct {
+    double sum;          /* of |g| */
+    int32_t coherent, n; /* eq. 9 */
+} Tally;
 
 static inline floats load(const float *p) {
     floats v;
@@ -54,27 +62,26 @@ static inline void tally(floats g, floats w, float penalty, int l1, ints *cohere
     *sum += (floats)((ints)g & 0x7fffffff);
 }
 
-static double count_range(const Tensor *t, int64_t from, int64_t to, float penalty, int l1, int64_t *coherent_sum,
-                          int64_t *n_sum) {
+static Tally count_range(const Tensor *t, int64_t from, int64_t to) {
     ints coherent = {0}, n = {0};
     floats sum = {0};
     int64_t i = from;
     for (; i + LANES <= to; i += LANES) {
         __builtin_prefetch(t->g + i + AHEAD);
         __builtin_prefetch(t->w + i + AHEAD);
-        tally(load(t->g + i), load(t->w + i), penalty, l1, &coherent, &n, &sum);
+        tally(load(t->g + i), load(t->w + i), t->penalty, t->sign, &coherent, &n, &sum);
     }
     if (i < to) { /* the rest, filled up with zeros: those are not counted */
         float g[LANES] = {0}, w[LANES] = {0};
         memcpy(g, t->g + i, (to - i) * sizeof *g);
         memcpy(w, t->w + i, (to - i) * sizeof *w);
-        tally(load(g), load(w), penalty, l1, &coherent, &n, &sum);
+        tally(load(g), load(w), t->penalty, t->sign, &coherent, &n, &sum);
     }
-    double total = 0;
+    Tally total = {0, 0, 0};
     for (int lane = 0; lane < LANES; lane++) {
-        *coherent_sum += coherent[lane];
-        *n_sum += n[lane];
-        total += sum[lane];
+        total.coherent += coherent[lane];
+        total.n += n[lane];
+        total.sum += sum[lane];
     }
     return total;
 }
@@ -107,16 +114,14 @@ static void update_range(const Tensor *t, float lam_t, int64_t from, int64_t to)
     }
 }
 
-/* Counts (if asked to) and updates (if lam_t is given) all tensors: counts[0] += coherent, counts[1] += n,
- * *sum += sum of |g|. first_block holds the number of each tensor's first block, and of the block after the last;
- * sums has room for one number a block. penalty is 2*lam (L2) or lam (L1): what pi is measured with. */
-void gcsr_pass(const Tensor *tensors, int64_t number, const int64_t *first_block, double *sums, float penalty,
-               int32_t l1, int32_t count, const float *lam_t, int32_t threads, int64_t *counts, double *sum) {
+/* Counts (if asked to) and updates (if lam_t is given) all tensors. first_block holds the number of each tensor's first
+ * block, and of the block after the last; tallies has room for each block. lam_t, coherent, n and sum have one number a
+ * group; the last three are added to. */
+void gcsr_pass(const Tensor *tensors, int64_t number, const int64_t *first_block, Tally *tallies, int32_t count,
+               const float *lam_t, int32_t threads, int64_t *coherent, int64_t *n, double *sum) {
     const int64_t blocks = first_block[number];
-    const float strength = lam_t ? *lam_t : 0;
-    int64_t coherent = 0, n = 0;
     /* With torch's own OpenMP threads, where there are any: others would fight with them for the cores. */
-#pragma omp parallel num_threads(threads) reduction(+ : coherent, n)
+#pragma omp parallel num_threads(threads)
     {
         int64_t index = 0;
 #pragma omp for schedule(static)
@@ -126,15 +131,21 @@ void gcsr_pass(const Tensor *tensors, int64_t number, const int64_t *first_block
             const int64_t from = (block - first_block[index]) * BLOCK;
             const int64_t to = from + BLOCK < t->n ? from + BLOCK : t->n;
             const int64_t low = t->low > from ? t->low : from, high = t->high < to ? t->high : to;
-            sums[block] = 0;
+            tallies[block] = (Tally){0, 0, 0};
             if (!t->g) continue;
-            if (count && low < high) sums[block] = count_range(t, low, high, penalty, l1, &coherent, &n);
-            if (lam_t) update_range(t, strength, from, to);
+            if (count && low < high) tallies[block] = count_range(t, low, high);
+            if (lam_t) update_range(t, lam_t[t->group], from, to);
         }
     }
-    counts[0] += coherent;
-    counts[1] += n;
-    for (int64_t block = 0; block < blocks; block++) *sum += sums[block];
+    if (!count) return;
+    for (int64_t index = 0; index < number; index++) {
+        const int32_t group = tensors[index].group;
+        for (int64_t block = first_block[index]; block < first_block[index + 1]; block++) {
+            coherent[group] += tallies[block].coherent;
+            n[group] += tallies[block].n;
+            sum[group] += tallies[block].sum;
+        }
+    }
 }
 
 int32_t gcsr_block(void) { return BLOCK; }

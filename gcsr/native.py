@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gcsr.penalty import Regularizer
 
-__all__ = ["NativePass", "PassTensor", "eligible", "library"]
+__all__ = ["NativePass", "ParameterPass", "PassTensor", "eligible", "library"]
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
@@ -37,13 +37,20 @@ class _Tensor(ctypes.Structure):
         ("n", ctypes.c_int64),
         ("low", ctypes.c_int64),
         ("high", ctypes.c_int64),
+        ("penalty", ctypes.c_float),
         ("lr", ctypes.c_float),
         ("momentum", ctypes.c_float),
         ("decay", ctypes.c_float),
         ("l2", ctypes.c_float),
         ("l1", ctypes.c_float),
+        ("sign", ctypes.c_int32),
         ("first", ctypes.c_int32),
+        ("group", ctypes.c_int32),
     )
+
+
+class _Tally(ctypes.Structure):
+    _fields_ = (("sum", ctypes.c_double), ("coherent", ctypes.c_int32), ("n", ctypes.c_int32))
 
 
 @functools.cache
@@ -121,43 +128,97 @@ def _dense(tensor: Tensor) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PassTensor:
-    """A parameter, and the range ``low … high`` of its elements (in memory order) that is counted here."""
+    """What the passes know of one tensor.
 
-    parameter: Tensor
+    Attributes:
+        elements: how many it has.
+        low, high: the range of them, in memory order, that is counted here; empty for none.
+        lam: target λ, that π is measured with.
+        regularizer: ``"l1"`` or ``"l2"``.
+        group: which counts it is added to, and which λ is imposed on it.
+    """
+
+    elements: int
     low: int = 0
     high: int = 0
+    lam: float = 0.0
+    regularizer: Regularizer = "l2"
+    group: int = 0
 
 
 class NativePass:
-    """Passes over a fixed list of parameters and their gradients.
+    """Passes over a fixed list of tensors.
 
     Args:
         loaded: of `library`.
-        tensors: the parameters; `eligible`.
-        penalty: 2λ for L2, λ for L1: what π is measured with.
-        regularizer: ``"l1"`` or ``"l2"``.
+        tensors: the tensors; where they, their gradients and momentum lie is written into `table`.
+        groups: number of groups.
     """
 
-    def __init__(
-        self, loaded: ctypes.CDLL, tensors: Sequence[PassTensor], penalty: float, regularizer: Regularizer
-    ) -> None:
+    def __init__(self, loaded: ctypes.CDLL, tensors: Sequence[PassTensor], groups: int = 1) -> None:
         self._call = loaded.gcsr_pass
         block = loaded.gcsr_block()
-        self._params = [tensor.parameter for tensor in tensors]
-        self._strides = [p.stride() for p in self._params]
         self.table = (_Tensor * len(tensors))()
         firsts = [0]
         for entry, tensor in zip(self.table, tensors, strict=True):
-            entry.n, entry.low, entry.high = tensor.parameter.numel(), tensor.low, tensor.high
-            firsts.append(firsts[-1] + -(-entry.n // block))
+            entry.n, entry.low, entry.high, entry.group = tensor.elements, tensor.low, tensor.high, tensor.group
+            entry.penalty = 2 * tensor.lam if tensor.regularizer == "l2" else tensor.lam
+            entry.sign = tensor.regularizer == "l1"
+            firsts.append(firsts[-1] + -(-tensor.elements // block))
         self._first_block = (ctypes.c_int64 * len(firsts))(*firsts)
-        self._sums = (ctypes.c_double * max(1, firsts[-1]))()
-        self._penalty, self._l1 = ctypes.c_float(penalty), int(regularizer == "l1")
-        self._elements = sum(entry.n for entry in self.table)
-        self._counts = torch.zeros(2, dtype=torch.int64)
-        self._grad_sum = torch.zeros(1, dtype=torch.float64)
+        self._tallies = (_Tally * max(1, firsts[-1]))()
+        self._elements = sum(tensor.elements for tensor in tensors)
+        self._counts = torch.zeros(2, groups, dtype=torch.int64)
+        self._grad_sum = torch.zeros(groups, dtype=torch.float64)
+
+    def run(self, *, count: bool, lam_t: Tensor | None = None) -> None:
+        """One pass over memory: eq. 9's counts, or the update that `table` says, or both.
+
+        Args:
+            count: count, before the update.
+            lam_t: float32, one number a group; read by the pass itself. None: no update.
+        """
+        if count:
+            self._counts.zero_()
+            self._grad_sum.zero_()
+        threads = torch.get_num_threads() if self._elements >= _PARALLEL_FROM else 1
+        counts = self._counts.data_ptr()
+        self._call(
+            self.table,
+            ctypes.c_int64(len(self.table)),
+            self._first_block,
+            self._tallies,
+            int(count),
+            None if lam_t is None else ctypes.c_void_p(lam_t.data_ptr()),
+            threads,
+            ctypes.c_void_p(counts),
+            ctypes.c_void_p(counts + 8 * self._counts.shape[1]),
+            ctypes.c_void_p(self._grad_sum.data_ptr()),
+        )
+
+    def totals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the last counting `run`: coherent and n (int64), and Σ|g| over what was counted (float64), a number each
+        group.
+        """
+        coherent, n = self._counts.clone().unbind()
+        return coherent, n, self._grad_sum.clone()
+
+
+class ParameterPass(NativePass):
+    """Passes over parameters and their ``.grad``, in one group.
+
+    Args:
+        loaded: of `library`.
+        params: `eligible`.
+        tensors: what is known of each.
+    """
+
+    def __init__(self, loaded: ctypes.CDLL, params: Sequence[Tensor], tensors: Sequence[PassTensor]) -> None:
+        super().__init__(loaded, tensors)
+        self._params = list(params)
+        self._strides = [p.stride() for p in self._params]
 
     def point(self) -> bool:
         """Look where weights and gradients are now; False if a gradient is not of its weight's dtype and layout."""
@@ -173,32 +234,7 @@ class NativePass:
             entry.g, entry.w = g.data_ptr(), p.data_ptr()
         return True
 
-    def run(self, *, count: bool, lam_t: Tensor | None = None) -> None:
-        """One pass over memory, after `point` said True: eq. 9's counts, or the update that `table` says, or both.
-
-        Args:
-            count: count, before the update.
-            lam_t: float32, 0-dim; read by the pass itself. None: no update.
-        """
-        if count:
-            self._counts.zero_()
-            self._grad_sum.zero_()
-        threads = torch.get_num_threads() if self._elements >= _PARALLEL_FROM else 1
-        self._call(
-            self.table,
-            ctypes.c_int64(len(self._params)),
-            self._first_block,
-            self._sums,
-            self._penalty,
-            self._l1,
-            int(count),
-            None if lam_t is None else ctypes.c_void_p(lam_t.data_ptr()),
-            threads,
-            ctypes.c_void_p(self._counts.data_ptr()),
-            ctypes.c_void_p(self._grad_sum.data_ptr()),
-        )
-
-    def totals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the last counting `run`: coherent and n (int64), and Σ|g| over what was counted (float64), all 0-dim."""
-        coherent, n = self._counts.clone().unbind()
-        return coherent, n, self._grad_sum[0].clone()
+    def counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`totals` of the only group: 0-dim."""
+        coherent, n, grad_sum = self.totals()
+        return coherent[0], n[0], grad_sum[0]
