@@ -16,6 +16,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
 from gcsr.augment import crop_and_flip, draw_crops
+from gcsr.cohort_step import stepper
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
@@ -74,7 +75,7 @@ class _Cohort:
         self.parameters = sum(p.numel() for p in models[0].parameters())
         stacked, _ = stack_module_state(models)
         self.weights: dict[str, Tensor] = {name: p.detach().requires_grad_() for name, p in stacked.items()}
-        self.momenta: dict[str, Tensor] = {}
+        self.stepper = stepper(self.weights, self.regularized, configs)
         self.size = sum(self.weights[name][0].numel() for name in self.regularized)
         self.skeleton = models[0].to("meta")
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
@@ -86,8 +87,7 @@ class _Cohort:
             )
             for config in configs
         ]
-        self.lam = self._vector([config.lam for config in configs])
-        self.l2 = torch.tensor([config.regularizer != "l1" for config in configs], device=self.device)
+        self.lam = torch.tensor([config.lam for config in configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
         self.inputs = None if self.first.augment else data.normalized(data.train_images)
@@ -104,16 +104,12 @@ class _Cohort:
             dropout=config.dropout or 0.0,
         ).to(self.device)
 
-    def _vector(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
-
     def train_epoch(self, epoch: int) -> None:
         """One pass of every trial over its own order of the training images, and the measurements."""
         began = time.perf_counter()
         self._choose_gammas(epoch)
         lrs = [config.lr * config.lr_decay ** (epoch // config.lr_decay_epochs) for config in self.configs]
-        lr = self._vector(lrs)
-        momentum = self._vector([config.momentum for config in self.configs])
+        self.stepper.start_epoch(lrs)
         certain = torch.tensor([gate.imposed_in(epoch) for gate in self.gates], device=self.device)
         labels = self.data.train_labels
         order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
@@ -127,9 +123,9 @@ class _Cohort:
             loss = self._losses(images, labels[rows])
             grads = dict(zip(self.weights, torch.autograd.grad(loss.sum(), list(self.weights.values())), strict=True))
             with torch.no_grad():
-                pi, grad_sum = self._coherence(grads)
+                pi, grad_sum = self.stepper.coherence(grads)
                 imposed = torch.where(self.by_pi, pi > self.mu, certain)
-                self._update(grads, imposed * self.lam, lr, momentum)
+                self.stepper.update(grads, imposed * self.lam)
                 ones = torch.ones_like(pi)
                 measured = (ones, pi, imposed.double(), grad_sum / self.size, loss.double() * rows.shape[1])
                 sums += torch.stack(measured, 1)
@@ -167,40 +163,6 @@ class _Cohort:
         """Mean cross-entropy of each trial's batch: ``[K]``."""
         logits = self._logits(images, same=False)
         return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
-
-    def _coherence(self, grads: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Eq. 9 for each trial: π (NaN where a gradient is not finite) and Σ|g|, both float64 ``[K]``."""
-        count = len(self.configs)
-        coherent = torch.zeros(count, dtype=torch.int64, device=self.device)
-        n, grad_sum = torch.zeros_like(coherent), torch.zeros(count, dtype=torch.float64, device=self.device)
-        l2 = self.l2.view(-1, 1)
-        scale = torch.where(self.l2, 2 * self.lam, self.lam).view(-1, 1)
-        for name in self.regularized:
-            g, w = grads[name].flatten(1), self.weights[name].flatten(1)
-            kept = (torch.where(l2, w, w.sign()) * scale).add_(g).mul_(g.sign())
-            coherent += (kept > 0).sum(1)
-            n += (g != 0).sum(1)
-            grad_sum += g.abs().sum(1, dtype=torch.float64)
-        pi = coherent.double() / n.clamp(min=1).double()
-        return torch.where(grad_sum.isfinite(), pi, torch.nan), grad_sum
-
-    def _update(self, grads: dict[str, Tensor], lam_t: Tensor, lr: Tensor, momentum: Tensor) -> None:
-        """SGD with the penalty of L2 in front of the momentum and eq. 10 of L1 behind the step; all ``[K]``."""
-        for name, w in self.weights.items():
-            shape = (-1,) + (1,) * (w.dim() - 1)
-            g = grads[name]
-            imposed = name in self.regularized
-            if imposed:
-                g = g + (2 * torch.where(self.l2, lam_t, 0)).view(shape) * w
-            buffer = self.momenta.get(name)
-            if buffer is None:
-                self.momenta[name] = buffer = g.clone()
-            else:
-                buffer.mul_(momentum.view(shape)).add_(g)
-            w.sub_(lr.view(shape) * buffer)
-            if imposed:
-                z = (lr * torch.where(self.l2, 0, lam_t)).view(shape)
-                w.sub_(torch.clamp(w, -z, z))
 
     @torch.no_grad()
     def _record(self, epoch: int, sums: Tensor, lrs: Sequence[float], began: float) -> None:

@@ -1,0 +1,160 @@
+"""The gated step of a cohort: coherence (eq. 9) and update (eq. 2, 10) of K trials whose weights are stacked."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gcsr.config import TrialConfig
+from gcsr.native import NativePass, PassTensor, eligible, library
+
+__all__ = ["NativeStep", "Stepper", "TorchStep", "stepper"]
+
+
+class Stepper(Protocol):
+    """The gated step, for stacked weights ``[K, …]``."""
+
+    def start_epoch(self, lrs: Sequence[float]) -> None:
+        """Set the learning rates of the next steps, one a trial."""
+
+    def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Eq. 9 for each trial: π (NaN where a gradient is not finite) and Σ|g|, both float64 ``[K]``."""
+
+    def update(self, grads: Mapping[str, Tensor], lam_t: Tensor) -> None:
+        """SGD with the penalty of L2 in front of the momentum and eq. 10 of L1 behind it.
+
+        Args:
+            grads: as given to `coherence` just before.
+            lam_t: float32 ``[K]``.
+        """
+
+
+def stepper(weights: Mapping[str, Tensor], regularized: Sequence[str], configs: Sequence[TrialConfig]) -> Stepper:
+    """The fastest step for these weights.
+
+    Args:
+        weights: name → the weights of all trials ``[K, …]``; updated in place.
+        regularized: names of the regularized ones.
+        configs: the trials.
+    """
+    loaded = library()
+    if loaded is not None and eligible([weight.detach() for weight in weights.values()]):
+        return NativeStep(loaded, weights, regularized, configs)
+    return TorchStep(weights, regularized, configs)
+
+
+class TorchStep:
+    """With torch's operations, on any device."""
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], regularized: Sequence[str], configs: Sequence[TrialConfig]
+    ) -> None:
+        self._weights, self._regularized = weights, regularized
+        self._device = next(iter(weights.values())).device
+        self._lam = self._vector([config.lam for config in configs])
+        self._momentum = self._vector([config.momentum for config in configs])
+        self._l2 = torch.tensor([config.regularizer != "l1" for config in configs], device=self._device)
+        self._lr = self._vector([config.lr for config in configs])
+        self._buffers: dict[str, Tensor] = {}
+
+    def _vector(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+    def start_epoch(self, lrs: Sequence[float]) -> None:
+        self._lr = self._vector(lrs)
+
+    def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        coherent = torch.zeros(len(self._lam), dtype=torch.int64, device=self._device)
+        n, grad_sum = torch.zeros_like(coherent), coherent.double()
+        l2 = self._l2.view(-1, 1)
+        scale = torch.where(self._l2, 2 * self._lam, self._lam).view(-1, 1)
+        for name in self._regularized:
+            g, w = grads[name].flatten(1), self._weights[name].flatten(1)
+            kept = (torch.where(l2, w, w.sign()) * scale).add_(g).mul_(g.sign())
+            coherent += (kept > 0).sum(1)
+            n += (g != 0).sum(1)
+            grad_sum += g.abs().sum(1, dtype=torch.float64)
+        return _rate(coherent, n, grad_sum), grad_sum
+
+    def update(self, grads: Mapping[str, Tensor], lam_t: Tensor) -> None:
+        for name, w in self._weights.items():
+            shape = (-1,) + (1,) * (w.dim() - 1)
+            g, imposed = grads[name], name in self._regularized
+            if imposed:
+                g = g + (2 * torch.where(self._l2, lam_t, 0)).view(shape) * w
+            buffer = self._buffers.get(name)
+            if buffer is None:
+                self._buffers[name] = buffer = g.clone()
+            else:
+                buffer.mul_(self._momentum.view(shape)).add_(g)
+            w.sub_(self._lr.view(shape) * buffer)
+            if imposed:
+                z = (self._lr * torch.where(self._l2, 0, lam_t)).view(shape)
+                w.sub_(torch.clamp(w, -z, z))
+
+
+class NativeStep:
+    """With the compiled passes: float32 on CPUs. A trial is a group of the pass."""
+
+    def __init__(
+        self,
+        loaded: ctypes.CDLL,
+        weights: Mapping[str, Tensor],
+        regularized: Sequence[str],
+        configs: Sequence[TrialConfig],
+    ) -> None:
+        self._weights, self._configs = weights, configs
+        self._buffers = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self._held: list[Tensor] = []
+        tensors = []
+        for name, weight in weights.items():
+            size = weight[0].numel()
+            for group, config in enumerate(configs):
+                counted = size if name in regularized else 0
+                penalty = "l1" if config.regularizer == "l1" else "l2"
+                tensors.append(
+                    PassTensor(elements=size, high=counted, lam=config.lam, regularizer=penalty, group=group)  # type: ignore[arg-type]
+                )
+        self._pass = NativePass(loaded, tensors, groups=len(configs))
+        entries = iter(self._pass.table)
+        for name, weight in weights.items():
+            for k, config in enumerate(configs):
+                entry = next(entries)
+                entry.w, entry.m = weight[k].data_ptr(), self._buffers[name][k].data_ptr()
+                entry.momentum, entry.first = config.momentum, True
+        self._regularized = set(regularized)
+        self._fresh = True
+
+    def start_epoch(self, lrs: Sequence[float]) -> None:
+        entries = iter(self._pass.table)
+        for name in self._weights:
+            for config, lr in zip(self._configs, lrs, strict=True):
+                entry = next(entries)
+                entry.lr = lr
+                if name in self._regularized:
+                    entry.l2, entry.l1 = (0.0, lr) if config.regularizer == "l1" else (2.0, 0.0)
+
+    def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        self._held = [grads[name].contiguous() for name in self._weights]
+        entries = iter(self._pass.table)
+        for grad in self._held:
+            base, step = grad.data_ptr(), 4 * grad[0].numel()
+            for k in range(len(self._configs)):
+                next(entries).g = base + k * step
+        self._pass.run(count=True)
+        coherent, n, grad_sum = self._pass.totals()
+        return _rate(coherent, n, grad_sum), grad_sum
+
+    def update(self, grads: Mapping[str, Tensor], lam_t: Tensor) -> None:
+        self._pass.run(count=False, lam_t=lam_t)
+        if self._fresh:
+            self._fresh = False
+            for entry in self._pass.table:
+                entry.first = False
+
+
+def _rate(coherent: Tensor, n: Tensor, grad_sum: Tensor) -> Tensor:
+    pi = coherent.double() / n.clamp(min=1).double()
+    return torch.where(grad_sum.isfinite(), pi, torch.nan)
