@@ -43,7 +43,7 @@ class SweepOptions:
     data: str | None = None
     device: str = "auto"
     threads: int = 1
-    cohort: int | Literal["auto"] = "auto"
+    cohort: int | Literal["auto"] = 1
 
 
 @dataclass(frozen=True, slots=True)

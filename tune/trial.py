@@ -46,7 +46,7 @@ class SweepJob:
     device: str = "auto"
     threads: int = 1
     workers: int = 1
-    cohort: int | Literal["auto"] = "auto"
+    cohort: int | Literal["auto"] = 1
     checkpoint_seconds: float = 10.0
 
 

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [gate training service growth …]``: every claim about speed, as ratios of one run."""
+"""``python -m tests.benchmarks [gate training cohort service growth]``: every claim about speed, as ratios of one run."""
 
 import os
 import platform
@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import gate, service
+from tests.benchmarks import cohort, gate, service
 from tests.benchmarks.timing import Timing
 
-PARTS = ("gate", "training", "service", "growth")
+PARTS = ("gate", "training", "cohort", "service", "growth")
 
 
 @click.command()
@@ -36,12 +36,17 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
             (f"Training step, VGG-16, batch 128, {precision}", _training(device, precision, max(3, rounds // 3)))
             for precision in ("fp32", "bf16")
         ],
+        "cohort": [(f"Cohorts of {model}, a trial", _cohorts(device, model)) for model in ("mlp2", "mlp6")],
         "service": [("Sweep beside a bare loop", lambda: service.sweep_beside_bare_loop(os.cpu_count() or 1))],
         "growth": [("Cost of a trial as the sweep goes on", lambda: service.growth(trials))],
     }
     for part in parts or PARTS:
         for title, run in runs[part]:
             _show(console, title, run())
+
+
+def _cohorts(device: str, model: str) -> Callable[[], Mapping[str, Timing]]:
+    return lambda: cohort.cohorts(device, model)
 
 
 def _training(device: str, precision: str, rounds: int) -> Callable[[], Mapping[str, Timing]]:

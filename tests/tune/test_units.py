@@ -70,7 +70,7 @@ def test_auto_measures_once_and_takes_the_faster(tmp_path, monkeypatch):
         monkeypatch.setattr(tune.units, "_measured", {})
         monkeypatch.setattr(tune.units, "_faster", lambda alone, together, faster=faster: faster)
         for _ in range(2):
-            assert [o.row["status"] for o in run_unit(configs, job(tmp_path))] != ["failed"] * 3
+            assert [o.row["status"] for o in run_unit(configs, job(tmp_path, cohort="auto"))] != ["failed"] * 3
         assert calls == expected
 
 
