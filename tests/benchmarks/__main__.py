@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [gate training cohort service growth]``: every claim about speed, as ratios of one run."""
+"""``python -m tests.benchmarks [PART …]``: every claim about speed, as ratios of one run."""
 
 import os
 import platform
