@@ -110,8 +110,15 @@ def from_environment(device_type: str) -> Iterator[tuple[dist.ProcessGroup | Non
     dist.init_process_group(backend(device), timeout=_TIMEOUT)
     try:
         yield dist.group.WORLD, device
+        _settle()
     finally:
         dist.destroy_process_group()
+
+
+def _settle() -> None:
+    """Before the process group is taken down: a rank that leaves early, or a live reference, can abort a process."""
+    gc.collect()  # whatever still holds the group must go before it does
+    dist.barrier()  # nobody hangs up while another is still talking
 
 
 def run_workers(
@@ -152,7 +159,6 @@ def _worker(
     try:
         assert dist.group.WORLD is not None
         function(dist.group.WORLD, device)
-        gc.collect()  # whatever still holds a process group must go before the group does
-        dist.barrier()  # nobody hangs up while another is still talking
+        _settle()
     finally:
         dist.destroy_process_group()
