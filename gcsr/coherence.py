@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gcsr.native import ParameterPass, PassTensor, eligible, library
+from gcsr.native import ParameterPass, eligible, library
 from gcsr.penalty import Regularizer, penalty_gradient
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["CoherenceCounter", "Counts", "count_reference", "counted_slices", "flat_slices", "local"]
+__all__ = ["CoherenceCounter", "Counts", "coherence_rate", "count_reference", "counted_slices", "flat_slices", "local"]
 
 _CPU_PIECE = 1 << 17  # elements: three float32 buffers of this size stay in a core's 2 MiB second-level cache
 _SMALL = 1 << 15  # tensors below this share one gathered piece: their cost is calls, not bytes
@@ -40,8 +40,13 @@ class Counts(NamedTuple):
     """float64: Σ|g| over what was counted; not finite as soon as one gradient is not, so it watches over them."""
 
     def rate(self) -> Tensor:
-        """π = coherent / n, float64 0-dim; 0 where ``n = 0``: no learning, so nothing to be coherent with."""
-        return self.coherent.double() / self.n.clamp(min=1).double()
+        """π of these counts, see `coherence_rate`."""
+        return coherence_rate(self.coherent, self.n)
+
+
+def coherence_rate(coherent: Tensor, n: Tensor) -> Tensor:
+    """π = coherent / n (eq. 9), float64; 0 where ``n = 0``: no learning, so nothing to be coherent with."""
+    return coherent.double() / n.clamp(min=1).double()
 
 
 def count_reference(grads: Sequence[Tensor], weights: Sequence[Tensor], lam: float, regularizer: Regularizer) -> Counts:
@@ -147,14 +152,8 @@ class CoherenceCounter:
         loaded = library() if eligible(self.params) else None
         self._native: ParameterPass | None = None
         if loaded is not None:
-            counted = {i: (start, stop) for i, start, stop in slices}
-            tensors = [
-                PassTensor(elements=p.numel(), low=low, high=high, lam=lam, regularizer=regularizer)
-                for p, (low, high) in zip(
-                    self.params, (counted.get(i, (0, 0)) for i in range(len(params))), strict=True
-                )
-            ]
-            self._native = ParameterPass(loaded, self.params, tensors)
+            counted = {index: (start, stop) for index, start, stop in slices}
+            self._native = ParameterPass(loaded, self.params, counted, lam, regularizer)
         piece = _CPU_PIECE if self._device.type == "cpu" else 1 << 62
         self._gathered: list[list[tuple[int, int, int]]] = []  # groups of small slices
         self._pieces: list[tuple[int, int, int]] = []

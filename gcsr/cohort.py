@@ -21,10 +21,10 @@ from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.gate import Gate, choose_gamma
-from gcsr.models import build_model
 from gcsr.optim import regularized_parameters
 from gcsr.precision import autocast, matmul_precision
 from gcsr.records import EpochRecord, TrialResult, summarized
+from gcsr.trainer import new_network
 
 __all__ = ["COMMON_FIELDS", "cohort_key", "train_cohort"]
 
@@ -96,13 +96,7 @@ class _Cohort:
 
     def _built(self, config: TrialConfig) -> nn.Module:
         torch.manual_seed(config.seed)
-        return build_model(
-            config.model,
-            input_shape=self.data.input_shape,
-            classes=self.data.classes,
-            width=config.width,
-            dropout=config.dropout or 0.0,
-        ).to(self.device)
+        return new_network(config, self.data)
 
     def train_epoch(self, epoch: int) -> None:
         """One pass of every trial over its own order of the training images, and the measurements."""

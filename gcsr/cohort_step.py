@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gcsr.coherence import coherence_rate
 from gcsr.config import TrialConfig
 from gcsr.native import NativePass, PassTensor, eligible, library
 
@@ -156,5 +157,4 @@ class NativeStep:
 
 
 def _rate(coherent: Tensor, n: Tensor, grad_sum: Tensor) -> Tensor:
-    pi = coherent.double() / n.clamp(min=1).double()
-    return torch.where(grad_sum.isfinite(), pi, torch.nan)
+    return torch.where(grad_sum.isfinite(), coherence_rate(coherent, n), torch.nan)

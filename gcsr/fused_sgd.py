@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gcsr.coherence import Counts
-from gcsr.native import ParameterPass, PassTensor, eligible, library
+from gcsr.native import ParameterPass, eligible, library
 from gcsr.penalty import Regularizer
 
 __all__ = ["FusedSGD"]
@@ -43,11 +43,8 @@ class FusedSGD:
         self._l2 = regularizer == "l2"
         self._params: list[Tensor] = [p for group in inner.param_groups for p in group["params"]]
         self._regularized = [id(p) in regularized for p in self._params]
-        tensors = [
-            PassTensor(elements=p.numel(), low=low, high=high, lam=lam, regularizer=regularizer)
-            for p, (low, high) in zip(self._params, (counted.get(id(p), (0, 0)) for p in self._params), strict=True)
-        ]
-        self._pass = ParameterPass(loaded, self._params, tensors)
+        own = {index: counted[id(p)] for index, p in enumerate(self._params) if id(p) in counted}
+        self._pass = ParameterPass(loaded, self._params, own, lam, regularizer)
 
     @staticmethod
     def suits(inner: torch.optim.Optimizer) -> bool:

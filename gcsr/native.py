@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,10 +212,23 @@ class ParameterPass(NativePass):
     Args:
         loaded: of `library`.
         params: `eligible`.
-        tensors: what is known of each.
+        counted: index of a parameter → the range of its elements that is counted here; none of the others'.
+        lam: target λ.
+        regularizer: ``"l1"`` or ``"l2"``.
     """
 
-    def __init__(self, loaded: ctypes.CDLL, params: Sequence[Tensor], tensors: Sequence[PassTensor]) -> None:
+    def __init__(
+        self,
+        loaded: ctypes.CDLL,
+        params: Sequence[Tensor],
+        counted: Mapping[int, tuple[int, int]],
+        lam: float,
+        regularizer: Regularizer,
+    ) -> None:
+        tensors = []
+        for index, p in enumerate(params):
+            low, high = counted.get(index, (0, 0))
+            tensors.append(PassTensor(elements=p.numel(), low=low, high=high, lam=lam, regularizer=regularizer))
         super().__init__(loaded, tensors)
         self._params = list(params)
         self._strides = [p.stride() for p in self._params]

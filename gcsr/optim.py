@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gcsr.coherence import CoherenceCounter, Counts, counted_slices, local
+from gcsr.coherence import CoherenceCounter, Counts, coherence_rate, counted_slices, local
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
 from gcsr.gate import Gate, Mode, choose_gamma
@@ -285,8 +285,7 @@ class _Vote:
             if self._work is not None:
                 self._work.wait()
             coherent, n = self._both.unbind()
-            rate = coherent.double() / n.clamp(min=1).double()
-            self._pi = torch.where(coherent < 0, torch.nan, rate)
+            self._pi = torch.where(coherent < 0, torch.nan, coherence_rate(coherent, n))
         return self._pi
 
 

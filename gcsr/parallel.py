@@ -85,9 +85,9 @@ class Workers:
             torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1)
 
 
-def backend(device: torch.device) -> str:
-    """NCCL for tensors on GPUs, gloo for those on CPUs."""
-    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+def backend(device_type: str) -> str:
+    """NCCL for tensors on GPUs (``cuda``), gloo for those on CPUs."""
+    return "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
 
 
 def is_lost_worker(error: BaseException) -> bool:
@@ -107,7 +107,7 @@ def from_environment(device_type: str) -> Iterator[tuple[dist.ProcessGroup | Non
         yield None, torch.device(device_type)
         return
     device = torch.device(device_type, int(os.environ["LOCAL_RANK"])) if device_type == "cuda" else torch.device("cpu")
-    dist.init_process_group(backend(device), timeout=_TIMEOUT)
+    dist.init_process_group(backend(device_type), timeout=_TIMEOUT)
     try:
         yield dist.group.WORLD, device
         _settle()
@@ -154,7 +154,7 @@ def _worker(
     torch.set_num_threads(threads)
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
     dist.init_process_group(
-        backend(device), init_method=f"file://{meet}", rank=rank, world_size=workers, timeout=_TIMEOUT
+        backend(device_type), init_method=f"file://{meet}", rank=rank, world_size=workers, timeout=_TIMEOUT
     )
     try:
         assert dist.group.WORLD is not None

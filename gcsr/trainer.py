@@ -23,7 +23,7 @@ from gcsr.parallel import Workers
 from gcsr.precision import autocast, matmul_precision
 from gcsr.records import EpochRecord, TrialResult, summarized
 
-__all__ = ["train"]
+__all__ = ["new_network", "train"]
 
 
 def train(
@@ -91,20 +91,24 @@ def _load(
     return state
 
 
+def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
+    """The trial's network on the data's device, initialized from torch's global generator."""
+    return build_model(
+        config.model,
+        input_shape=data.input_shape,
+        classes=data.classes,
+        width=config.width,
+        dropout=config.dropout or 0.0,
+    ).to(data.train_images.device)
+
+
 class _Run:
     """A trial in motion: everything that a checkpoint must hold."""
 
     def __init__(self, config: TrialConfig, data: Dataset, workers: Workers) -> None:
         self.config, self.data, self.workers = config, data, workers
         self.device = data.train_images.device
-        self.model: nn.Module = build_model(
-            config.model,
-            input_shape=data.input_shape,
-            classes=data.classes,
-            width=config.width,
-            dropout=config.dropout or 0.0,
-        ).to(self.device)
-        self.model = self.model.to(memory_format=self._layout())
+        self.model = new_network(config, data).to(memory_format=self._layout())
         self.network = workers.wrapped(self.model)
         workers.seed(config.seed, epoch=0)
         self.params = regularized_parameters(self.model)

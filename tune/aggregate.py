@@ -69,13 +69,19 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Compared:
-    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2)."""
+class _OfFamily:
+    """What says which family a finding belongs to (see `_where`)."""
 
     dataset: str
     model: str
     width: float
     recipe: Row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared(_OfFamily):
+    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2)."""
+
     regularizer: str
     mode: str
     baseline_lam: float
@@ -100,16 +106,12 @@ class Compared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tolerance:
+class Tolerance(_OfFamily):
     """Where a mode stops learning: the largest λ at which all seeds learn, the smallest at which one does not.
 
     ``tolerance_lam`` is None if no λ learns, ``collapse_lam`` if every λ of the grid does.
     """
 
-    dataset: str
-    model: str
-    width: float
-    recipe: Row
     regularizer: str
     mode: str
     mu: float | None
@@ -119,16 +121,12 @@ class Tolerance:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Compression:
+class Compression(_OfFamily):
     """Table 3: the sparsest gated L1 setting that is at least as accurate as the best L1 baseline.
 
     ``near_*`` is the sparsest that gives up at most `NEAR` of accuracy. Either is None if there is none.
     """
 
-    dataset: str
-    model: str
-    width: float
-    recipe: Row
     baseline_lam: float
     baseline_sparsity: float
     baseline_accuracy: float

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.multiprocessing.spawn import ProcessException
 
-from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
+from gcsr import Dataset, EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import from_environment, run_workers
 from tune.trial import choose_device
@@ -55,16 +55,14 @@ def run_train(run: TrainRun, workers: int) -> None:
     device = choose_device(run.device)
     if run.checkpoint and Path(run.checkpoint).is_dir():
         raise InvalidInputError(f"checkpoint: {run.checkpoint!r} is a folder; expected a file, which need not be there")
-    torchrun = dist.is_torchelastic_launched()
     if workers > 1:
-        if torchrun:
+        if dist.is_torchelastic_launched():
             raise InvalidInputError(f"workers: {workers} is not allowed under torchrun; expected its --nproc-per-node")
         if device.type == "cuda" and workers > torch.cuda.device_count():
             raise InvalidInputError(
                 f"workers: {workers} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
             )
-    _load(run, torch.device("cpu"))  # a data set that is not there is one clear line, not one a worker
-    if workers > 1:
+        _load(run, torch.device("cpu"))  # a data set that is not there is one clear line, not one a worker
         try:
             run_workers(functools.partial(_train_and_print, run), workers, device.type, run.threads)
         except ProcessException as error:
@@ -76,7 +74,7 @@ def run_train(run: TrainRun, workers: int) -> None:
         _train_and_print(run, group, own_device)
 
 
-def _load(run: TrainRun, device: torch.device) -> Any:
+def _load(run: TrainRun, device: torch.device) -> Dataset:
     return load_dataset(run.config.dataset, holdout=run.config.holdout, root=run.data, device=device)
 
 

@@ -10,7 +10,7 @@ from ray import tune as ray_tune
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from gcsr.parallel import is_lost_worker
+from gcsr.parallel import backend, is_lost_worker
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
 from tune.trial import Outcome, SweepJob, failed_outcome, train_trial
@@ -26,13 +26,14 @@ def train_with_workers(config: dict[str, Any]) -> None:
     """
     job: SweepJob = config[JOB]
     plan: TrialPlan = config[PLAN]
+    gpu = "GPU" in plan.resources
     trainer = TorchTrainer(
         _work,
         train_loop_config={UNIT: config[UNIT], JOB: job},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in plan.resources else "gloo"),
+        torch_config=TorchConfig(backend=backend("cuda" if gpu else "cpu")),
         scaling_config=ray_train.ScalingConfig(
             num_workers=job.workers,
-            use_gpu="GPU" in plan.resources,
+            use_gpu=gpu,
             resources_per_worker=plan.resources,
             placement_strategy="PACK",
         ),

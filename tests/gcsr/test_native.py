@@ -11,7 +11,7 @@ from torch import nn
 import gcsr.native
 from gcsr import GatedOptimizer, regularized_parameters
 from gcsr.coherence import CoherenceCounter, count_reference
-from gcsr.native import ParameterPass, PassTensor, eligible, library
+from gcsr.native import ParameterPass, eligible, library
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler here")
 
@@ -140,7 +140,7 @@ def test_only_what_it_can_take_is_given_to_it():
     ):
         assert not eligible([tensor])
     p = nn.Parameter(torch.zeros(4, 4))
-    only = ParameterPass(library(), [p], [PassTensor(elements=16, high=16, lam=0.5)])
+    only = ParameterPass(library(), [p], {0: (0, 16)}, 0.5, "l2")
     p.grad = torch.zeros(4, 4).t()
     assert not only.point(), "another order in memory"
     p.grad = torch.zeros(4, 4)
