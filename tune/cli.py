@@ -120,7 +120,7 @@ def train_command(
 @click.option("--address", metavar="ADDR", help="A running Ray cluster; none starts Ray on this machine.")
 @click.option("--max-concurrent", type=click.IntRange(1), metavar="N", help="At most N trials at once.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a trial.")
-@click.option("--cohort", metavar="N", default="1", show_default=True, help="Trials trained as one batch; or auto.")
+@click.option("--cohort", metavar="N", default="auto", show_default=True, help="Trials trained as one batch.")
 @_data_option
 @_device_option
 def sweep_command(

@@ -8,7 +8,7 @@ import torch
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.trial import Outcome, SweepJob, choose_device
-from tune.units import run_unit, unit_size, units
+from tune.units import run_unit
 
 __all__ = ["InlineExecutor"]
 
@@ -41,9 +41,13 @@ class InlineExecutor:
         """How many trials run at once."""
         return 1
 
-    def run(self, trials: Sequence[TrialConfig], on_end: Callable[[Outcome], None]) -> None:
-        """Run all trials in this order; ``on_end`` is called with the outcomes of each unit before the next."""
-        gpu = choose_device(self._job.device).type == "cuda"
-        for unit in units(trials, unit_size(self._job, gpu=gpu, trials=len(trials), slots=1)):
+    @property
+    def gpu(self) -> bool:
+        """Whether trials run on a GPU."""
+        return choose_device(self._job.device).type == "cuda"
+
+    def run(self, work: Sequence[Sequence[TrialConfig]], on_end: Callable[[Outcome], None]) -> None:
+        """Run all units in this order; ``on_end`` is called with the outcomes of each before the next."""
+        for unit in work:
             for outcome in run_unit(unit, self._job):
                 on_end(outcome)

@@ -31,7 +31,6 @@ from ray import tune as ray_tune
 from tune.placement import TrialPlan, plan_trials
 from tune.schema import failed_row
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, SweepTrainable
-from tune.units import unit_size, units
 from tune.workers import train_with_workers
 
 __all__ = ["RayExecutor"]
@@ -99,32 +98,34 @@ class RayExecutor:
         """How many trials run at once; known after entering."""
         return min(self._plan.slots, self._max_concurrent or self._plan.slots)
 
-    def run(self, trials: Sequence[TrialConfig], on_end: Callable[[Outcome], None]) -> None:
-        """Run all trials, started in this order; ``on_end`` is called with each outcome as it comes."""
+    @property
+    def gpu(self) -> bool:
+        """Whether trials run on GPUs; known after entering."""
+        return "GPU" in self._plan.resources
+
+    def run(self, work: Sequence[Sequence[TrialConfig]], on_end: Callable[[Outcome], None]) -> None:
+        """Run all units, started in this order; ``on_end`` is called with each outcome as it comes."""
         ended: set[str] = set()
 
         def end(outcome: Outcome) -> None:
             ended.add(outcome.row["trial_id"])
             on_end(outcome)
 
-        left = list(trials)
+        left = list(work)
         for attempt in range(_ROUNDS):
             if attempt:
                 time.sleep(_BACK_OFF_SECONDS * 2 ** (attempt - 1))
             self._run_round(left, _Relay(end))
-            left = [config for config in left if config.trial_id not in ended]
+            left = [unit for unit in left if any(config.trial_id not in ended for config in unit)]
             if not left:
                 return
-        for config in left:
+        for config in (config for unit in left for config in unit if config.trial_id not in ended):
             text = f"its worker was lost in each of {_ROUNDS} rounds; see Ray's logs"
             on_end(Outcome(failed_row(config, self._job.experiment, text), []))
 
-    def _run_round(self, trials: Sequence[TrialConfig], relay: _Relay) -> None:
+    def _run_round(self, work: Sequence[Sequence[TrialConfig]], relay: _Relay) -> None:
         state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
-        gpu = "GPU" in self._plan.resources
-        size = 1 if several else unit_size(self._job, gpu=gpu, trials=len(trials), slots=self.slots)
-        work = units(trials, size)
         space = {
             UNIT: ray_tune.grid_search([json.dumps([config.to_dict() for config in unit]) for unit in work]),
             JOB: self._job,

@@ -11,6 +11,7 @@ from tune.progress import SweepProgress
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 from tune.trial import Outcome, SweepJob, checkpoint_name
+from tune.units import units
 
 if TYPE_CHECKING:
     from tune.ray_executor import RayExecutor
@@ -33,7 +34,7 @@ class SweepOptions:
         data: data root; None for the default.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads of a trial.
-        cohort: how many trials one process trains together at most, or ``auto``.
+        cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
     """
 
     resume: bool = False
@@ -43,7 +44,7 @@ class SweepOptions:
     data: str | None = None
     device: str = "auto"
     threads: int = 1
-    cohort: int | Literal["auto"] = 1
+    cohort: int | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +87,32 @@ def run_sweep(spec: SweepSpec, store: Store, options: SweepOptions) -> SweepOutc
             return SweepOutcome(len(trials), 0, {}, ())
         with _executor(job, options) as executor:  # refuses what can never run, before the store is touched
             _write_manifest(store, spec, trials)
-            return _run_missing(executor, missing, len(trials), store)
+            # Units are cut from the whole sweep: who is trained with whom does not depend on what a killed run left.
+            cut = units(trials, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu)
+            return _run_missing(executor, cut, {config.trial_id for config in missing}, len(trials), store)
 
 
 def _run_missing(
-    executor: "InlineExecutor | RayExecutor", missing: Sequence[TrialConfig], total: int, store: Store
+    executor: "InlineExecutor | RayExecutor",
+    cut: Sequence[Sequence[TrialConfig]],
+    missing: set[str],
+    total: int,
+    store: Store,
 ) -> SweepOutcome:
     failures: list[str] = []
+    work = [unit for unit in cut if any(config.trial_id in missing for config in unit)]
     with SweepProgress(total, total - len(missing), executor.slots) as progress:
 
         def on_end(outcome: Outcome) -> None:
+            if outcome.row["trial_id"] not in missing:
+                return  # stored before; it ran again only to keep the others' company
             store.write_trial(outcome.row, outcome.epochs)
             store.remove(checkpoint_name(outcome.row["trial_id"]))
             if outcome.row["status"] == "failed":
                 failures.append(f"{outcome.row['trial_id']}: {outcome.row['error']}")
             progress.ended(outcome.row)
 
-        executor.run(missing, on_end)
+        executor.run(work, on_end)
     return SweepOutcome(total, len(missing), dict(progress.statuses), tuple(failures))
 
 

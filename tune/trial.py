@@ -36,7 +36,7 @@ class SweepJob:
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
         workers: processes that train one trial together.
-        cohort: how many trials one process trains together at most; ``auto`` for what `tune.units` finds faster.
+        cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
     """
 
@@ -46,7 +46,7 @@ class SweepJob:
     device: str = "auto"
     threads: int = 1
     workers: int = 1
-    cohort: int | Literal["auto"] = 1
+    cohort: int | Literal["auto"] = "auto"
     checkpoint_seconds: float = 10.0
 
 

@@ -1,72 +1,74 @@
 """Units of work: one trial, or a cohort of trials that one process trains together."""
 
-import math
+import functools
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Literal
 
-from gcsr import Dataset, TrialConfig, train
+import torch
+
+from gcsr import TrialConfig
 from gcsr.cohort import cohort_key, train_cohort
-from gcsr.models import is_mlp
+from gcsr.models import build_model
 from tune.schema import epoch_rows, trial_row
-from tune.trial import Outcome, SweepJob, choose_device, dataset_of, run_trial
+from tune.trial import Outcome, SweepJob, choose_device, dataset_of, failed_outcome, run_trial
 
-__all__ = ["run_unit", "unit_size", "units"]
+__all__ = ["is_stacked", "run_unit", "units"]
 
-_AUTO_ON_GPU = 32  # trials
-_TRIAL_EPOCHS = 2  # of the measurement that decides: one to warm up, one to time
+# Measured on one core (python -m tests.benchmarks cohort): up to this many parameters eight weight sets stay in its
+# cache and a trial of eight takes 0.5 to 0.7 of one alone; four times as many, and alone is faster.
+_SMALL = 150_000
+_CPU_SIZE, _GPU_SIZE = 8, 32
 
 
-def unit_size(job: SweepJob, *, gpu: bool, trials: int, slots: int) -> int:
-    """How many trials a unit may have.
+def is_stacked(config: TrialConfig, cohort: int | Literal["auto"]) -> bool:
+    """Whether the trial is trained as a member of a cohort, be it the only one.
 
-    With ``cohort: auto`` a unit is one trial on CPUs, where a core is kept busy by one network; on GPUs it is as many
-    as still give every slot its share, and `run_unit` measures whether together is faster.
+    With ``auto`` small plain networks on digits are: there stacking was measured to be faster, and the trials are so
+    short that they write no checkpoints anyway. A trial's bits depend on the answer, so it depends on nothing but the
+    trial and the option: not on the machine, nor on which other trials are still to be run.
     """
-    if job.cohort != "auto":
-        return job.cohort
-    return min(_AUTO_ON_GPU, max(1, math.ceil(trials / max(1, slots)))) if gpu else 1
+    if cohort != "auto":
+        return cohort > 1
+    return config.dataset == "digits" and _parameters(config.model, config.width) <= _SMALL
 
 
-def units(trials: Sequence[TrialConfig], size: int) -> list[list[TrialConfig]]:
-    """The trials in units of at most ``size`` that can be trained together, in their order as far as possible."""
-    if size == 1:
-        return [[config] for config in trials]
+@functools.lru_cache
+def _parameters(model: str, width: float) -> int:
+    with torch.device("meta"):
+        network = build_model(model, input_shape=(1, 8, 8), classes=10, width=width, dropout=0.0)
+    return sum(p.numel() for p in network.parameters())
+
+
+def units(trials: Sequence[TrialConfig], cohort: int | Literal["auto"], *, gpu: bool) -> list[list[TrialConfig]]:
+    """All trials of a sweep in units that can be trained together, in their order as far as possible."""
+    size = (_GPU_SIZE if gpu else _CPU_SIZE) if cohort == "auto" else cohort
     groups: dict[tuple[object, ...], list[TrialConfig]] = {}
     for config in trials:
-        groups.setdefault(cohort_key(config), []).append(config)
-    return [group[low : low + size] for group in groups.values() for low in range(0, len(group), size)]
+        key = cohort_key(config) if is_stacked(config, cohort) else (config.trial_id,)
+        groups.setdefault(key, []).append(config)
+    return [part for group in groups.values() for part in _parts(group, size)]
+
+
+def _parts(group: list[TrialConfig], size: int) -> list[list[TrialConfig]]:
+    """The group in as few parts as its size allows, as equal as can be."""
+    count = -(-len(group) // size)
+    bounds = [len(group) * k // count for k in range(count + 1)]
+    return [group[low:high] for low, high in itertools.pairwise(bounds)]
 
 
 def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
     """Train a unit; an exception becomes ``failed`` rows, of the trials whose fault it is."""
-    if len(configs) > 1:
-        try:
-            data = dataset_of(configs[0], job, choose_device(job.device))
-            if job.cohort != "auto" or _together_is_faster(configs[0], len(configs), data):
-                return [
-                    Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
-                    for config, result in zip(configs, train_cohort(configs, data), strict=True)
-                ]
-        except Exception:  # too large for the device, or one trial's fault: alone each gets what is its own
-            return [run_trial(config, job) for config in configs]
-    return [run_trial(config, job) for config in configs]
-
-
-def _together_is_faster(config: TrialConfig, count: int, data: Dataset) -> bool:
-    # Convolutional trials are long: they need the checkpoints that a cohort does not write.
-    if not is_mlp(config.model):
-        return False
-    key = (cohort_key(config), count, data.train_images.device)
-    if key not in _measured:
-        short = replace(config, epochs=_TRIAL_EPOCHS)
-        alone = train(short, data).epochs
-        together = train_cohort([replace(short, seed=seed) for seed in range(count)], data)[0].epochs
-        _measured[key] = bool(alone and together) and _faster(alone[-1].seconds, together[-1].seconds)
-    return _measured[key]
-
-
-def _faster(alone: float, together: float) -> bool:
-    return together < alone
-
-
-_measured: dict[tuple[object, ...], bool] = {}  # once a process: workers are reused
+    if not is_stacked(configs[0], job.cohort):
+        return [run_trial(config, job) for config in configs]
+    try:
+        data = dataset_of(configs[0], job, choose_device(job.device))
+        return [
+            Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
+            for config, result in zip(configs, train_cohort(configs, data), strict=True)
+        ]
+    except Exception as error:
+        if len(configs) == 1:
+            return [failed_outcome(configs[0], job, error)]
+        # Too large for the device, or one trial's fault: each gets what is its own.
+        return [outcome for config in configs for outcome in run_unit([config], job)]

@@ -2,11 +2,11 @@ import pytest
 
 import tune.units
 from gcsr import TrialConfig
-from tune.spec import SweepSpec
+from tune.spec import SweepSpec, load_spec
 from tune.store import Store
 from tune.sweep import SweepOptions, run_sweep
 from tune.trial import SweepJob
-from tune.units import run_unit, unit_size, units
+from tune.units import is_stacked, run_unit, units
 
 MIXED = SweepSpec(
     experiment="test",
@@ -20,26 +20,49 @@ def job(tmp_path, **fields):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
 def test_units_are_a_partition_of_what_can_be_stacked(size):
-    found = units(MIXED, size)
+    found = units(MIXED, size, gpu=False)
     assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
     assert all(len(unit) <= size and len({c.model for c in unit}) == 1 for unit in found)
+    assert max(map(len, found)) - min(map(len, found)) <= 1
     assert len(found) == 2 * -(-6 // size)
-    if size == 1:
-        assert [unit[0] for unit in found] == MIXED
 
 
 @pytest.mark.parametrize(
-    ("cohort", "gpu", "trials", "slots", "size"),
+    ("fields", "cohort", "stacked"),
     [
-        ("auto", False, 100, 2, 1),
-        ("auto", True, 100, 1, 32),
-        ("auto", True, 10, 4, 3),
-        ("auto", True, 0, 4, 1),
-        (8, False, 9, 2, 8),
+        ({"model": "mlp6"}, "auto", True),
+        ({"model": "mlp7"}, "auto", True),
+        ({"model": "mlp6", "width": 2.0}, "auto", False),  # out of the cache
+        ({"model": "mlp6", "width": 2.0}, 2, True),
+        ({"model": "mlp6"}, 1, False),
+        ({"model": "mlp6", "dataset": "cifar10"}, "auto", False),  # long: it needs checkpoints
+        ({"model": "alexnet", "dataset": "cifar10"}, "auto", False),
     ],
 )
-def test_unit_size(cohort, gpu, trials, slots, size, tmp_path):
-    assert unit_size(job(tmp_path, cohort=cohort), gpu=gpu, trials=trials, slots=slots) == size
+def test_what_is_stacked(fields, cohort, stacked):
+    assert is_stacked(TrialConfig(**fields), cohort) is stacked
+
+
+def test_auto_cuts_the_digits_sweep_in_eights_and_keeps_its_order():
+    trials = load_spec("digits").trials()
+    found = units(trials, "auto", gpu=False)
+    assert [config for unit in found for config in unit] == trials
+    assert {len(unit) for unit in found} == {7, 8}
+
+
+def test_the_bits_do_not_depend_on_who_is_trained_together(tmp_path):
+    configs = [
+        TrialConfig(model="mlp6", mode=mode, regularizer=penalty, lam=2e-3, epochs=8)
+        for mode in ("baseline", "ours_orig")
+        for penalty in ("l1", "l2")
+    ]
+
+    def metrics(parts):
+        outcomes = [outcome for part in parts for outcome in run_unit(part, job(tmp_path))]
+        return [(o.row["train_loss"], o.row["weight_abs_mean"], o.row["sparsity"]) for o in outcomes]
+
+    together = metrics([configs])
+    assert together == metrics([configs[:1], configs[1:]]) == metrics([[config] for config in configs])
 
 
 def test_a_cohort_writes_what_single_trials_write(tmp_path):
@@ -58,28 +81,17 @@ def test_a_cohort_writes_what_single_trials_write(tmp_path):
         assert alone["train_loss"] == pytest.approx(together["train_loss"], rel=1e-4)
 
 
-def test_auto_measures_once_and_takes_the_faster(tmp_path, monkeypatch):
-    configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, lam=1e-3, seed=seed) for seed in range(3)]
-    calls = []
-    real = tune.units.train_cohort
-    monkeypatch.setattr(
-        tune.units, "train_cohort", lambda configs, data: calls.append(len(configs)) or real(configs, data)
-    )
-    for faster, expected in ((True, [3, 3, 3]), (False, [3])):
-        calls.clear()
-        monkeypatch.setattr(tune.units, "_measured", {})
-        monkeypatch.setattr(tune.units, "_faster", lambda alone, together, faster=faster: faster)
-        for _ in range(2):
-            assert [o.row["status"] for o in run_unit(configs, job(tmp_path, cohort="auto"))] != ["failed"] * 3
-        assert calls == expected
-
-
 def test_a_cohort_that_fails_falls_back_to_single_trials(tmp_path, monkeypatch):
+    real = tune.units.train_cohort
+
     def broken(configs, data):
-        raise RuntimeError("out of memory")
+        if len(configs) > 1 or configs[0].seed == 1:
+            raise RuntimeError("out of memory")
+        return real(configs, data)
 
     monkeypatch.setattr(tune.units, "train_cohort", broken)
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
-    outcomes = run_unit(configs, job(tmp_path, cohort=2))
+    outcomes = run_unit(configs, job(tmp_path))
     assert [o.row["trial_id"] for o in outcomes] == [c.trial_id for c in configs]
-    assert "failed" not in {o.row["status"] for o in outcomes}
+    assert [o.row["status"] == "failed" for o in outcomes] == [False, True]
+    assert "out of memory" in outcomes[1].row["error"]
