@@ -7,8 +7,9 @@ initialization and the decisions that it would have had alone; sums are rounded 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from gcsr.augment import crop_and_flip, draw_crops
 from gcsr.cohort_step import stepper
+from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
@@ -36,12 +38,13 @@ def cohort_key(config: TrialConfig) -> tuple[object, ...]:
     return tuple(getattr(config, name) for name in COMMON_FIELDS)
 
 
-def train_cohort(configs: Sequence[TrialConfig], data: Dataset) -> list[TrialResult]:
+def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapsed: bool = False) -> list[TrialResult]:
     """Train all trials together, without checkpoints.
 
     Args:
         configs: trials with the same `cohort_key`.
         data: their data set, with their hold-out.
+        stop_collapsed: end early, as ``collapsed``, the trials that cannot learn any more (`gcsr.collapse`).
 
     Returns:
         One result a trial, in order; ``seconds`` is its share of the cohort's.
@@ -59,15 +62,22 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset) -> list[TrialRes
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         matmul_precision(configs[0].precision),
     ):
-        cohort = _Cohort(configs, data)
+        cohort = _Cohort(configs, data, stop_collapsed)
         for epoch in range(configs[0].epochs):  # type: ignore[arg-type]
             cohort.train_epoch(epoch)
+            if not cohort.configs:
+                break
         return cohort.results()
 
 
 class _Cohort:
-    def __init__(self, configs: Sequence[TrialConfig], data: Dataset) -> None:
-        self.configs, self.data, self.device = configs, data, data.train_images.device
+    """Trials in motion; those that ended early leave it, so that the rest is faster."""
+
+    def __init__(self, configs: Sequence[TrialConfig], data: Dataset, stop_collapsed: bool) -> None:
+        self.configs, self.data, self.device = list(configs), data, data.train_images.device
+        self.places = list(range(len(configs)))  # where in the caller's order each of them is
+        self.ended: dict[int, TrialResult] = {}
+        self.constant_loss = constant_loss(data.train_labels) if stop_collapsed else math.inf
         self.first = configs[0]
         models = [self._built(config) for config in configs]
         regularized = {id(p) for p in regularized_parameters(models[0])}
@@ -75,7 +85,7 @@ class _Cohort:
         self.parameters = sum(p.numel() for p in models[0].parameters())
         stacked, _ = stack_module_state(models)
         self.weights: dict[str, Tensor] = {name: p.detach().requires_grad_() for name, p in stacked.items()}
-        self.stepper = stepper(self.weights, self.regularized, configs)
+        self.stepper = stepper(self.weights, self.regularized, configs, {})
         self.size = sum(self.weights[name][0].numel() for name in self.regularized)
         self.skeleton = models[0].to("meta")
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
@@ -87,12 +97,14 @@ class _Cohort:
             )
             for config in configs
         ]
-        self.lam = torch.tensor([config.lam for config in configs], dtype=torch.float32, device=self.device)
-        self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
-        self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
+        self._set_vectors()
         self.inputs = None if self.first.augment else data.normalized(data.train_images)
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
-        self.diverged = [False] * len(configs)
+
+    def _set_vectors(self) -> None:
+        self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
+        self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
+        self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
 
     def _built(self, config: TrialConfig) -> nn.Module:
         torch.manual_seed(config.seed)
@@ -178,10 +190,10 @@ class _Cohort:
             ]
         ).T.tolist()
         seconds = (time.perf_counter() - began) / count
+        ended: dict[int, Literal["diverged", "collapsed"]] = {}
         for k, (steps, pi, imposed, grad, loss, correct, sparse, weight_mean, held) in enumerate(rows):
             if not (math.isfinite(grad) and math.isfinite(loss)):
-                self.diverged[k] = True
-            if self.diverged[k]:
+                ended[k] = "diverged"
                 continue
             self.records[k].append(
                 EpochRecord(
@@ -199,6 +211,25 @@ class _Cohort:
                     seconds=seconds,
                 )
             )
+            if has_collapsed(self.records[k], self.constant_loss):
+                ended[k] = "collapsed"
+        if ended:
+            self._leave(ended)
+
+    def _leave(self, ended: Mapping[int, Literal["diverged", "collapsed"]]) -> None:
+        """Take out the trials that ended, and stack the rest anew."""
+        for k, why in ended.items():
+            self.ended[self.places[k]] = self._result(k, why)
+        stay = [k for k in range(len(self.configs)) if k not in ended]
+        for name in ("configs", "places", "gates", "generators", "records"):
+            kept = getattr(self, name)
+            setattr(self, name, [kept[k] for k in stay])
+        self._set_vectors()
+        if not stay:
+            return
+        momentum = {name: buffer[stay] for name, buffer in self.stepper.momentum().items()}
+        self.weights = {name: w.detach()[stay].requires_grad_() for name, w in self.weights.items()}
+        self.stepper = stepper(self.weights, self.regularized, self.configs, momentum)
 
     def _correct(self, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
         """How many images each trial classifies correctly: int64 ``[K]``."""
@@ -210,14 +241,17 @@ class _Cohort:
         return correct
 
     def results(self) -> list[TrialResult]:
-        """How each trial ended."""
-        return [
-            summarized(
-                self.records[k],
-                self.data,
-                diverged=self.diverged[k],
-                gamma_used=gate.gamma if gate.mode == "ours" else None,
-                parameters=self.parameters,
-            )
-            for k, gate in enumerate(self.gates)
-        ]
+        """How each trial ended, in the caller's order."""
+        for k, place in enumerate(self.places):
+            self.ended[place] = self._result(k, None)
+        return [self.ended[place] for place in sorted(self.ended)]
+
+    def _result(self, k: int, ended: Literal["diverged", "collapsed"] | None) -> TrialResult:
+        gate = self.gates[k]
+        return summarized(
+            self.records[k],
+            self.data,
+            ended=ended,
+            gamma_used=gate.gamma if gate.mode == "ours" else None,
+            parameters=self.parameters,
+        )

@@ -31,26 +31,39 @@ class Stepper(Protocol):
             lam_t: float32 ``[K]``.
         """
 
+    def momentum(self) -> dict[str, Tensor]:
+        """The momentum of every weight ``[K, …]``; empty before the first step."""
 
-def stepper(weights: Mapping[str, Tensor], regularized: Sequence[str], configs: Sequence[TrialConfig]) -> Stepper:
+
+def stepper(
+    weights: Mapping[str, Tensor],
+    regularized: Sequence[str],
+    configs: Sequence[TrialConfig],
+    momentum: Mapping[str, Tensor],
+) -> Stepper:
     """The fastest step for these weights.
 
     Args:
         weights: name → the weights of all trials ``[K, …]``; updated in place.
         regularized: names of the regularized ones.
         configs: the trials.
+        momentum: to go on with, as `Stepper.momentum` gave it; empty to begin.
     """
     loaded = library()
     if loaded is not None and eligible([weight.detach() for weight in weights.values()]):
-        return NativeStep(loaded, weights, regularized, configs)
-    return TorchStep(weights, regularized, configs)
+        return NativeStep(loaded, weights, regularized, configs, momentum)
+    return TorchStep(weights, regularized, configs, momentum)
 
 
 class TorchStep:
     """With torch's operations, on any device."""
 
     def __init__(
-        self, weights: Mapping[str, Tensor], regularized: Sequence[str], configs: Sequence[TrialConfig]
+        self,
+        weights: Mapping[str, Tensor],
+        regularized: Sequence[str],
+        configs: Sequence[TrialConfig],
+        momentum: Mapping[str, Tensor],
     ) -> None:
         self._weights, self._regularized = weights, regularized
         self._device = next(iter(weights.values())).device
@@ -58,7 +71,10 @@ class TorchStep:
         self._momentum = self._vector([config.momentum for config in configs])
         self._l2 = torch.tensor([config.regularizer != "l1" for config in configs], device=self._device)
         self._lr = self._vector([config.lr for config in configs])
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers = dict(momentum)
+
+    def momentum(self) -> dict[str, Tensor]:
+        return self._buffers
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
@@ -105,9 +121,11 @@ class NativeStep:
         weights: Mapping[str, Tensor],
         regularized: Sequence[str],
         configs: Sequence[TrialConfig],
+        momentum: Mapping[str, Tensor],
     ) -> None:
         self._weights, self._configs = weights, configs
-        self._buffers = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self._fresh = not momentum
+        self._buffers = dict(momentum) or {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self._held: list[Tensor] = []
         tensors = []
         for name, weight in weights.items():
@@ -124,9 +142,11 @@ class NativeStep:
             for k, config in enumerate(configs):
                 entry = next(entries)
                 entry.w, entry.m = weight[k].data_ptr(), self._buffers[name][k].data_ptr()
-                entry.momentum, entry.first = config.momentum, True
+                entry.momentum, entry.first = config.momentum, self._fresh
         self._regularized = set(regularized)
-        self._fresh = True
+
+    def momentum(self) -> dict[str, Tensor]:
+        return {} if self._fresh else self._buffers
 
     def start_epoch(self, lrs: Sequence[float]) -> None:
         entries = iter(self._pass.table)

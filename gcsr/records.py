@@ -50,7 +50,8 @@ class TrialResult:
     """How a trial ended. Metrics are the last epoch's (None if the first epoch diverged).
 
     Attributes:
-        status: ``finished``; ``collapsed``: it ended at chance (`gcsr.metrics.is_chance`); ``diverged``: a loss or
+        status: ``finished``; ``collapsed``: it ended at chance (`gcsr.metrics.is_chance`), or was given up
+            (`gcsr.collapse`); ``diverged``: a loss or
             gradient was not finite, and the metrics are those of the last epoch before.
         imposed_fraction: share of all steps of the trial at which λ was imposed.
         gamma_used: γ of mode ``ours``, as given or as ``auto`` chose it; None otherwise.
@@ -82,17 +83,17 @@ def summarized(
     records: Sequence[EpochRecord],
     data: Dataset,
     *,
-    diverged: bool,
+    ended: Literal["diverged", "collapsed"] | None = None,
     gamma_used: int | None,
     parameters: int,
     world_size: int = 1,
 ) -> TrialResult:
-    """The result of a training that ended with these records."""
+    """The result of a training that ended with these records; ``ended`` says why if that was before its time."""
     last = records[-1] if records else None
     status: Status = "finished"
-    if diverged or last is None:
+    if ended == "diverged" or last is None:
         status = "diverged"
-    elif is_chance(last.test_accuracy, data.test_labels):
+    elif ended == "collapsed" or is_chance(last.test_accuracy, data.test_labels):
         status = "collapsed"
     device = data.train_images.device
     return TrialResult(

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from gcsr.augment import crop_and_flip, draw_crops
 from gcsr.checkpoint import Checkpointer
+from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import CheckpointError, NonFiniteGradientError
@@ -33,6 +34,7 @@ def train(
     checkpointer: Checkpointer | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     group: dist.ProcessGroup | None = None,
+    stop_collapsed: bool = False,
 ) -> TrialResult:
     """Train one network by the paper's recipe (§3).
 
@@ -47,6 +49,7 @@ def train(
         on_epoch: called after every epoch, on every rank.
         group: the processes that train this network together, each on its share of every batch; all of them call
             this function with the same ``config``. None for a single process.
+        stop_collapsed: end early, as ``collapsed``, a trial that cannot learn any more (`gcsr.collapse`).
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -65,14 +68,16 @@ def train(
         while run.epoch < config.epochs:  # type: ignore[operator]
             record = run.train_epoch()
             if record is None:
-                return run.result(diverged=True)
+                return run.result("diverged")
             if on_epoch is not None:
                 on_epoch(record)
+            if stop_collapsed and has_collapsed(run.records, run.constant_loss):
+                return run.result("collapsed")
             if checkpointer is not None and workers.from_first(checkpointer.due(run.epoch)):
                 state = run.state_dict()
                 if workers.rank == 0:
                     checkpointer.save(config.trial_id, state)
-        return run.result(diverged=False)
+        return run.result()
 
 
 def _load(
@@ -129,6 +134,7 @@ class _Run:
         # Order and augmentation draw from a generator of their own: the same for every network and on every rank.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.inputs = None if config.augment else data.normalized(data.train_images)
+        self.constant_loss = constant_loss(data.train_labels)
         self.records: list[EpochRecord] = []
 
     def _layout(self) -> torch.memory_format:
@@ -247,11 +253,11 @@ class _Run:
         if self.device.type == "cuda" and "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"].cpu(), self.device)
 
-    def result(self, diverged: bool) -> TrialResult:
+    def result(self, ended: Literal["diverged", "collapsed"] | None = None) -> TrialResult:
         return summarized(
             self.records,
             self.data,
-            diverged=diverged,
+            ended=ended,
             gamma_used=self.optimizer.gamma,
             parameters=sum(p.numel() for p in self.model.parameters()),
             world_size=self.workers.world_size,

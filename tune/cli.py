@@ -16,10 +16,11 @@ from gcsr import CheckpointError, InvalidInputError, TrialConfig
 from gcsr.data import data_root, prepare_arrays
 from gcsr.files import write_atomically
 from tune.formats import FORMATS, Format
+from tune.runs import EXECUTORS, Executor, RunOptions
 from tune.schema import CONFIG_FIELDS
 from tune.spec import load_spec, parse_assignment, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
-from tune.sweep import EXECUTORS, Executor, SweepOptions, run_sweep
+from tune.sweep import run_sweep
 from tune.train import LostWorkerError, TrainRun, run_train
 from tune.trial import choose_device
 
@@ -149,7 +150,7 @@ def sweep_command(
             f"{option}: {address or max_concurrent!r} is not allowed; expected it with --executor ray"
         )
     choose_device(device)
-    options = SweepOptions(
+    options = RunOptions(
         resume=resume,
         executor=executor,
         address=address,

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
+from tune.search_spec import SearchSpec
 
 __all__ = ["SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_specs"]
 
@@ -22,6 +23,7 @@ _EXPECTED: dict[str | int, str] = {
     "description": "text",
     "grid": "a mapping from fields to values",
     "include": "a list of mappings from fields to values",
+    "search": "a mapping with some of the keys space, sampler, objectives and sampler_seed",
     "workers": f"an integer from 1 to {_MAX_WORKERS}",
 }
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
@@ -37,6 +39,7 @@ class SweepSpec(BaseModel):
             also be a mapping from regularizer to its own values.
         include: further grids; each takes over the fields of ``grid`` that it does not name. If given, ``grid``
             alone is no part of the sweep.
+        search: what ``gcsr search`` varies, and how.
         workers: processes that train one trial together; no part of a trial's identity, as it changes how an
             experiment is computed and not which one it is.
     """
@@ -48,6 +51,7 @@ class SweepSpec(BaseModel):
     grid: dict[str, Any] = Field(default_factory=dict)
     include: tuple[dict[str, Any], ...] = ()
     workers: int = Field(default=1, ge=1, le=_MAX_WORKERS)
+    search: SearchSpec = SearchSpec()
 
     @field_validator("include", mode="before")
     @classmethod
@@ -83,6 +87,15 @@ class SweepSpec(BaseModel):
         include = tuple({k: v for k, v in grid.items() if k not in fields} for grid in self.include)
         return self.model_copy(update={"grid": {**self.grid, **fields}, "include": include, **own})
 
+    def spaces(self) -> list[dict[str, list[Any]]]:
+        """The grids as plain products, field → values; one a regularizer where λ differs between them.
+
+        Raises:
+            ConfigError: a regularizer of the grid has no values of λ.
+        """
+        grids = [{**self.grid, **grid} for grid in self.include] or [self.grid]
+        return [space for grid in grids for space in _spaces(grid)]
+
     def trials(self) -> list[TrialConfig]:
         """The distinct trials, in an order that completes one seed of every setting before the next seed.
 
@@ -92,8 +105,7 @@ class SweepSpec(BaseModel):
         Raises:
             ConfigError: a combination is not allowed, or there are too many.
         """
-        grids = [{**self.grid, **grid} for grid in self.include] or [self.grid]
-        spaces = [space for grid in grids for space in _spaces(grid)]
+        spaces = self.spaces()
         size = sum(_size(space) for space in spaces)
         if size > MAX_TRIALS:
             raise ConfigError("grid", f"{size} combinations", f"at most {MAX_TRIALS}")

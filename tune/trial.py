@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_dataset, train
+from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
 from gcsr.checkpoint import Checkpointer
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
@@ -37,6 +37,7 @@ class SweepJob:
         threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
         workers: processes that train one trial together.
         cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
+        stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
     """
 
@@ -47,6 +48,7 @@ class SweepJob:
     threads: int = 1
     workers: int = 1
     cohort: int | Literal["auto"] = "auto"
+    stop_collapsed: bool = False
     checkpoint_seconds: float = 10.0
 
 
@@ -103,12 +105,16 @@ def train_trial(
     storage = StoredCheckpoint(Store(job.store), config.trial_id)
     data = dataset_of(config, job, device)
     checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds)
+
+    def trained() -> TrialResult:
+        return train(config, data, checkpointer=checkpointer, group=group, stop_collapsed=job.stop_collapsed)
+
     try:
-        result = train(config, data, checkpointer=checkpointer, group=group)
+        result = trained()
     except CheckpointError:  # it only ever saved time: without it the trial gives the same result
         if group is None or dist.get_rank(group) == 0:
             storage.remove()
-        result = train(config, data, checkpointer=checkpointer, group=group)
+        result = trained()
     return Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
 
 

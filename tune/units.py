@@ -63,9 +63,10 @@ def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
         return [run_trial(config, job) for config in configs]
     try:
         data = dataset_of(configs[0], job, choose_device(job.device))
+        results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed)
         return [
             Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
-            for config, result in zip(configs, train_cohort(configs, data), strict=True)
+            for config, result in zip(configs, results, strict=True)
         ]
     except Exception as error:
         if len(configs) == 1:

@@ -14,9 +14,10 @@ import pytest
 from scipy import stats
 
 from tune.aggregate import summarize
+from tune.runs import RunOptions
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
-from tune.sweep import SweepOptions, run_sweep
+from tune.sweep import run_sweep
 
 GRID = {
     "model": "mlp2",
@@ -41,7 +42,7 @@ def rows(store: Store) -> list[dict]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     store = Store(str(tmp_path_factory.mktemp("undisturbed") / "out"))
-    outcome = run_sweep(SPEC, store, SweepOptions(executor="inline"))
+    outcome = run_sweep(SPEC, store, RunOptions(executor="inline"))
     assert outcome.total == outcome.ran == 2 * (1 + 2 * 3 * 2)
     return store
 
@@ -75,9 +76,9 @@ def test_epochs_and_trials_belong_together(undisturbed):
 def test_resume_runs_only_what_is_missing(undisturbed, tmp_path):
     store = Store(str(tmp_path / "out"))
     half = SPEC.replace({"seed": [0]})
-    assert run_sweep(half, store, SweepOptions(executor="inline", resume=True)).ran == 13
-    assert run_sweep(SPEC, store, SweepOptions(executor="inline", resume=True)).ran == 13
-    assert run_sweep(SPEC, store, SweepOptions(executor="inline", resume=True)).ran == 0
+    assert run_sweep(half, store, RunOptions(executor="inline", resume=True)).ran == 13
+    assert run_sweep(SPEC, store, RunOptions(executor="inline", resume=True)).ran == 13
+    assert run_sweep(SPEC, store, RunOptions(executor="inline", resume=True)).ran == 0
     assert rows(store) == rows(undisturbed)
 
 
@@ -158,7 +159,7 @@ def test_a_trial_over_two_workers_on_ray_survives_one_of_them(tmp_path):
     (row,) = Store(str(out)).read_trials().table.to_pylist()
     together = {name: row[name] for name in ("status", "imposed_fraction", "test_accuracy")}
     alone = tmp_path / "alone"
-    outcome = run_sweep(load_spec(str(spec), {"workers": 1}), Store(str(alone)), SweepOptions(executor="inline"))
+    outcome = run_sweep(load_spec(str(spec), {"workers": 1}), Store(str(alone)), RunOptions(executor="inline"))
     assert outcome.statuses == {"finished": 1}
     (single,) = Store(str(alone)).read_trials().table.to_pylist()
     assert row["world_size"] == 2
@@ -172,12 +173,12 @@ def test_a_trial_over_two_workers_on_ray_survives_one_of_them(tmp_path):
 @pytest.mark.slow
 def test_a_fault_of_the_trials_own_is_not_tried_again_by_workers(tmp_path, monkeypatch):
     # As on a cluster, whose nodes have data of their own: only the workers notice.
-    monkeypatch.setattr("tune.sweep._check_data", lambda *_: None)
+    monkeypatch.setattr("tune.sweep.check_data", lambda *_: None)
     spec = SPEC.replace(
         {"dataset": "cifar10", "mode": "baseline", "regularizer": "l2", "lam": 1e-3, "seed": 0, "workers": 2}
     )
     began = time.monotonic()
-    outcome = run_sweep(spec, Store(str(tmp_path / "out")), SweepOptions(data=str(tmp_path)))
+    outcome = run_sweep(spec, Store(str(tmp_path / "out")), RunOptions(data=str(tmp_path)))
     assert outcome.statuses == {"failed": 1}
     assert "DataError: dataset: cifar10 is not in" in outcome.failures[0]
     assert time.monotonic() - began < 60, "tried more than once"

@@ -2,9 +2,10 @@ import pytest
 
 import tune.units
 from gcsr import TrialConfig
+from tune.runs import RunOptions
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
-from tune.sweep import SweepOptions, run_sweep
+from tune.sweep import run_sweep
 from tune.trial import SweepJob
 from tune.units import is_stacked, run_unit, units
 
@@ -72,7 +73,7 @@ def test_a_cohort_writes_what_single_trials_write(tmp_path):
     tables = []
     for cohort in (1, 2):
         store = Store(str(tmp_path / str(cohort)))
-        run_sweep(spec, store, SweepOptions(executor="inline", cohort=cohort))
+        run_sweep(spec, store, RunOptions(executor="inline", cohort=cohort))
         tables.append(store.read_trials().table.to_pylist())
         assert len(store.epochs().to_table()) == 9
     for alone, together in zip(*tables, strict=True):
@@ -84,10 +85,10 @@ def test_a_cohort_writes_what_single_trials_write(tmp_path):
 def test_a_cohort_that_fails_falls_back_to_single_trials(tmp_path, monkeypatch):
     real = tune.units.train_cohort
 
-    def broken(configs, data):
+    def broken(configs, data, **options):
         if len(configs) > 1 or configs[0].seed == 1:
             raise RuntimeError("out of memory")
-        return real(configs, data)
+        return real(configs, data, **options)
 
     monkeypatch.setattr(tune.units, "train_cohort", broken)
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]

@@ -1,0 +1,126 @@
+"""The lines of a search: one Optuna study of λ (μ, γ, …) for each thing that is compared."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+
+from gcsr import ConfigError, InvalidInputError, TrialConfig
+from tune.search_spec import FLOATS, INTEGERS, SearchSpec
+
+__all__ = ["Line", "lines_of"]
+
+_MU, _GAMMA = (0.4, 0.9), (0, 20)  # around the paper's 0.6 and 5, where the spec does not say
+_HOLDOUT = 0.1  # of the training images, where the spec does not say: λ is not to be chosen on the test images
+_DIGITS = 4  # significant ones of a suggested number: more than λ deserves, and readable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """Settings that differ only in what is searched: one Optuna study.
+
+    Attributes:
+        fixed: the fields that all of them share.
+        seeds: each setting is trained once for each.
+        space: Optuna's distributions, by field.
+    """
+
+    fixed: dict[str, Any]
+    seeds: tuple[int, ...]
+    space: dict[str, BaseDistribution]
+
+    @property
+    def label(self) -> str:
+        """A short name for people, as ``digits/mlp6/l2/ours``."""
+        return "/".join(str(self.fixed[name]) for name in ("dataset", "model", "regularizer", "mode"))
+
+    def configs(self, params: dict[str, Any]) -> list[TrialConfig]:
+        """The setting's trials, one a seed."""
+        return [TrialConfig(**self.fixed, **params, seed=seed) for seed in self.seeds]
+
+    def rounded(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Suggested numbers with as many digits as anybody reads, still inside their ranges."""
+        found = {}
+        for name, value in params.items():
+            distribution = self.space[name]
+            if isinstance(distribution, FloatDistribution):
+                value = min(max(float(f"{value:.{_DIGITS}g}"), distribution.low), distribution.high)
+            found[name] = value
+        return found
+
+
+def lines_of(grids: list[dict[str, list[Any]]], search: SearchSpec) -> list[Line]:
+    """One line for each combination of what the grids list and the search does not vary.
+
+    Args:
+        grids: plain products, field → values, as `SweepSpec.spaces` gives them.
+        search: what to vary.
+
+    Raises:
+        InvalidInputError: nothing is left to search, or a combination is not allowed.
+    """
+    lines: dict[str, Line] = {}
+    for grid in grids:
+        seeds = tuple(grid.get("seed", [TrialConfig.__dataclass_fields__["seed"].default]))
+        varied = {"seed", "lam", "mu", "gamma", "gamma_threshold", *search.space}
+        shared = {name: values for name, values in grid.items() if name not in varied}
+        for values in itertools.product(*shared.values()):
+            fixed = dict(zip(shared, values, strict=True))
+            if fixed.get("mode", "baseline") == "none" or fixed.get("regularizer") == "none":
+                continue  # nothing of the method to search
+            line = _line(fixed, seeds, grid, search)
+            lines.setdefault(repr((sorted(line.fixed.items()), line.space)), line)
+    if not lines:
+        raise InvalidInputError("mode: none leaves nothing to search; expected baseline, ours or ours_orig")
+    return list(lines.values())
+
+
+def _line(fixed: dict[str, Any], seeds: tuple[int, ...], grid: dict[str, list[Any]], search: SearchSpec) -> Line:
+    defaults = TrialConfig.__dataclass_fields__
+    mode = fixed.setdefault("mode", defaults["mode"].default)
+    for name in ("dataset", "model", "regularizer"):
+        fixed.setdefault(name, defaults[name].default)
+    if "val_accuracy" in search.objectives:
+        fixed["holdout"] = fixed.get("holdout") or _HOLDOUT
+    space: dict[str, BaseDistribution] = {}
+    for name in (*FLOATS, *INTEGERS):
+        if not _reads(mode, name, grid):
+            continue
+        given = search.space.get(name)
+        if given is not None:
+            space[name] = _distribution(name, given.low, given.high, given.log)
+        elif name == "lam":
+            positive = [lam for lam in grid.get("lam", []) if lam > 0]
+            if len(set(positive)) < 2:
+                raise ConfigError("lam", grid.get("lam"), "search.space.lam, or two values > 0 to search between")
+            space[name] = FloatDistribution(min(positive), max(positive), log=True)
+        elif name in ("mu", "gamma", "gamma_threshold"):
+            values = [value for value in grid.get(name, []) if value is not None]
+            if len(values) > 1 and "auto" not in values:
+                space[name] = _distribution(name, min(values), max(values), False)
+            elif values:
+                fixed[name] = values[0]
+            elif name != "gamma_threshold":
+                low, high = _MU if name == "mu" else _GAMMA
+                space[name] = _distribution(name, low, high, False)
+    line = Line(fixed=fixed, seeds=seeds, space=space)
+    line.configs({name: distribution.low for name, distribution in space.items()})  # type: ignore[attr-defined]
+    return line
+
+
+def _reads(mode: str, name: str, grid: dict[str, list[Any]]) -> bool:
+    """Whether the mode reads the field, so that searching it makes sense."""
+    if name == "mu":
+        return mode == "ours_orig"
+    if name == "gamma":
+        return mode == "ours"
+    if name == "gamma_threshold":
+        return mode == "ours" and grid.get("gamma") == ["auto"]
+    return True
+
+
+def _distribution(name: str, low: float, high: float, log: bool) -> BaseDistribution:
+    if name in INTEGERS:
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(low, high, log=log)

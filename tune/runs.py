@@ -1,0 +1,129 @@
+"""What every run of many trials needs, be it a sweep or a search: options, an executor, a record of what ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, get_args
+
+from gcsr import DataError, TrialConfig
+from gcsr.data import load_arrays
+from tune.inline_executor import InlineExecutor
+from tune.progress import SweepProgress
+from tune.spec import SweepSpec
+from tune.store import Store
+from tune.trial import Outcome, SweepJob, checkpoint_name
+
+if TYPE_CHECKING:
+    from tune.ray_executor import RayExecutor
+
+__all__ = ["EXECUTORS", "Executor", "Recorder", "RunOptions", "check_data", "job_of", "open_executor"]
+
+Executor = Literal["ray", "inline"]
+EXECUTORS: tuple[Executor, ...] = get_args(Executor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """How to run trials; nothing here changes what they measure.
+
+    Attributes:
+        resume: go on with a store that is there already.
+        executor: ``ray``, or ``inline`` for this process.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        max_concurrent: at most so many trials at once; None for all cores or GPUs.
+        data: data root; None for the default.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: CPU threads of a trial.
+        stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
+        cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
+    """
+
+    resume: bool = False
+    executor: Executor = "ray"
+    address: str | None = None
+    max_concurrent: int | None = None
+    data: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    stop_collapsed: bool = False
+    cohort: int | Literal["auto"] = "auto"
+
+
+class Recorder:
+    """Stores every outcome at once and shows the progress; a context manager.
+
+    Args:
+        store: where.
+        total: trials of the whole run.
+        missing: ids of those that are still to be run; outcomes of others are dropped, as they are stored already.
+            None keeps all.
+        slots: how many run at once.
+        before: how many had ended before.
+    """
+
+    def __init__(self, store: Store, total: int, missing: set[str] | None, slots: int, before: int) -> None:
+        self.failures: list[str] = []
+        self._store, self._missing = store, missing
+        self._progress = SweepProgress(total, before, slots)
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, value, trace)
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many trials ended how."""
+        return dict(self._progress.statuses)
+
+    def __call__(self, outcome: Outcome) -> None:
+        row = outcome.row
+        if self._missing is not None and row["trial_id"] not in self._missing:
+            return  # it ran again only to keep the others company
+        self._store.write_trial(row, outcome.epochs)
+        self._store.remove(checkpoint_name(row["trial_id"]))
+        if row["status"] == "failed":
+            self.failures.append(f"{row['trial_id']}: {row['error']}")
+        self._progress.ended(row)
+
+
+def open_executor(job: SweepJob, options: RunOptions) -> "InlineExecutor | RayExecutor":
+    """The executor that the options ask for; enter it before use."""
+    if options.executor == "inline":
+        return InlineExecutor(job)
+    from tune.ray_executor import RayExecutor  # Ray is only imported where it is used: inline needs none
+
+    return RayExecutor(job, address=options.address, max_concurrent=options.max_concurrent)
+
+
+def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
+    """What the run's trials share."""
+    location = store.path().rstrip("/") if store.is_local else store.location
+    return SweepJob(
+        experiment=spec.experiment,
+        store=location,
+        data=options.data,
+        device=options.device,
+        threads=options.threads,
+        workers=spec.workers,
+        cohort=options.cohort,
+        stop_collapsed=options.stop_collapsed,
+    )
+
+
+def check_data(trials: Sequence[TrialConfig], options: RunOptions) -> None:
+    """Raise `DataError` before anything is started if this machine's data cannot serve the trials.
+
+    Not for a running cluster: its nodes have data folders of their own.
+    """
+    if options.address is not None:
+        return
+    for name in sorted({config.dataset for config in trials}):
+        images = len(load_arrays(name, options.data)["train_images"])
+        for config in trials:
+            if config.dataset == name and config.holdout and not 1 <= round(images * config.holdout) < images:
+                raise DataError(f"holdout: {config.holdout} leaves no images of {name} to train on")

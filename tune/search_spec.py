@@ -1,0 +1,71 @@
+"""The part of a spec that says what a search varies."""
+
+import math
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from gcsr import ConfigError, TrialConfig
+
+__all__ = ["FLOATS", "INTEGERS", "OBJECTIVES", "SAMPLERS", "Objective", "Range", "Sampler", "SearchSpec"]
+
+Sampler = Literal["tpe", "gp", "cmaes", "random", "qmc"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+Objective = Literal["val_accuracy", "test_accuracy", "sparsity"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+INTEGERS = ("gamma", "epochs", "batch_size", "lr_decay_epochs")
+FLOATS = ("lam", "mu", "gamma_threshold", "width", "lr", "momentum", "lr_decay", "dropout")
+
+
+class Range(BaseModel):
+    """From where to where a field is searched, both ends included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ConfigError("search.space", [self.low, self.high], "finite numbers low ≤ high")
+        if self.log and self.low <= 0:
+            raise ConfigError("search.space", self.low, "low > 0 where log is true")
+        return self
+
+
+class SearchSpec(BaseModel):
+    """The part ``search`` of a spec.
+
+    Attributes:
+        space: field → its range. Fields that are not named: λ between the least and the largest of the grid, on a log
+            scale; μ and γ where the mode reads them and the grid does not fix them.
+        sampler: of Optuna.
+        objectives: one, or two for a Pareto front; all are maximized.
+        sampler_seed: of the sampler.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    space: dict[str, Range] = Field(default_factory=dict)
+    sampler: Sampler = "tpe"
+    objectives: tuple[Objective, ...] = Field(default=("val_accuracy",), min_length=1, max_length=2)
+    sampler_seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("space")
+    @classmethod
+    def _check_space(cls, space: dict[str, Range]) -> dict[str, Range]:
+        for name, given in space.items():
+            if name not in (*FLOATS, *INTEGERS):
+                raise ConfigError("search.space", name, "one of " + ", ".join((*FLOATS, *INTEGERS)))
+            for end in (given.low, given.high):
+                whole = name in INTEGERS and float(end).is_integer()
+                TrialConfig.check_field(name, int(end) if whole else end)
+        return space

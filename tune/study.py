@@ -1,0 +1,201 @@
+"""Optuna studies: what suggests the next setting, and where people and other drivers see the results.
+
+The Parquet store is the truth. A study is made anew from it by every run: settings are asked for and told in one fixed
+order, so the same results lead to the same suggestions, and a killed search goes on as if nothing had happened. What is
+kept in Optuna's storage is a copy: for dashboards, and for other drivers that share it, to learn from.
+"""
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from gcsr import InvalidInputError
+from tune.lines import Line
+from tune.search_spec import Sampler
+
+__all__ = ["LineStudy", "StudyStorage", "make_sampler"]
+
+_DRIVER, _INDEX = "driver", "index"  # user attributes of a stored trial: who asked for it, as which one of its line
+
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+logging.getLogger("optuna").setLevel(logging.ERROR)
+
+
+def make_sampler(name: Sampler, seed: int) -> BaseSampler:
+    """Optuna's sampler of that name."""
+    makers: dict[Sampler, Callable[[], BaseSampler]] = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
+        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "qmc": lambda: optuna.samplers.QMCSampler(
+            seed=seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False
+        ),
+    }
+    return makers[name]()
+
+
+class StudyStorage:
+    """Optuna's storage, written beside the Parquet store.
+
+    Args:
+        url: an URL that SQLAlchemy knows (``postgresql+psycopg://…``, ``sqlite:///…``), or the path of a journal file.
+
+    Raises:
+        InvalidInputError: it cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.storage: BaseStorage
+            if "://" in url:
+                self.storage = RDBStorage(url)
+            else:
+                self.storage = JournalStorage(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))
+        except Exception as error:  # a driver of any database may raise anything
+            raise InvalidInputError(f"storage: {_without_password(url)} cannot be opened: {_line(error)}") from None
+
+    @classmethod
+    def journal(cls, path: Path) -> "StudyStorage":
+        """The journal of a search's own folder, to which it alone writes.
+
+        A lock that a killed run left is removed, and a journal that cannot be read is begun anew: it is a copy.
+        """
+        Path(f"{path}.lock").unlink(missing_ok=True)
+        try:
+            opened = cls(str(path))
+            opened.storage.get_all_studies()
+            return opened
+        except Exception:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return cls(str(path))
+
+    def study(self, name: str, objectives: Sequence[str]) -> optuna.Study:
+        """The study of that name, made if it is not there."""
+        study = optuna.create_study(
+            study_name=name, storage=self.storage, directions=["maximize"] * len(objectives), load_if_exists=True
+        )
+        if study.metric_names != list(objectives):
+            study.set_metric_names(list(objectives))
+        return study
+
+
+class LineStudy:
+    """The settings of one line in the order in which they are asked for.
+
+    Args:
+        line: what is searched.
+        objectives: names of what is maximized.
+        sampler: name and seed of Optuna's sampler.
+        experiment: first part of the study's name.
+        driver: identity of this search; settings of other drivers in the same storage are learned from.
+        storage: where to copy the results; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        objectives: Sequence[str],
+        sampler: tuple[Sampler, int],
+        *,
+        experiment: str,
+        driver: str,
+        storage: StudyStorage | None,
+    ) -> None:
+        self.line = line
+        self._study = optuna.create_study(directions=["maximize"] * len(objectives), sampler=make_sampler(*sampler))
+        self._driver = driver
+        self._asked: list[optuna.Trial] = []
+        self._params: list[dict[str, Any]] = []
+        self._seen: set[int] = set()
+        self._kept: optuna.Study | None = None
+        self._own: dict[int, FrozenTrial] = {}
+        if storage is not None:
+            self._kept = storage.study(f"{experiment}/{line.label}/{_identity(line, objectives)}", objectives)
+            for trial in self._kept.get_trials(deepcopy=False):
+                if trial.user_attrs.get(_DRIVER) == driver:
+                    self._own[trial.user_attrs[_INDEX]] = trial
+
+    def learn(self, params: dict[str, Any], values: Sequence[float]) -> None:
+        """Add a setting that was not asked for: from an earlier sweep, or from another driver."""
+        inside = params.keys() == self.line.space.keys() and all(
+            distribution._contains(distribution.to_internal_repr(params[name]))
+            for name, distribution in self.line.space.items()
+        )
+        if inside:
+            self._study.add_trial(create_trial(params=params, distributions=dict(self.line.space), values=list(values)))
+
+    def ask(self) -> dict[str, Any]:
+        """The next setting's searched fields."""
+        self._learn_from_others()
+        trial = self._study.ask(dict(self.line.space))
+        params = self.line.rounded(trial.params)
+        kept = self._own.get(len(self._asked))
+        if kept is not None:  # the same, unless other drivers' results came in another order
+            params = dict(kept.params)
+        self._asked.append(trial)
+        self._params.append(params)
+        return params
+
+    def tell(self, index: int, values: Sequence[float] | None) -> None:
+        """How setting ``index`` ended; ``values`` is None if every seed failed. Call in the order of the indices."""
+        trial, params = self._asked[index], self._params[index]
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        if self.line.rounded(trial.params) == params:
+            self._study.tell(trial, values=None if values is None else list(values), state=state)
+        else:
+            self._study.tell(trial, state=TrialState.FAIL)
+            if values is not None:
+                self.learn(params, values)
+
+    def keep(self, index: int, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
+        """Copy setting ``index`` to Optuna's storage, once."""
+        known = self._own.get(index)
+        if self._kept is None or (known is not None and (known.state == TrialState.COMPLETE) == (values is not None)):
+            return
+        kept = create_trial(
+            params=self._params[index],
+            distributions=dict(self.line.space),
+            values=None if values is None else list(values),
+            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+            user_attrs={_DRIVER: self._driver, _INDEX: index, **attributes},
+        )
+        self._kept.add_trial(kept)
+        self._own[index] = kept
+
+    def _learn_from_others(self) -> None:
+        if self._kept is None:
+            return
+        for trial in self._kept.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if trial.number not in self._seen and trial.user_attrs.get(_DRIVER) != self._driver:
+                self._seen.add(trial.number)
+                self.learn(trial.params, trial.values)
+
+
+def _identity(line: Line, objectives: Sequence[str]) -> str:
+    """The same for drivers that search the same, so that strangers who share a storage do not mix."""
+    space: dict[str, BaseDistribution] = line.space
+    parts = [line.fixed, line.seeds, {name: distribution_to_json(each) for name, each in space.items()}, objectives]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.split('://')[0]}://…@{tail}" if at else url
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]
