@@ -1,10 +1,11 @@
 """The console script ``gcsr``: parses, calls, and turns every error into one line and an exit code."""
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from gcsr.files import write_atomically
 from tune.formats import FORMATS, Format
 from tune.runs import EXECUTORS, Executor, RunOptions
 from tune.schema import CONFIG_FIELDS
-from tune.spec import load_spec, parse_assignment, parse_yaml, shipped_specs
+from tune.search_spec import OBJECTIVES, SAMPLERS, Objective, Sampler
+from tune.spec import MAX_TRIALS, SweepSpec, load_spec, parse_assignment, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
 from tune.train import LostWorkerError, TrainRun, run_train
@@ -112,32 +114,49 @@ def train_command(
         raise WorkFailedError(f"{error}{saved}") from None
 
 
-@cli.command("sweep")
-@click.argument("spec")
-@click.option("--out", required=True, metavar="DIR", help="Store: a folder, or a URI such as s3://bucket/name.")
-@click.option("--resume", is_flag=True, help="Run what DIR lacks.")
-@click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Replace a field; VALUE is YAML.")
-@click.option("--executor", type=click.Choice(EXECUTORS), default="ray", show_default=True, help="inline: no Ray.")
-@click.option("--address", metavar="ADDR", help="A running Ray cluster; none starts Ray on this machine.")
-@click.option("--max-concurrent", type=click.IntRange(1), metavar="N", help="At most N trials at once.")
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a trial.")
-@click.option("--cohort", metavar="N", default="auto", show_default=True, help="Trials trained as one batch.")
-@_data_option
-@_device_option
-def sweep_command(
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What ``sweep``, ``search`` and ``tolerance`` share."""
+    options = (
+        click.argument("spec"),
+        click.option("--out", required=True, metavar="DIR", help="Store: a folder, or a URI such as s3://bucket/name."),
+        click.option("--resume", is_flag=True, help="Run what DIR lacks."),
+        click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Replace a field by YAML."),
+        click.option(
+            "--executor", type=click.Choice(EXECUTORS), default="ray", show_default=True, help="inline: no Ray."
+        ),
+        click.option("--address", metavar="ADDR", help="A running Ray cluster; none starts Ray on this machine."),
+        click.option("--max-concurrent", type=click.IntRange(1), metavar="N", help="At most N trials at once."),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a trial."
+        ),
+        click.option("--cohort", metavar="N", default="auto", show_default=True, help="Trials trained as one batch."),
+        _data_option,
+        _device_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _stop_option(default: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    shown = "on" if default else "off"
+    text = f"End trials that cannot learn any more [default: {shown}]."
+    return click.option("--stop-collapsed/--no-stop-collapsed", default=default, help=text)
+
+
+def _loaded(
     spec: str,
-    out: str,
-    resume: bool,
     assignments: Sequence[str],
     executor: Executor,
     address: str | None,
     max_concurrent: int | None,
-    threads: int,
-    cohort: str,
-    data: str | None,
-    device: str,
-) -> None:
-    """Run every trial of SPEC (a shipped name, see gcsr specs, or a YAML file)."""
+    **options: Any,
+) -> tuple[SweepSpec, RunOptions]:
+    """The spec and the options that a command line asks for.
+
+    Raises:
+        InvalidInputError: they are not allowed.
+    """
     fields: dict[str, Any] = {}
     for text in assignments:
         name, value = parse_assignment(text)
@@ -149,32 +168,101 @@ def sweep_command(
         raise InvalidInputError(
             f"{option}: {address or max_concurrent!r} is not allowed; expected it with --executor ray"
         )
-    choose_device(device)
-    options = RunOptions(
-        resume=resume,
+    choose_device(options["device"])
+    data = options.pop("data")
+    run_options = RunOptions(
         executor=executor,
         address=address,
         max_concurrent=max_concurrent,
         data=str(data_root(data).resolve()) if data or os.environ.get("GCSR_DATA") else None,
-        device=device,
-        threads=threads,
-        cohort=_cohort(cohort),
+        cohort=_cohort(options.pop("cohort")),
+        **options,
     )
-    loaded = load_spec(spec, fields)
+    return load_spec(spec, fields), run_options
+
+
+@contextlib.contextmanager
+def _resumable(resume: bool) -> Iterator[None]:
     try:
-        outcome = run_sweep(loaded, Store(out), options)
+        yield
     except KeyboardInterrupt:
         command = _command_line() + ("" if resume else " --resume")
         raise InterruptedSweepError(f"every ended trial is stored; resume with: {command}") from None
-    counted = ", ".join(f"{n} {status}" for status, n in sorted(outcome.statuses.items())) or "nothing to do"
-    click.echo(f"{outcome.total} trials, {outcome.ran} run now: {counted}. Next: gcsr report {shlex.quote(out)}")
-    if outcome.failures:
-        for line in outcome.failures[:20]:
+
+
+def _counted(statuses: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in sorted(statuses.items())) or "nothing to do"
+
+
+def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
+    if failures:
+        for line in failures[:20]:
             click.echo(line, err=True)
         raise WorkFailedError(
-            f"{len(outcome.failures)} of {outcome.total} trials failed, listed above and in the column error of "
+            f"{len(failures)} of {total} trials failed, listed above and in the column error of "
             f"{shlex.quote(out)}/trials; --resume tries them again"
         )
+
+
+@cli.command("sweep")
+@_run_options
+@_stop_option(False)
+def sweep_command(spec: str, out: str, resume: bool, **given: Any) -> None:
+    """Run every trial of SPEC (a shipped name, see gcsr specs, or a YAML file)."""
+    loaded, options = _loaded(spec, resume=resume, **given)
+    with _resumable(resume):
+        outcome = run_sweep(loaded, Store(out), options)
+    done = f"{outcome.total} trials, {outcome.ran} run now: {_counted(outcome.statuses)}"
+    click.echo(f"{done}. Next: gcsr report {shlex.quote(out)}")
+    _report_failures(outcome.failures, outcome.total, out)
+
+
+@cli.command("search")
+@_run_options
+@click.option("--trials", type=click.IntRange(1, MAX_TRIALS), required=True, metavar="N", help="Trainings in all.")
+@click.option("--sampler", type=click.Choice(SAMPLERS), help="Of Optuna [default: the spec's, or tpe].")
+@click.option(
+    "--objective", "objectives", type=click.Choice(OBJECTIVES), multiple=True, help="Give two for a Pareto front."
+)
+@click.option(
+    "--window", type=click.IntRange(1, 10_000), metavar="N", help="Settings under way at once [default: slots + 1]."
+)
+@click.option("--storage", metavar="URL", help="Of Optuna: a database or a journal file [default: DIR/study.journal].")
+@_stop_option(True)
+def search_command(
+    spec: str,
+    out: str,
+    resume: bool,
+    trials: int,
+    sampler: Sampler | None,
+    objectives: tuple[Objective, ...],
+    window: int | None,
+    storage: str | None,
+    **given: Any,
+) -> None:
+    """Search λ, and μ or γ where the mode reads them, between the values of SPEC's grid."""
+    from tune.search import run_search  # only here: Optuna takes a second to import
+
+    loaded, options = _loaded(spec, resume=resume, **given)
+    changed: dict[str, Any] = {"sampler": sampler} if sampler else {}
+    if objectives:
+        if len(set(objectives)) != len(objectives) or len(objectives) > 2:
+            raise InvalidInputError(f"objective: {', '.join(objectives)} is not allowed; expected one or two different")
+        changed["objectives"] = objectives
+    loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=changed)})
+    with _resumable(resume):
+        outcome = run_search(loaded, Store(out), options, trials=trials, window=window, storage=storage)
+    for best in outcome.best:
+        found = ", ".join(f"{name} {value:g}" for name, value in best.params.items())
+        values = ", ".join(
+            f"{name} {value:.4f}" for name, value in zip(loaded.search.objectives, best.values, strict=True)
+        )
+        click.echo(f"best of {best.label}: {found}: {values}")
+    if outcome.saved_epochs:
+        click.echo(f"{outcome.saved_epochs} epochs were not trained: their trials had collapsed")
+    done = f"{outcome.total} trials, {sum(outcome.statuses.values())} run now: {_counted(outcome.statuses)}"
+    click.echo(f"{done}. Next: gcsr report {shlex.quote(out)}")
+    _report_failures(outcome.failures, outcome.total, out)
 
 
 @cli.command("report")
@@ -192,7 +280,8 @@ def report_command(out: str, form: Format, file: str | None) -> None:
     trials = store.read_trials()
     manifest = store.read_manifest() or {}
     ended = len(trials.table)
-    planned = len(set(manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist()))
+    known = set(manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist())
+    planned = max(len(known), manifest.get("planned", 0))
     progress = f"{ended} of {planned} trials ended"
     width = Console().width if sys.stdout.isatty() else 160
     text = render(

@@ -8,7 +8,7 @@ import torch
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.trial import Outcome, SweepJob, choose_device
-from tune.units import run_unit
+from tune.units import UnitSource, run_unit
 
 __all__ = ["InlineExecutor"]
 
@@ -51,3 +51,8 @@ class InlineExecutor:
         for unit in work:
             for outcome in run_unit(unit, self._job):
                 on_end(outcome)
+
+    def search(self, source: UnitSource, on_end: Callable[[Outcome], None]) -> None:
+        """Run units as the source gives them, until it has finished."""
+        while (unit := source.next()) is not None:
+            self.run([unit], on_end)

@@ -1,6 +1,5 @@
 """The Ray executor: trials through Ray Tune, on a local Ray that it starts or on a running cluster."""
 
-import json
 import logging
 import os
 import shutil
@@ -29,8 +28,10 @@ import ray
 from ray import tune as ray_tune
 
 from tune.placement import TrialPlan, plan_trials
+from tune.ray_searcher import UnitSearcher
 from tune.schema import failed_row
-from tune.trainable import JOB, OUTCOME, PLAN, UNIT, SweepTrainable
+from tune.trainable import JOB, OUTCOME, PLAN, UNIT, SweepTrainable, unit_text
+from tune.units import UnitSource
 from tune.workers import train_with_workers
 
 __all__ = ["RayExecutor"]
@@ -123,14 +124,33 @@ class RayExecutor:
             text = f"its worker was lost in each of {_ROUNDS} rounds; see Ray's logs"
             on_end(Outcome(failed_row(config, self._job.experiment, text), []))
 
+    def search(self, source: UnitSource, on_end: Callable[[Outcome], None]) -> None:
+        """Run units as the source gives them, until it has finished."""
+        ended: set[str] = set()
+
+        def end(outcome: Outcome) -> None:
+            ended.add(outcome.row["trial_id"])
+            on_end(outcome)
+
+        def lost(unit: Sequence[TrialConfig]) -> None:
+            text = f"its worker was lost {_ROUNDS} times; see Ray's logs"
+            for config in unit:
+                if config.trial_id not in ended:
+                    end(Outcome(failed_row(config, self._job.experiment, text), []))
+
+        searcher = UnitSearcher(source, self._shared, attempts=_ROUNDS, back_off=_BACK_OFF_SECONDS, on_lost=lost)
+        self._fit({}, _Relay(end), searcher)
+
     def _run_round(self, work: Sequence[Sequence[TrialConfig]], relay: _Relay) -> None:
+        self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in work]), **self._shared}, relay)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {JOB: self._job, PLAN: self._plan}
+
+    def _fit(self, space: dict[str, Any], relay: _Relay, searcher: UnitSearcher | None = None) -> None:
         state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
-        space = {
-            UNIT: ray_tune.grid_search([json.dumps([config.to_dict() for config in unit]) for unit in work]),
-            JOB: self._job,
-            PLAN: self._plan,
-        }
         try:
             tuner = ray_tune.Tuner(
                 # Ray Train places a multi-worker trial's workers itself: to Tune its driver takes no core.
@@ -139,7 +159,11 @@ class RayExecutor:
                 else ray_tune.with_resources(SweepTrainable, ray_tune.PlacementGroupFactory([self._plan.resources])),
                 param_space=space,
                 tune_config=ray_tune.TuneConfig(
-                    reuse_actors=not several, max_concurrent_trials=self.slots if several else self._max_concurrent
+                    search_alg=searcher,
+                    num_samples=1 if searcher is None else -1,
+                    reuse_actors=not several,
+                    # A searcher is asked for as many as may run; a grid's trials wait in Tune.
+                    max_concurrent_trials=self.slots if several or searcher is not None else self._max_concurrent,
                 ),
                 run_config=ray_tune.RunConfig(
                     name=self._job.experiment,

@@ -52,6 +52,7 @@ TRIALS = pa.schema(
         ("grad_abs_mean", pa.float64()),
         ("weight_abs_mean", pa.float64()),
         ("gamma_used", pa.int64()),
+        ("epochs_run", pa.int64()),  # fewer than ``epochs`` where the trial ended early
         ("parameters", pa.int64()),
         ("seconds", pa.float64()),
         ("device", pa.string()),
@@ -84,7 +85,11 @@ EPOCHS = pa.schema(
 def trial_row(config: TrialConfig, experiment: str, result: TrialResult) -> dict[str, Any]:
     """The row of a trial that ran to an end of any kind."""
     metrics = {name: getattr(result, name) for name in TRIALS.names if hasattr(result, name)}
-    return _identity(config, experiment) | metrics | {"epochs": config.epochs, "error": None}
+    return (
+        _identity(config, experiment)
+        | metrics
+        | {"epochs": config.epochs, "epochs_run": len(result.epochs), "error": None}
+    )
 
 
 def failed_row(config: TrialConfig, experiment: str, error: str) -> dict[str, Any]:

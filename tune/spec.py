@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.search_spec import SearchSpec
 
-__all__ = ["SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_specs"]
+__all__ = ["MAX_TRIALS", "SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_specs"]
 
 MAX_TRIALS = 1_000_000
 _MAX_BYTES = 1 << 20

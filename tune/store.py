@@ -89,8 +89,8 @@ class Store:
         return any(kind != pafs.FileType.NotFound for kind in there)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Note which sweep this is: its spec and how many trials it has."""
-        self.write_bytes(_MANIFEST, json.dumps(manifest, indent=2).encode())
+        """Note which sweep this is: its spec and which trials it has."""
+        self.write_json(_MANIFEST, manifest)
 
     def read_manifest(self) -> dict[str, Any] | None:
         """What `write_manifest` wrote; None if there is none.
@@ -98,16 +98,28 @@ class Store:
         Raises:
             DamagedStoreError: it is there but cannot be read.
         """
-        data = self.read_bytes(_MANIFEST)
+        return self.read_json(_MANIFEST)
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a small JSON object."""
+        self.write_bytes(name, json.dumps(value, indent=2).encode())
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What `write_json` wrote under that name; None if there is none.
+
+        Raises:
+            DamagedStoreError: it is there but cannot be read.
+        """
+        data = self.read_bytes(name)
         if data is None:
             return None
         try:
-            manifest = json.loads(data)
+            value = json.loads(data)
         except ValueError as error:
-            raise DamagedStoreError(f"{self.path(_MANIFEST)} is damaged: {_line(error)}") from None
-        if not isinstance(manifest, dict):
-            raise DamagedStoreError(f"{self.path(_MANIFEST)} is damaged: expected a JSON object")
-        return manifest
+            raise DamagedStoreError(f"{self.path(name)} is damaged: {_line(error)}") from None
+        if not isinstance(value, dict):
+            raise DamagedStoreError(f"{self.path(name)} is damaged: expected a JSON object")
+        return value
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:

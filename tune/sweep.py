@@ -62,8 +62,9 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
 
 def _write_manifest(store: Store, spec: SweepSpec, trials: Sequence[TrialConfig]) -> None:
     """Note the sweep; a store that several specs were run into counts the trials of all of them."""
-    known = set((store.read_manifest() or {}).get("trials", []))
-    manifest = {
+    before = store.read_manifest() or {}
+    known = set(before.get("trials", []))
+    manifest = before | {
         "experiment": spec.experiment,
         "spec": spec.model_dump(mode="json"),
         "trials": sorted(known | {config.trial_id for config in trials}),

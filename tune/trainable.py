@@ -1,6 +1,7 @@
 """`gcsr` trials as a Ray Tune trainable, in actors that are reused from trial to trial."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,17 @@ from gcsr import TrialConfig
 from tune.trial import SweepJob
 from tune.units import run_unit
 
-__all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "trials_of"]
+__all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "trials_of", "unit_text"]
 
 UNIT = "unit"  # key of a Tune config: the fields of each trial of the unit, as JSON
 JOB = "job"  # key of a Tune config: the SweepJob
 PLAN = "plan"  # key of a Tune config: the TrialPlan
 OUTCOME = "outcome"  # key of a Tune result: the unit's Outcomes
+
+
+def unit_text(unit: Sequence[TrialConfig]) -> str:
+    """A unit as a Tune config holds it."""
+    return json.dumps([config.to_dict() for config in unit])
 
 
 def trials_of(config: dict[str, Any]) -> list[TrialConfig]:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -13,12 +13,23 @@ from gcsr.models import build_model
 from tune.schema import epoch_rows, trial_row
 from tune.trial import Outcome, SweepJob, choose_device, dataset_of, failed_outcome, run_trial
 
-__all__ = ["is_stacked", "run_unit", "units"]
+__all__ = ["UnitSource", "is_stacked", "run_unit", "units"]
 
 # Measured on one core (python -m tests.benchmarks cohort): up to this many parameters eight weight sets stay in its
 # cache and a trial of eight takes 0.5 to 0.7 of one alone; four times as many, and alone is faster.
 _SMALL = 150_000
 _CPU_SIZE, _GPU_SIZE = 8, 32
+
+
+class UnitSource(Protocol):
+    """Units that are decided on while others run."""
+
+    def next(self) -> list[TrialConfig] | None:
+        """The next unit; None if there is none until another has ended, or at all (see `finished`)."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial has ended."""
 
 
 def is_stacked(config: TrialConfig, cohort: int | Literal["auto"]) -> bool:

@@ -1,0 +1,71 @@
+"""A Ray Tune searcher that hands out units which are decided on while others run."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from gcsr import TrialConfig
+from tune.trainable import UNIT, unit_text
+from tune.units import UnitSource
+
+__all__ = ["UnitSearcher"]
+
+
+class UnitSearcher(Searcher):  # type: ignore[misc]
+    """Tune's view of a `UnitSource`; results reach the source through the executor's callback, not through Tune.
+
+    Args:
+        source: of the units.
+        shared: entries of every Tune config.
+        attempts: how often a unit whose worker was lost is run at most.
+        back_off: seconds before its second attempt; doubles.
+        on_lost: called with a unit that was lost as often as that.
+    """
+
+    def __init__(
+        self,
+        source: UnitSource,
+        shared: dict[str, Any],
+        *,
+        attempts: int,
+        back_off: float,
+        on_lost: Callable[[Sequence[TrialConfig]], None],
+    ) -> None:
+        super().__init__(metric="done", mode="max")
+        self._source, self._shared, self._on_lost = source, shared, on_lost
+        self._attempts, self._back_off = attempts, back_off
+        self._running: dict[str, list[TrialConfig]] = {}
+        self._again: deque[tuple[float, list[TrialConfig]]] = deque()
+        self._lost: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it into its experiment state, which we never restore: the store is the truth
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        unit = None
+        if self._again and self._again[0][0] <= time.monotonic():
+            unit = self._again.popleft()[1]
+        elif (unit := self._source.next()) is None:
+            return Searcher.FINISHED if self._source.finished and not self._again else None
+        self._running[trial_id] = unit
+        return {UNIT: unit_text(unit), **self._shared}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        unit = self._running.pop(trial_id, None)
+        if unit is None or not error:
+            return
+        key = unit[0].trial_id
+        self._lost[key] += 1
+        if self._lost[key] >= self._attempts:
+            self._on_lost(unit)
+        else:
+            self._again.append((time.monotonic() + self._back_off * 2 ** (self._lost[key] - 1), unit))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: see `__getstate__`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `__getstate__`."""

@@ -1,0 +1,361 @@
+"""A search: Optuna suggests settings, the trials of a setting are its seeds, every outcome is stored at once.
+
+Deterministic, however many trials run at once: setting number k is suggested when the settings up to k − window have
+ended, and from their results alone. So a search that was killed is replayed from the store to where it was, and ends
+in the same table as one that was not.
+"""
+
+import math
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gcsr import InvalidInputError, TrialConfig
+from tune.lines import Line, lines_of
+from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
+from tune.search_spec import Objective
+from tune.spec import SweepSpec
+from tune.store import DamagedStoreError, Store, StoreError
+from tune.study import LineStudy, StudyStorage
+from tune.trial import Outcome
+from tune.units import units
+
+__all__ = ["Best", "SearchOutcome", "run_search"]
+
+Row = Mapping[str, Any]
+_MANIFEST = "search.json"
+_JOURNAL = "study.journal"
+
+
+class Best(NamedTuple):
+    """The best setting of a line: by the first objective."""
+
+    label: str
+    params: dict[str, Any]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """How a search ended.
+
+    Attributes:
+        total: trials of all its settings.
+        ran: how many of them this call ran.
+        statuses: how many trials of this call ended how.
+        failures: one line for each trial that failed in this call.
+        best: of every line that has one.
+        saved_epochs: epochs that were not trained because a trial had collapsed, in the whole search.
+    """
+
+    total: int
+    ran: int
+    statuses: dict[str, int]
+    failures: tuple[str, ...]
+    best: tuple[Best, ...]
+    saved_epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What a search is and stays: kept beside its store, so that it goes on as the same search.
+
+    Attributes:
+        driver: distinguishes it from others that share an Optuna storage.
+        window: at most so many settings are under way at once.
+        known: ids of the trials that were in the store before it; suggestions are made with them in mind.
+    """
+
+    driver: str
+    window: int
+    known: frozenset[str]
+
+
+def run_search(
+    spec: SweepSpec, store: Store, options: RunOptions, *, trials: int, window: int | None, storage: str | None
+) -> SearchOutcome:
+    """Search until so many trials have ended.
+
+    Args:
+        spec: what to search; its grid says between what.
+        store: as for a sweep; trials that it holds already are not run again.
+        options: as for a sweep.
+        trials: how many trainings; a setting takes one for each seed.
+        window: at most so many settings at once; None for one more than run at once when the search starts.
+        storage: of Optuna; None for a journal in the store, if that is a local folder.
+
+    Raises:
+        InvalidInputError: the spec, the data, the store or the storage cannot be used; nothing was started.
+    """
+    lines = lines_of(spec.spaces(), spec.search)
+    counts = _settings_of_lines(lines, trials)
+    if store.exists() and not options.resume:
+        raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
+    check_data([config for line in lines for config in line.configs(_lowest(line))], options)
+    job = job_of(spec, store, options)
+    with store.exclusive():
+        stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
+        identity = _known_identity(store, window)
+        if storage is not None:
+            StudyStorage(storage)  # refused before anything starts
+        with open_executor(job, options) as executor:
+            if identity is None:
+                identity = _Identity(uuid.uuid4().hex, window or executor.slots + 1, frozenset(stored))
+                _write_identity(store, identity)
+            _write_manifest(store, spec, sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
+            search = _Search(
+                lines=lines,
+                counts=counts,
+                identity=identity,
+                studies=_studies(lines, spec, identity, store, storage),
+                objectives=spec.search.objectives,
+                stored=stored,
+                cut=lambda configs: units(configs, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu),
+            )
+            before = search.replay()
+            with Recorder(store, search.total, None, executor.slots, before) as recorder:
+
+                def on_end(outcome: Outcome) -> None:
+                    recorder(outcome)
+                    search.ended(outcome.row)
+
+                if not search.finished:
+                    executor.search(search, on_end)
+            return SearchOutcome(
+                search.total,
+                sum(recorder.statuses.values()),
+                recorder.statuses,
+                tuple(recorder.failures),
+                tuple(search.best()),
+                _saved_epochs(search.rows),
+            )
+
+
+class _Setting:
+    """One suggestion under way: the trials of all its seeds."""
+
+    def __init__(self, line: int, index: int, configs: Sequence[TrialConfig]) -> None:
+        self.line, self.index, self.configs = line, index, configs
+        self.rows: dict[str, Row] = {}
+
+    @property
+    def complete(self) -> bool:
+        return len(self.rows) == len(self.configs)
+
+    def values(self, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+        """Each objective's mean over the seeds; None if every one failed. A trial that diverged at once scores 0."""
+        rows = [row for row in self.rows.values() if row["status"] != "failed"]
+        if not rows:
+            return None
+        return tuple(math.fsum(row[name] or 0.0 for row in rows) / len(rows) for name in objectives)
+
+
+class _Search:
+    """What is to be run next, as an executor asks for it."""
+
+    def __init__(
+        self,
+        *,
+        lines: Sequence[Line],
+        counts: Sequence[int],
+        identity: _Identity,
+        studies: Sequence[LineStudy],
+        objectives: Sequence[Objective],
+        stored: Mapping[str, Row],
+        cut: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
+    ) -> None:
+        self._lines, self._studies, self._objectives, self._cut = lines, studies, objectives, cut
+        self._window, self._stored = identity.window, stored
+        # One setting of every line before the next: all lines are equally far whenever one looks.
+        self._order = [n for round_ in range(max(counts)) for n, count in enumerate(counts) if round_ < count]
+        self.total = sum(len(lines[n].seeds) for n in self._order)
+        self._settings: list[_Setting] = []
+        self._told = 0
+        self._of_trial: dict[str, list[_Setting]] = {}
+        self._queue: deque[list[TrialConfig]] = deque()
+        self.rows: dict[str, Row] = {}
+        for study in studies:
+            for params, values in _earlier(study.line, identity.known, stored, objectives):
+                study.learn(params, values)
+
+    # -- what an executor sees ----------------------------------------------------------------------------------
+
+    def next(self) -> list[TrialConfig] | None:
+        """The next unit to run; None if there is none until another has ended, or at all (see `finished`)."""
+        self._advance()
+        return self._queue.popleft() if self._queue else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial has ended."""
+        self._advance()
+        return len(self._settings) == len(self._order) and all(each.complete for each in self._settings)
+
+    # -- how it goes on ------------------------------------------------------------------------------------------
+
+    def replay(self) -> int:
+        """Go through what the store holds already; returns how many trials that were."""
+        self._advance()
+        return len(self.rows)
+
+    def ended(self, row: Row) -> None:
+        """A trial ended: its row of the store."""
+        self.rows[row["trial_id"]] = row
+        for setting in self._of_trial.get(row["trial_id"], []):
+            setting.rows[row["trial_id"]] = row
+            self._keep(setting)
+
+    def _advance(self) -> None:
+        """Suggest every setting that may be suggested now."""
+        while len(self._settings) < len(self._order):
+            settled = len(self._settings) - self._window + 1
+            if settled > 0 and not all(each.complete for each in self._settings[self._told : settled]):
+                return
+            for setting in self._settings[self._told : max(settled, self._told)]:
+                self._studies[setting.line].tell(setting.index, setting.values(self._objectives))
+            self._told = max(settled, self._told)
+            self._open()
+
+    def _open(self) -> None:
+        number = self._order[len(self._settings)]
+        line, study = self._lines[number], self._studies[number]
+        configs = line.configs(study.ask())
+        setting = _Setting(number, sum(each.line == number for each in self._settings), configs)
+        self._settings.append(setting)
+        missing = []
+        for config in configs:
+            row = self.rows.get(config.trial_id) or self._stored.get(config.trial_id)
+            if row is not None:
+                setting.rows[config.trial_id] = self.rows[config.trial_id] = row
+            elif config.trial_id not in self._of_trial:  # a setting may be suggested again while it is under way
+                missing.append(config)
+            self._of_trial.setdefault(config.trial_id, []).append(setting)
+        if missing:
+            # The unit is the whole setting, so that who is trained with whom does not depend on what was killed.
+            wanted = {config.trial_id for config in missing}
+            self._queue.extend(u for u in self._cut(configs) if any(c.trial_id in wanted for c in u))
+        self._keep(setting)
+
+    def _keep(self, setting: _Setting) -> None:
+        if setting.complete:
+            statuses = [row["status"] for row in setting.rows.values()]
+            about = {"statuses": statuses, "trial_ids": list(setting.rows), **self._lines[setting.line].fixed}
+            self._studies[setting.line].keep(setting.index, setting.values(self._objectives), about)
+
+    def best(self) -> Iterator[Best]:
+        """The best setting of each line."""
+        for number, line in enumerate(self._lines):
+            found = []
+            for setting in self._settings:
+                values = setting.values(self._objectives) if setting.line == number and setting.complete else None
+                if values is not None:
+                    fields = setting.configs[0].to_dict()
+                    found.append(Best(line.label, {name: fields[name] for name in line.space}, values))
+            if found:
+                yield max(found, key=lambda each: each.values)
+
+
+def _settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:
+    """How many settings each line gets of a budget of trials: as equal as can be, the first lines the rest."""
+    counts, left = [0] * len(lines), trials
+    while True:
+        opened = False
+        for number, line in enumerate(lines):
+            if len(line.seeds) <= left:
+                counts[number] += 1
+                left -= len(line.seeds)
+                opened = True
+        if not opened:
+            break
+    if not all(counts):
+        needed = sum(len(line.seeds) for line in lines)
+        raise InvalidInputError(
+            f"trials: {trials} is not allowed; expected at least {needed}, a setting of every seed for each of "
+            f"{', '.join(line.label for line in lines)}"
+        )
+    return counts
+
+
+def _lowest(line: Line) -> dict[str, Any]:
+    return {name: distribution.low for name, distribution in line.space.items()}  # type: ignore[attr-defined]
+
+
+def _earlier(
+    line: Line, known: frozenset[str], stored: Mapping[str, Row], objectives: Sequence[Objective]
+) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    """Settings of the line that the store held, with all their seeds, before the search began."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for trial_id in sorted(known & stored.keys()):
+        row = stored[trial_id]
+        groups.setdefault(tuple(row[name] for name in line.space), []).append(row)
+    for values, rows in groups.items():
+        params: dict[str, Any] = dict(zip(line.space, values, strict=True))
+        if "gamma" in params:
+            if not str(params["gamma"]).isdecimal():
+                continue
+            params["gamma"] = int(params["gamma"])
+        if None in params.values():
+            continue
+        wanted = {config.trial_id for config in line.configs(params)}
+        found = [row for row in rows if row["trial_id"] in wanted]
+        if len(found) == len(wanted) and all(row[name] is not None for row in found for name in objectives):
+            yield params, [math.fsum(row[name] for row in found) / len(found) for name in objectives]
+
+
+def _studies(
+    lines: Sequence[Line], spec: SweepSpec, identity: _Identity, store: Store, storage: str | None
+) -> list[LineStudy]:
+    kept: StudyStorage | None = None
+    if storage is not None:
+        kept = StudyStorage(storage)
+    elif store.is_local:
+        kept = StudyStorage.journal(Path(store.path(_JOURNAL)))
+    return [
+        LineStudy(
+            line,
+            spec.search.objectives,
+            (spec.search.sampler, spec.search.sampler_seed + number),
+            experiment=spec.experiment,
+            driver=identity.driver,
+            storage=kept,
+        )
+        for number, line in enumerate(lines)
+    ]
+
+
+def _known_identity(store: Store, window: int | None) -> _Identity | None:
+    found = store.read_json(_MANIFEST)
+    if found is None:
+        return None
+    try:
+        identity = _Identity(str(found["driver"]), int(found["window"]), frozenset(found["known"]))
+    except (KeyError, TypeError, ValueError):
+        raise DamagedStoreError(f"{store.path(_MANIFEST)} is damaged: expected driver, window and known") from None
+    if window not in (None, identity.window):
+        raise InvalidInputError(
+            f"window: {window} is not allowed; expected {identity.window}, with which the search began"
+        )
+    return identity
+
+
+def _write_identity(store: Store, identity: _Identity) -> None:
+    fields = {"driver": identity.driver, "window": identity.window, "known": sorted(identity.known)}
+    store.write_json(_MANIFEST, fields)
+
+
+def _write_manifest(store: Store, spec: SweepSpec, planned: int) -> None:
+    manifest = store.read_manifest() or {"trials": []}
+    store.write_manifest(
+        manifest | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json"), "planned": planned}
+    )
+
+
+def _saved_epochs(rows: Mapping[str, Row]) -> int:
+    return sum(
+        row["epochs"] - row["epochs_run"]
+        for row in rows.values()
+        if row["status"] == "collapsed" and row["epochs_run"] is not None
+    )
