@@ -23,6 +23,8 @@ from tune.search_spec import OBJECTIVES, SAMPLERS, Objective, Sampler
 from tune.spec import MAX_TRIALS, SweepSpec, load_spec, parse_assignment, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
+from tune.tables import lam_text
+from tune.tolerance import run_tolerance
 from tune.train import LostWorkerError, TrainRun, run_train
 from tune.trial import choose_device
 
@@ -228,6 +230,7 @@ def sweep_command(spec: str, out: str, resume: bool, **given: Any) -> None:
     "--window", type=click.IntRange(1, 10_000), metavar="N", help="Settings under way at once [default: slots + 1]."
 )
 @click.option("--storage", metavar="URL", help="Of Optuna: a database or a journal file [default: DIR/study.journal].")
+@click.option("--refit", is_flag=True, help="Train the best settings again, without hold-out.")
 @_stop_option(True)
 def search_command(
     spec: str,
@@ -238,6 +241,7 @@ def search_command(
     objectives: tuple[Objective, ...],
     window: int | None,
     storage: str | None,
+    refit: bool,
     **given: Any,
 ) -> None:
     """Search λ, and μ or γ where the mode reads them, between the values of SPEC's grid."""
@@ -251,7 +255,7 @@ def search_command(
         changed["objectives"] = objectives
     loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=changed)})
     with _resumable(resume):
-        outcome = run_search(loaded, Store(out), options, trials=trials, window=window, storage=storage)
+        outcome = run_search(loaded, Store(out), options, trials=trials, window=window, storage=storage, refit=refit)
     for best in outcome.best:
         found = ", ".join(f"{name} {value:g}" for name, value in best.params.items())
         values = ", ".join(
@@ -263,6 +267,28 @@ def search_command(
     done = f"{outcome.total} trials, {sum(outcome.statuses.values())} run now: {_counted(outcome.statuses)}"
     click.echo(f"{done}. Next: gcsr report {shlex.quote(out)}")
     _report_failures(outcome.failures, outcome.total, out)
+
+
+@cli.command("tolerance")
+@_run_options
+@click.option("--precision", type=float, default=0.1, show_default=True, metavar="R", help="Relative, of the level.")
+@_stop_option(True)
+def tolerance_command(spec: str, out: str, resume: bool, precision: float, **given: Any) -> None:
+    """Find the strongest λ at which each method of SPEC still learns, by bisection between its grid's λ."""
+    loaded, options = _loaded(spec, resume=resume, **given)
+    with _resumable(resume):
+        outcome = run_tolerance(loaded, Store(out), options, precision=precision)
+    table = Table("network", "reg.", "mode", "learns up to λ", "collapses at λ", "trials", box=None)
+    for level in outcome.levels:
+        config = level.config
+        method = f"{config.mode}" + (f" γ={config.gamma}" if config.gamma is not None else "")
+        method += f" μ={config.mu:g}" if config.mu is not None else ""
+        found = [lam_text(lam) for lam in (level.tolerance_lam, level.collapse_lam)]
+        table.add_row(f"{config.model} on {config.dataset}", config.regularizer, method, *found, str(level.trials))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    tried = sum(level.trials for level in outcome.levels)
+    click.echo(f"{tried} trials ({outcome.grid} in the grid), {outcome.ran} run now: {_counted(outcome.statuses)}")
+    _report_failures(outcome.failures, tried, out)
 
 
 @cli.command("report")

@@ -5,13 +5,16 @@ ended, and from their results alone. So a search that was killed is replayed fro
 in the same table as one that was not.
 """
 
+import json
 import math
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from optuna.distributions import distribution_to_json
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.lines import Line, lines_of
@@ -67,15 +70,24 @@ class _Identity:
         driver: distinguishes it from others that share an Optuna storage.
         window: at most so many settings are under way at once.
         known: ids of the trials that were in the store before it; suggestions are made with them in mind.
+        definition: everything else that suggestions depend on.
     """
 
     driver: str
+    definition: dict[str, Any]
     window: int
     known: frozenset[str]
 
 
 def run_search(
-    spec: SweepSpec, store: Store, options: RunOptions, *, trials: int, window: int | None, storage: str | None
+    spec: SweepSpec,
+    store: Store,
+    options: RunOptions,
+    *,
+    trials: int,
+    window: int | None,
+    storage: str | None,
+    refit: bool,
 ) -> SearchOutcome:
     """Search until so many trials have ended.
 
@@ -86,6 +98,7 @@ def run_search(
         trials: how many trainings; a setting takes one for each seed.
         window: at most so many settings at once; None for one more than run at once when the search starts.
         storage: of Optuna; None for a journal in the store, if that is a local folder.
+        refit: train each line's best setting once more, on all training images; these trials come on top.
 
     Raises:
         InvalidInputError: the spec, the data, the store or the storage cannot be used; nothing was started.
@@ -98,14 +111,19 @@ def run_search(
     job = job_of(spec, store, options)
     with store.exclusive():
         stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
-        identity = _known_identity(store, window)
+        definition = _definition(lines, spec)
+        identity = _known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
         with open_executor(job, options) as executor:
             if identity is None:
-                identity = _Identity(uuid.uuid4().hex, window or executor.slots + 1, frozenset(stored))
+                identity = _Identity(uuid.uuid4().hex, definition, window or executor.slots + 1, frozenset(stored))
                 _write_identity(store, identity)
             _write_manifest(store, spec, sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
+
+            def cut(configs: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
+                return units(configs, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu)
+
             search = _Search(
                 lines=lines,
                 counts=counts,
@@ -113,10 +131,11 @@ def run_search(
                 studies=_studies(lines, spec, identity, store, storage),
                 objectives=spec.search.objectives,
                 stored=stored,
-                cut=lambda configs: units(configs, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu),
+                cut=cut,
             )
             before = search.replay()
-            with Recorder(store, search.total, None, executor.slots, before) as recorder:
+            extra = sum(len(line.seeds) for line in lines) if refit else 0
+            with Recorder(store, search.total + extra, None, executor.slots, before) as recorder:
 
                 def on_end(outcome: Outcome) -> None:
                     recorder(outcome)
@@ -124,8 +143,11 @@ def run_search(
 
                 if not search.finished:
                     executor.search(search, on_end)
+                if refit:
+                    again = [config for config in search.refits() if config.trial_id not in stored]
+                    executor.run(cut(again), recorder)
             return SearchOutcome(
-                search.total,
+                search.total + extra,
                 sum(recorder.statuses.values()),
                 recorder.statuses,
                 tuple(recorder.failures),
@@ -247,15 +269,20 @@ class _Search:
 
     def best(self) -> Iterator[Best]:
         """The best setting of each line."""
+        for line, setting, values in self._best():
+            fields = setting.configs[0].to_dict()
+            yield Best(line.label, {name: fields[name] for name in line.space}, values)
+
+    def refits(self) -> list[TrialConfig]:
+        """The best settings' trials without hold-out."""
+        return [replace(config, holdout=0.0) for _, setting, _ in self._best() for config in setting.configs]
+
+    def _best(self) -> Iterator[tuple[Line, _Setting, tuple[float, ...]]]:
         for number, line in enumerate(self._lines):
-            found = []
-            for setting in self._settings:
-                values = setting.values(self._objectives) if setting.line == number and setting.complete else None
-                if values is not None:
-                    fields = setting.configs[0].to_dict()
-                    found.append(Best(line.label, {name: fields[name] for name in line.space}, values))
+            ended = [(s, s.values(self._objectives)) for s in self._settings if s.line == number and s.complete]
+            found = [(line, setting, values) for setting, values in ended if values is not None]
             if found:
-                yield max(found, key=lambda each: each.values)
+                yield max(found, key=lambda each: each[2])
 
 
 def _settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:
@@ -326,14 +353,37 @@ def _studies(
     ]
 
 
-def _known_identity(store: Store, window: int | None) -> _Identity | None:
+def _definition(lines: Sequence[Line], spec: SweepSpec) -> dict[str, Any]:
+    search = spec.search
+    return {
+        "sampler": search.sampler,
+        "sampler_seed": search.sampler_seed,
+        "objectives": list(search.objectives),
+        "lines": [
+            {"fixed": line.fixed, "seed": list(line.seeds)}
+            | {name: json.loads(distribution_to_json(each)) for name, each in line.space.items()}
+            for line in lines
+        ],
+    }
+
+
+def _known_identity(store: Store, window: int | None, definition: dict[str, Any]) -> _Identity | None:
     found = store.read_json(_MANIFEST)
     if found is None:
         return None
     try:
-        identity = _Identity(str(found["driver"]), int(found["window"]), frozenset(found["known"]))
+        known = frozenset(str(trial_id) for trial_id in found["known"])
+        identity = _Identity(str(found["driver"]), dict(found["definition"]), int(found["window"]), known)
     except (KeyError, TypeError, ValueError):
-        raise DamagedStoreError(f"{store.path(_MANIFEST)} is damaged: expected driver, window and known") from None
+        raise DamagedStoreError(
+            f"{store.path(_MANIFEST)} is damaged: expected driver, definition, window, known"
+        ) from None
+    for name, value in definition.items():
+        if identity.definition.get(name) != value:
+            raise StoreError(
+                f"out: {store.location!r} holds a search with other {name}; expected the same spec and options, or "
+                "another DIR"
+            )
     if window not in (None, identity.window):
         raise InvalidInputError(
             f"window: {window} is not allowed; expected {identity.window}, with which the search began"
@@ -342,8 +392,7 @@ def _known_identity(store: Store, window: int | None) -> _Identity | None:
 
 
 def _write_identity(store: Store, identity: _Identity) -> None:
-    fields = {"driver": identity.driver, "window": identity.window, "known": sorted(identity.known)}
-    store.write_json(_MANIFEST, fields)
+    store.write_json(_MANIFEST, asdict(identity) | {"known": sorted(identity.known)})
 
 
 def _write_manifest(store: Store, spec: SweepSpec, planned: int) -> None:

@@ -1,0 +1,229 @@
+"""The tolerance level (Figure 7): the strongest λ at which a network still learns, by bisection on log λ."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gcsr import ConfigError, InvalidInputError, TrialConfig
+from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
+from tune.spec import SweepSpec
+from tune.store import Store, StoreError
+from tune.trial import Outcome
+from tune.units import units
+
+__all__ = ["Level", "ToleranceOutcome", "run_tolerance"]
+
+_DIGITS = 4  # significant ones of a λ that bisection tries
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Where one method stops learning.
+
+    Attributes:
+        config: the method, with the first seed and any λ.
+        tolerance_lam: the largest λ found at which every seed learns; None if not even the smallest of the grid is.
+        collapse_lam: the smallest λ found at which a seed does not learn; None if even the largest of the grid does.
+        trials: how many trainings it took.
+    """
+
+    config: TrialConfig
+    tolerance_lam: float | None
+    collapse_lam: float | None
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToleranceOutcome:
+    """How a search for tolerance levels ended.
+
+    Attributes:
+        levels: one for each method of the spec.
+        grid: how many trials the spec's grid has for these methods.
+        ran: how many trials this call ran.
+        statuses: how many of them ended how.
+        failures: one line for each trial that failed in this call; its method has no level.
+    """
+
+    levels: tuple[Level, ...]
+    grid: int
+    ran: int
+    statuses: dict[str, int]
+    failures: tuple[str, ...]
+
+
+def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precision: float) -> ToleranceOutcome:
+    """Find the level of every method of a spec between the smallest and the largest λ of its grid.
+
+    Args:
+        spec: what to try; modes other than ``none``.
+        store: as for a sweep; trials that it holds already are not run again.
+        options: as for a sweep.
+        precision: bisection ends when the two λ are no further apart than this, relative to the smaller.
+
+    Raises:
+        InvalidInputError: the spec, the data or the store cannot be used; nothing was started.
+    """
+    if not 1e-3 <= precision <= 10:
+        raise InvalidInputError(f"precision: {precision:g} is not allowed; expected a number from 0.001 to 10")
+    trials = [config for config in spec.trials() if config.mode != "none"]
+    methods = _methods(trials)
+    if store.exists() and not options.resume:
+        raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
+    check_data(trials, options)
+    job = job_of(spec, store, options)
+    with store.exclusive():
+        stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
+        with open_executor(job, options) as executor:
+            store.write_manifest(
+                (store.read_manifest() or {"trials": []})
+                | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json")}
+            )
+            cohort = 1 if spec.workers > 1 else options.cohort
+            source = _Bisections(methods, precision, stored, lambda configs: units(configs, cohort, gpu=executor.gpu))
+            before = source.replay()
+            with Recorder(store, source.at_most, None, executor.slots, before) as recorder:
+
+                def on_end(outcome: Outcome) -> None:
+                    recorder(outcome)
+                    source.ended(outcome.row)
+
+                if not source.finished:
+                    executor.search(source, on_end)
+            return ToleranceOutcome(
+                tuple(each.level() for each in source.bisections),
+                len(trials),
+                sum(recorder.statuses.values()),
+                recorder.statuses,
+                tuple(recorder.failures),
+            )
+
+
+def _methods(trials: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
+    """The grid's trials, a list for each method: they differ in λ and seed only."""
+    groups: dict[str, list[TrialConfig]] = {}
+    for config in trials:
+        groups.setdefault(replace(config, lam=1.0, seed=0).trial_id, []).append(config)
+    for group in groups.values():
+        if len({config.lam for config in group if config.lam > 0}) < 2:
+            raise ConfigError("lam", sorted({config.lam for config in group}), "two values > 0 to search between")
+    if not groups:
+        raise InvalidInputError("mode: none has no tolerance level; expected baseline, ours or ours_orig")
+    return list(groups.values())
+
+
+class _Bisection:
+    """One method. At any time one λ is tried: with the first seed, and if that learns, with the others.
+
+    The largest λ of the grid comes first; the smallest is only tried if nothing above it learned.
+    """
+
+    def __init__(self, grid: Sequence[TrialConfig], precision: float) -> None:
+        self.config = min(grid, key=lambda config: config.seed)
+        self.seeds = sorted({config.seed for config in grid})
+        lams = [config.lam for config in grid if config.lam > 0]
+        self._bottom, self._top = min(lams), max(lams)
+        self._ratio = 1 + precision
+        self._learned_once: float | None = None  # λ at which the first seed learned, and the others are to be tried
+        self.low: float | None = None
+        self.high: float | None = None
+        self.failed = False
+        self.tried = 0
+
+    @property
+    def at_most(self) -> int:
+        """How many trials it may take."""
+        halvings = math.ceil(max(0.0, math.log2(math.log(self._top / self._bottom) / math.log(self._ratio))))
+        return (2 + halvings) * len(self.seeds)
+
+    def next(self) -> list[TrialConfig] | None:
+        """The trials to run now; None if the level is found."""
+        lam = None if self.failed else self._lam()
+        if lam is None:
+            return None
+        seeds = self.seeds[1:] if self._learned_once == lam else self.seeds[:1]
+        return [replace(self.config, lam=lam, seed=seed) for seed in seeds]
+
+    def _lam(self) -> float | None:
+        if self.high is None:
+            return None if self.low == self._top else self._top
+        low = self._bottom if self.low is None else self.low
+        middle = float(f"{math.sqrt(low * self.high):.{_DIGITS}g}")
+        if self.high / low > self._ratio and low < middle < self.high:
+            return middle
+        return self._bottom if self.low is None and self._bottom < self.high else None
+
+    def tell(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """How the trials that `next` gave ended."""
+        lam: float = rows[0]["lam"]
+        self.tried += len(rows)
+        if any(row["status"] == "failed" for row in rows):
+            self.failed = True
+        elif not all(row["status"] == "finished" for row in rows):
+            self.high = lam
+        elif self._learned_once != lam and len(self.seeds) > 1:
+            self._learned_once = lam
+        else:
+            self.low = lam
+
+    def level(self) -> Level:
+        """What was found."""
+        if self.failed:
+            return Level(self.config, None, None, self.tried)
+        return Level(self.config, self.low, self.high, self.tried)
+
+
+class _Bisections:
+    """All methods side by side, as an executor asks for their trials."""
+
+    def __init__(
+        self,
+        methods: Sequence[Sequence[TrialConfig]],
+        precision: float,
+        stored: Mapping[str, Mapping[str, Any]],
+        cut: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
+    ) -> None:
+        self.bisections = [_Bisection(grid, precision) for grid in methods]
+        self.at_most = sum(each.at_most for each in self.bisections)
+        self._rows: dict[str, Mapping[str, Any]] = dict(stored)
+        self._cut = cut
+        self._waiting: dict[int, list[TrialConfig]] = {}
+        self._queue: deque[list[TrialConfig]] = deque()
+
+    def replay(self) -> int:
+        """Go through what the store holds already; returns how many trials that were."""
+        self._advance()
+        return sum(each.tried for each in self.bisections)
+
+    def next(self) -> list[TrialConfig] | None:
+        """The next unit to run; None if there is none until another has ended, or at all (see `finished`)."""
+        self._advance()
+        return self._queue.popleft() if self._queue else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every level is found."""
+        self._advance()
+        return not self._waiting
+
+    def ended(self, row: Mapping[str, Any]) -> None:
+        """A trial ended: its row of the store."""
+        self._rows[row["trial_id"]] = row
+
+    def _advance(self) -> None:
+        for number, bisection in enumerate(self.bisections):
+            while True:
+                configs = self._waiting.get(number)
+                if configs is None:
+                    configs = bisection.next()
+                    if configs is None:
+                        break
+                    self._waiting[number] = configs
+                    missing = {config.trial_id for config in configs} - self._rows.keys()
+                    self._queue.extend(u for u in self._cut(configs) if any(c.trial_id in missing for c in u))
+                if any(config.trial_id not in self._rows for config in configs):
+                    break
+                del self._waiting[number]
+                bisection.tell([self._rows[config.trial_id] for config in configs])
