@@ -1,12 +1,13 @@
 """What every run of many trials needs, be it a sweep or a search: options, an executor, a record of what ended."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from gcsr import DataError, TrialConfig
 from gcsr.data import load_arrays
+from tune.compaction import SINGLES, compact
 from tune.inline_executor import InlineExecutor
 from tune.progress import SweepProgress
 from tune.spec import SweepSpec
@@ -55,15 +56,15 @@ class Recorder:
     Args:
         store: where.
         total: trials of the whole run.
-        missing: ids of those that are still to be run; outcomes of others are dropped, as they are stored already.
-            None keeps all.
+        stored: ids of those that had ended before; if one runs again, its outcome is dropped.
         slots: how many run at once.
         before: how many had ended before.
     """
 
-    def __init__(self, store: Store, total: int, missing: set[str] | None, slots: int, before: int) -> None:
+    def __init__(self, store: Store, total: int, stored: Set[str], slots: int, before: int) -> None:
         self.failures: list[str] = []
-        self._store, self._missing = store, missing
+        self._store, self._stored = store, stored
+        self._since_merge = SINGLES  # look at the first: an earlier run may have left many
         self._progress = SweepProgress(total, before, slots)
 
     def __enter__(self) -> Self:
@@ -74,6 +75,8 @@ class Recorder:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, value, trace)
+        if kind is None:
+            compact(self._store)
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -82,13 +85,17 @@ class Recorder:
 
     def __call__(self, outcome: Outcome) -> None:
         row = outcome.row
-        if self._missing is not None and row["trial_id"] not in self._missing:
+        if row["trial_id"] in self._stored:
             return  # it ran again only to keep the others company
         self._store.write_trial(row, outcome.epochs)
         self._store.remove(checkpoint_name(row["trial_id"]))
         if row["status"] == "failed":
             self.failures.append(f"{row['trial_id']}: {row['error']}")
         self._progress.ended(row)
+        self._since_merge += 1
+        if self._since_merge >= SINGLES:
+            compact(self._store)
+            self._since_merge = 0
 
 
 def open_executor(job: SweepJob, options: RunOptions) -> "InlineExecutor | RayExecutor":

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from optuna.distributions import distribution_to_json
 
 from gcsr import InvalidInputError, TrialConfig
+from tune.compaction import recover
 from tune.lines import Line, lines_of
 from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
 from tune.search_spec import Objective
@@ -110,6 +111,7 @@ def run_search(
     check_data([config for line in lines for config in line.configs(_lowest(line))], options)
     job = job_of(spec, store, options)
     with store.exclusive():
+        recover(store)
         stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
         definition = _definition(lines, spec)
         identity = _known_identity(store, window, definition)
@@ -135,7 +137,7 @@ def run_search(
             )
             before = search.replay()
             extra = sum(len(line.seeds) for line in lines) if refit else 0
-            with Recorder(store, search.total + extra, None, executor.slots, before) as recorder:
+            with Recorder(store, search.total + extra, stored.keys(), executor.slots, before) as recorder:
 
                 def on_end(outcome: Outcome) -> None:
                     recorder(outcome)

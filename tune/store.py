@@ -2,7 +2,8 @@
 
 ``DIR/trials/ID.parquet`` and ``DIR/epochs/ID.parquet`` hold one trial each, written whole under a name made of the
 trial's identity: writing a trial again replaces it and can never count it twice. The file under ``trials/`` is
-written last, so a trial that is seen there has its epochs too. ``DIR`` is a path or a URI of pyarrow's filesystems.
+written last, so a trial that is seen there has its epochs too. Where there are many, ``part-….parquet`` beside them
+hold several trials each (`tune.compaction`). ``DIR`` is a path or a URI of pyarrow's filesystems.
 """
 
 import contextlib
@@ -10,8 +11,6 @@ import fcntl
 import io
 import json
 import os
-import re
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,16 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from gcsr import InvalidInputError
+from tune.filesystem import Files, one_line
 from tune.schema import EPOCHS, TRIALS
 
 __all__ = ["DamagedStoreError", "Store", "StoreError", "Trials"]
 
 _MANIFEST = "sweep.json"
 _LOCK = ".lock"
+_PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
+_SOURCES = b"gcsr.sources"
+_ROW_GROUP = 100_000  # rows
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
 
@@ -65,17 +68,12 @@ class Store:
 
     def __init__(self, location: str) -> None:
         self.location = location
-        if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", location):
-            raise StoreError(f"out: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name")
         try:
-            if "://" in location:
-                self._fs, self._root = pafs.FileSystem.from_uri(location)
-            else:
-                self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(location)
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise StoreError(f"out: {location!r} is no path or URI that pyarrow knows: {_line(error)}") from None
-        self._root = self._root.rstrip("/") or "/"
-        self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+            self._files = Files(location)
+        except InvalidInputError as error:
+            raise StoreError(str(error)) from None
+        self._root = self._files.root
+        self.is_local = self._files.is_local
 
     def path(self, *parts: str) -> str:
         """A path inside the store, as its filesystem names it."""
@@ -116,7 +114,7 @@ class Store:
         try:
             value = json.loads(data)
         except ValueError as error:
-            raise DamagedStoreError(f"{self.path(name)} is damaged: {_line(error)}") from None
+            raise DamagedStoreError(f"{self.path(name)} is damaged: {one_line(error)}") from None
         if not isinstance(value, dict):
             raise DamagedStoreError(f"{self.path(name)} is damaged: expected a JSON object")
         return value
@@ -129,6 +127,9 @@ class Store:
             StoreError: another sweep holds it, or the directory cannot be written.
         """
         if not self.is_local:  # object stores have no locks; every write there is whole and idempotent anyway
+            bucket = self._root.split("/")[0]
+            if self._info(bucket).type == pafs.FileType.NotFound:
+                raise StoreError(f"out: {self.location!r} cannot be written: there is no bucket {bucket}")
             yield
             return
         root = Path(self._root)
@@ -174,76 +175,134 @@ class Store:
         self.write_bytes(f"trials/{name}", _parquet([row], TRIALS))
 
     def read_trials(self, columns: list[str] | None = None) -> Trials:
-        """All rows of ``trials/`` that can be read, and the names of the files that cannot."""
-        tables, damaged = [], []
-        for info in self._list("trials"):
-            try:
-                with self._fs.open_input_file(info.path) as file:
-                    tables.append(_conform(pq.read_table(file, columns=columns), columns))
-            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-                if self._info(info.path).is_file:
-                    damaged.append(f"{info.path} is damaged: {_line(error)}")
-        schema = TRIALS if columns is None else pa.schema([TRIALS.field(name) for name in columns])
-        table = pa.concat_tables(tables) if tables else schema.empty_table()
-        return Trials(table.sort_by("trial_id") if "trial_id" in table.column_names else table, tuple(damaged))
+        """All rows of ``trials/`` that can be read, and the names of the files that cannot.
+
+        Complete also while another process merges files: what it takes away is in its place already.
+        """
+        wanted = columns if columns is None or "trial_id" in columns else ["trial_id", *columns]
+        while True:
+            tables, damaged, moved = [], [], False
+            # Of a trial that is in two files the first counts: a file of its own is the newest.
+            for info in sorted(self.files("trials"), key=lambda i: i.base_name.startswith(_PART)) + self._compacting():
+                try:
+                    with self._files.reading(info.path) as file:
+                        tables.append(_conform(pq.read_table(file, columns=wanted), wanted))
+                except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                    if self._info(info.path).is_file:
+                        damaged.append(f"{info.path} is damaged: {one_line(error)}")
+                    else:
+                        moved = True
+            if not moved:
+                break
+        schema = TRIALS if wanted is None else pa.schema([TRIALS.field(name) for name in wanted])
+        table = _first_of_each(pa.concat_tables(tables)) if tables else schema.empty_table()
+        table = table.sort_by("trial_id")
+        return Trials(table if columns is None else table.select(columns), tuple(damaged))
 
     def ended(self) -> set[str]:
         """Ids of the trials that need no run: all but the failed ones and those whose file is damaged."""
+        return self._with_status(failed=False)
+
+    def failed(self) -> set[str]:
+        """Ids of the trials that failed."""
+        return self._with_status(failed=True)
+
+    def _with_status(self, *, failed: bool) -> set[str]:
         table = self.read_trials(["trial_id", "status"]).table
         rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
-        return {trial_id for trial_id, status in rows if status != "failed"}
+        return {trial_id for trial_id, status in rows if (status == "failed") == failed}
 
     def epochs(self) -> pads.Dataset:
         """``epochs/`` as an Arrow data set."""
-        files = [info.path for info in self._list("epochs")]
-        return pads.dataset(files, schema=EPOCHS, filesystem=self._fs, format="parquet")
+        files = {info.path for info in self.files("epochs")}
+        for info in self.files("compacting"):  # a merge under way, or one that was killed
+            if info.base_name.startswith("epochs-"):
+                files -= {self.path("epochs", name) for name in self.sources(info.path)}
+                files.add(info.path)
+        return pads.dataset(sorted(files), schema=EPOCHS, filesystem=self._files.filesystem, format="parquet")
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    def files(self, folder: str) -> list[pafs.FileInfo]:
+        """The complete Parquet files of a folder, by name."""
+        try:
+            found = self._files.list(self.path(folder))
+        except OSError as error:
+            raise self._unreachable(error) from None
+        return [i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(_BUSY)]
+
+    def _compacting(self) -> list[pafs.FileInfo]:
+        return [info for info in self.files("compacting") if info.base_name.startswith("trials-")]
+
+    def is_readable(self, path: str) -> bool:
+        """Whether a Parquet file's footer and schema can be read."""
+        try:
+            with self._files.reading(path) as file:
+                return "trial_id" in pq.read_schema(file).names
+        except (pa.ArrowException, OSError, ValueError):
+            return False
+
+    def write_merged(self, name: str, sources: list[str]) -> None:
+        """Write one Parquet file with the rows of others of the same folder, and their names.
+
+        Raises:
+            DamagedStoreError: one of them cannot be read.
+        """
+        schema = TRIALS if sources[0].startswith("trials/") else EPOCHS
+        names = json.dumps([source.rpartition("/")[2] for source in sources])
+        schema = schema.with_metadata({_SOURCES: names.encode()})
+        with (
+            self._files.writing(self.path(name)) as stream,
+            pq.ParquetWriter(stream, schema, compression="zstd") as writer,
+        ):
+            waiting: list[pa.Table] = []
+            for source in sources:
+                with self._files.reading(self.path(source)) as file:
+                    for table in _batches(file, source, schema):
+                        waiting.append(table)
+                        if sum(map(len, waiting)) >= _ROW_GROUP:
+                            writer.write_table(pa.concat_tables(waiting))
+                            waiting = []
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting))
+
+    def sources(self, path: str) -> list[str]:
+        """Names of the files that a merged one replaces."""
+        with self._files.reading(path) as file:
+            names: list[str] = json.loads((pq.read_schema(file).metadata or {}).get(_SOURCES, b"[]"))
+        return names
+
+    def move(self, name: str, target: str) -> None:
+        """Give a file another name; where that is not atomic, it has both names for a moment."""
+        self._files.move(self.path(name), self.path(target))
 
     # -- bytes ------------------------------------------------------------------------------------------------
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file: on a local disk through a temporary name, elsewhere as one atomic put."""
-        target = self.path(name)
-        parent, _, base = target.rpartition("/")
-        self._fs.create_dir(parent, recursive=True)
-        if not self.is_local:
-            with self._fs.open_output_stream(target) as stream:
-                stream.write(data)
-            return
-        part = Path(parent) / f".{base}.{uuid.uuid4().hex}.part"
-        try:
-            with open(part, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        with self._files.writing(self.path(name)) as stream:
+            stream.write(data)
 
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file; None if it is not there."""
         if not self._info(self.path(name)).is_file:
             return None
-        with self._fs.open_input_file(self.path(name)) as file:
+        with self._files.reading(self.path(name)) as file:
             data: bytes = file.read()
         return data
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
-        if self._info(self.path(name)).is_file:
-            self._fs.delete_file(self.path(name))
+        self._files.remove(self.path(name))
 
     def _info(self, path: str) -> pafs.FileInfo:
         try:
-            return self._fs.get_file_info(path)
+            return self._files.info(path)
         except OSError as error:
-            raise StoreError(f"out: {self.location!r} cannot be reached: {_line(error)}") from None
+            raise self._unreachable(error) from None
 
-    def _list(self, folder: str) -> list[pafs.FileInfo]:
-        if self._info(self.path(folder)).type == pafs.FileType.NotFound:
-            return []
-        found = self._fs.get_file_info(pafs.FileSelector(self.path(folder)))
-        wanted = (i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(_BUSY))
-        return sorted(wanted, key=lambda info: info.path)
+    def _unreachable(self, error: OSError) -> StoreError:
+        return StoreError(f"out: {self.location!r} cannot be reached: {one_line(error)}")
 
 
 def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
@@ -252,9 +311,9 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     return buffer.getvalue()
 
 
-def _conform(table: pa.Table, columns: list[str] | None) -> pa.Table:
+def _conform(table: pa.Table, columns: list[str] | None, schema: pa.Schema = TRIALS) -> pa.Table:
     """`table` with the store's schema: columns that an older version did not have are null."""
-    fields = TRIALS if columns is None else [TRIALS.field(name) for name in columns]
+    fields = list(schema) if columns is None else [schema.field(name) for name in columns]
     arrays = []
     for field in fields:
         if field.name in table.column_names:
@@ -263,8 +322,19 @@ def _conform(table: pa.Table, columns: list[str] | None) -> pa.Table:
             arrays.append(pa.nulls(len(table), field.type))
         else:
             raise KeyError(f"no column {field.name}")
-    return pa.table(arrays, schema=pa.schema(fields))
+    return pa.table(arrays, schema=schema if columns is None else pa.schema(fields))
 
 
-def _line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+def _batches(file: pa.NativeFile, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP):
+            yield _conform(pa.Table.from_batches([batch]), None, schema)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedStoreError(f"{name} is damaged: {one_line(error)}") from None
+
+
+def _first_of_each(table: pa.Table) -> pa.Table:
+    """The rows without those whose trial was there before."""
+    rows = pa.table({"trial_id": table["trial_id"], "row": pa.array(range(len(table)), pa.int64())})
+    firsts = rows.group_by("trial_id", use_threads=False).aggregate([("row", "min")])["row_min"]
+    return table if len(firsts) == len(table) else table.take(firsts)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gcsr import TrialConfig
+from tune.compaction import recover
 from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
@@ -44,6 +45,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
     check_data(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
+        recover(store)
         ended = store.ended()
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
@@ -55,7 +57,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             cut = units(trials, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu)
             ids = {config.trial_id for config in missing}
             work = [unit for unit in cut if any(config.trial_id in ids for config in unit)]
-            with Recorder(store, len(trials), ids, executor.slots, len(trials) - len(missing)) as recorder:
+            with Recorder(store, len(trials), ended, executor.slots, len(trials) - len(missing)) as recorder:
                 executor.run(work, recorder)
             return SweepOutcome(len(trials), len(missing), recorder.statuses, tuple(recorder.failures))
 

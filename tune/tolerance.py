@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
+from tune.compaction import recover
 from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
@@ -75,6 +76,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     check_data(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
+        recover(store)
         stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
         with open_executor(job, options) as executor:
             store.write_manifest(
@@ -84,7 +86,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
             cohort = 1 if spec.workers > 1 else options.cohort
             source = _Bisections(methods, precision, stored, lambda configs: units(configs, cohort, gpu=executor.gpu))
             before = source.replay()
-            with Recorder(store, source.at_most, None, executor.slots, before) as recorder:
+            with Recorder(store, source.at_most, stored.keys(), executor.slots, before) as recorder:
 
                 def on_end(outcome: Outcome) -> None:
                     recorder(outcome)

@@ -18,7 +18,7 @@ def run(capsys, *arguments):
 
 def test_the_surface():
     options = {name: {o for p in command.params for o in p.opts} for name, command in cli.commands.items()}
-    assert set(options) == {"train", "sweep", "report", "data", "specs"}
+    assert set(options) == {"train", "sweep", "search", "tolerance", "report", "data", "specs"}
     assert {"--out", "--resume", "--set", "--executor", "--address", "--max-concurrent"} <= options["sweep"]
     assert {"--lam", "--mode", "--batch_size", "--batch-size", "--json", "--checkpoint"} <= options["train"]
     assert {"--format", "--out"} <= options["report"]
@@ -101,7 +101,7 @@ def test_inline_needs_no_ray(tmp_path):
 
 
 def test_failed_trials_are_exit_code_1_and_are_tried_again(capsys, tmp_path, monkeypatch):
-    import tune.trial
+    import tune.units
 
     def broken(*_, **__):
         raise RuntimeError("on purpose")
@@ -109,7 +109,7 @@ def test_failed_trials_are_exit_code_1_and_are_tried_again(capsys, tmp_path, mon
     sweep = ["sweep", "digits", "--out", tmp_path / "o", "--executor", "inline", "--set", "lam=1e-3"]
     sweep += ["--set", "mode=baseline", "--set", "epochs=1", "--set", "seed=0", "--set", "regularizer=l2"]
     with monkeypatch.context() as patched:
-        patched.setattr(tune.trial, "train", broken)
+        patched.setattr(tune.units, "train_cohort", broken)
         code, _, err = run(capsys, *sweep)
     assert code == 1
     assert "on purpose" in err

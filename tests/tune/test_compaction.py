@@ -1,0 +1,153 @@
+"""Few files, whatever happens while they are merged."""
+
+import threading
+
+import duckdb
+import pytest
+
+from tests.tune.conftest import make_row
+from tune import compaction
+from tune.compaction import compact, recover
+from tune.store import Store
+
+
+def epochs_of(row):
+    return [{"trial_id": row["trial_id"], "epoch": epoch, "pi": 0.5} for epoch in range(3)]
+
+
+def fill(store, seeds, **fields):
+    rows = [make_row(seed=seed, **fields) for seed in seeds]
+    for row in rows:
+        store.write_trial(row, epochs_of(row))
+    return rows
+
+
+def ids(rows):
+    return sorted(row["trial_id"] for row in rows)
+
+
+def check(store, rows):
+    found = store.read_trials()
+    assert not found.damaged
+    assert found.table["trial_id"].to_pylist() == ids(rows)
+    assert len(store.epochs().to_table()) == 3 * len([row for row in rows if row["status"] != "failed"])
+
+
+def names(store, folder="trials"):
+    return [info.base_name for info in store.files(folder)]
+
+
+def test_rows_and_epochs_are_the_same_in_few_files(tmp_path):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(20))
+    before = store.read_trials().table
+    compact(store, singles=20)
+    assert [len(names(store, folder)) for folder in ("trials", "epochs")] == [1, 1]
+    assert store.read_trials().table.equals(before)
+    check(store, rows)
+    for folder, count in (("trials", 20), ("epochs", 60)):  # for anybody's tools
+        assert duckdb.sql(f"select count(*) from '{tmp_path}/{folder}/*.parquet'").fetchall() == [(count,)]
+
+
+def test_nothing_is_merged_for_a_few_and_failed_trials_stay_alone(tmp_path):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(9))
+    compact(store, singles=10)
+    assert len(names(store)) == 9
+    failed = make_row(status="failed", seed=99)
+    store.write_trial(failed, [])
+    compact(store, singles=9)
+    assert len(names(store)) == 2
+    assert f"{failed['trial_id']}.parquet" in names(store)
+    again = make_row(seed=99)  # it runs again, and ends well
+    store.write_trial(again, epochs_of(again))
+    check(store, [*rows, again])
+
+
+def test_many_trials_need_few_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(compaction, "_FAN_IN", 3)
+    store, rows = Store(str(tmp_path)), []
+    for start in range(0, 108, 4):
+        rows += fill(store, range(start, start + 4))
+        compact(store, singles=4)
+    assert len(names(store)) <= 2 * 3
+    check(store, rows)
+
+
+@pytest.mark.parametrize("step", range(1, 60))
+def test_killed_at_any_step_it_is_completed_by_the_next_run(tmp_path, monkeypatch, step):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(6))
+    calls = 0
+
+    class KilledError(BaseException):
+        pass
+
+    def dying(real):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                raise KilledError
+            return real(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("write_merged", "remove", "move"):
+            patched.setattr(store, name, dying(getattr(store, name)))
+        try:
+            compact(store, singles=6)
+        except KilledError:
+            pass
+        else:
+            assert step > 16, "fewer steps than there are files"
+    check(store, rows)  # a report sees everything even now
+    visible = duckdb.sql(f"select trial_id from '{tmp_path}/trials/*.parquet'").fetchall() if names(store) else []
+    assert len(set(visible)) == len(visible), "other programs never see a trial twice"
+    recover(store)
+    assert not store.files("compacting")
+    check(store, rows)
+    compact(store, singles=6)
+    check(store, rows)
+
+
+def test_a_reader_beside_a_merging_writer_misses_nothing(tmp_path):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(40))
+    stop, problems, reads = threading.Event(), [], 0
+
+    def read():
+        nonlocal reads
+        own = Store(str(tmp_path))
+        while not stop.is_set():
+            found = own.read_trials(["seed"])
+            reads += 1
+            if len(found.table) < 40 or found.damaged:
+                problems.append((len(found.table), found.damaged))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for start in range(40, 120, 8):
+        rows += fill(store, range(start, start + 8))
+        compact(store, singles=8)
+    stop.set()
+    reader.join()
+    assert reads
+    assert not problems
+    check(store, rows)
+
+
+def test_a_damaged_file_is_not_merged_and_a_damaged_part_is_put_aside(tmp_path):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(8))
+    bad = tmp_path / "trials" / f"{rows[0]['trial_id']}.parquet"
+    bad.write_bytes(b"PAR1 is what it is not")
+    compact(store, singles=8)
+    assert len(store.read_trials().damaged) == 1
+    assert len(store.ended()) == 7
+    (part,) = [name for name in names(store) if name.startswith("part-")]
+    (tmp_path / "trials" / part).write_bytes(b"")
+    recover(store)
+    assert not store.ended()  # all of them run again
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == [f"trials-{part}"]

@@ -1,0 +1,98 @@
+"""A sweep into S3: the real protocol, on a server on loopback that fails some requests."""
+
+import threading
+
+import pytest
+
+from tests.tune.test_sweep import GRID, rows
+from tune import filesystem
+from tune.cli import main
+from tune.compaction import compact, recover
+from tune.runs import RunOptions
+from tune.spec import SweepSpec
+from tune.store import Store
+from tune.sweep import run_sweep
+
+boto3 = pytest.importorskip("boto3")
+pytest.importorskip("moto.server")
+
+SPEC = SweepSpec(experiment="test", grid=GRID | {"mode": ["baseline", "ours_orig"], "regularizer": "l2"})
+
+
+class Flaky:
+    """A WSGI application in front of another: of so many requests it answers four in a row with 503 and nothing else."""
+
+    def __init__(self, application):
+        self.application, self.every, self.requests, self.failed = application, 0, 0, 0
+        self.lock = threading.Lock()
+
+    def __call__(self, environ, start_response):
+        with self.lock:
+            self.requests += 1
+            fail = self.every and self.requests % self.every < 4
+            self.failed += bool(fail)
+        if fail:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("503 Service Unavailable", [("Content-Length", "0")])
+            return [b""]
+        return self.application(environ, start_response)
+
+
+@pytest.fixture(scope="module")
+def server():
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    flaky = Flaky(DomainDispatcherApplication(create_backend_app))
+    http = make_server("127.0.0.1", 0, flaky, threaded=True)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield flaky, http.server_port
+    http.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, request):
+    flaky, port = server
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(filesystem, "_BACK_OFF_SECONDS", 0.01)
+    name = f"bucket-{abs(hash(request.node.name))}"
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket=name)
+    yield f"s3://{name}/sweep?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    flaky.every = 0
+
+
+def test_a_sweep_into_a_store_that_fails_some_requests_equals_one_on_a_disk(bucket, server, tmp_path, capsys):
+    server[0].every = 40  # four in a row is more than the S3 client itself tries
+    remote, local = Store(bucket), Store(str(tmp_path))
+    half = SPEC.replace({"seed": 0})
+    run_sweep(half, remote, RunOptions(executor="inline"))
+    outcome = run_sweep(SPEC, remote, RunOptions(executor="inline", resume=True))
+    assert (outcome.total, outcome.ran) == (8, 4)
+    assert server[0].failed > 8
+    server[0].every = 0
+    run_sweep(SPEC, local, RunOptions(executor="inline"))
+    assert rows(remote) == rows(local)
+    assert remote.epochs().to_table().num_rows == local.epochs().to_table().num_rows
+    assert main(["report", bucket, "--format", "json"]) == 0
+    assert '"comparisons"' in capsys.readouterr().out
+
+
+def test_files_are_merged_there_too(bucket):
+    store = Store(bucket)
+    run_sweep(SPEC, store, RunOptions(executor="inline"))
+    before = rows(store)
+    compact(store, singles=8)
+    recover(store)
+    assert len(store.files("trials")) == len(store.files("epochs")) == 1
+    assert rows(store) == before
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket, capsys):
+    assert main(["sweep", "digits", "--executor", "inline", "--out", bucket.replace("s3://", "s3://not-")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out:" in line

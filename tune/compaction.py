@@ -1,0 +1,87 @@
+"""Few files whatever the number of trials: single-trial files are merged into parts, and small parts into larger ones.
+
+A merge first writes the merged rows under ``compacting/``, where no other program looks; then removes the files that it
+replaces; then makes the part visible. Killed at any point, it is completed by the next run (`recover`). A program that
+looks in between sees a trial less, never one twice; `Store` itself also reads ``compacting/`` and misses none.
+
+Failed trials stay in files of their own, as they are run again and a part is never rewritten for one trial.
+"""
+
+import re
+import uuid
+from collections.abc import Sequence
+
+import pyarrow.fs as pafs
+
+from tune.store import DamagedStoreError, Store
+
+__all__ = ["SINGLES", "compact", "recover"]
+
+SINGLES = 256  # single-trial files before they are merged
+_FAN_IN = 16  # parts of one level before they are merged into one of the next
+_PART = re.compile(r"part-(\d+)-[0-9a-f]{32}\.parquet")
+
+
+def compact(store: Store, *, singles: int = SINGLES) -> None:
+    """Merge where there is enough to merge. Only the store's one writer may call this.
+
+    Args:
+        store: the store.
+        singles: merge single-trial files if there are at least so many.
+    """
+    found = [info for info in store.files("trials") if not _PART.fullmatch(info.base_name)]
+    if len(found) >= singles:
+        kept = store.failed()
+        ids = [info.base_name.removesuffix(".parquet") for info in found]
+        ids = [trial_id for trial_id in ids if trial_id not in kept]
+        if len(ids) >= singles:
+            there = {info.base_name for info in store.files("epochs")}
+            # Rows first: epochs without a row are no harm, a row without its epochs would be.
+            _merge(store, "trials", [f"{trial_id}.parquet" for trial_id in ids], level=0)
+            _merge(store, "epochs", [f"{i}.parquet" for i in ids if f"{i}.parquet" in there], level=0)
+    for folder in ("trials", "epochs"):
+        level = 0
+        while True:
+            parts = [i.base_name for i in store.files(folder) if _level(i) == level]
+            if not parts:
+                break
+            if len(parts) >= _FAN_IN:
+                _merge(store, folder, parts, level=level + 1)
+            level += 1
+
+
+def recover(store: Store) -> None:
+    """Complete a merge that was killed, and put files that cannot be read out of the way."""
+    for info in store.files("compacting"):
+        folder, _, part = info.base_name.partition("-")
+        if store.is_readable(info.path):
+            _finish(store, folder, part, store.sources(info.path))
+        else:
+            store.remove(f"compacting/{info.base_name}")
+    for folder in ("trials", "epochs"):
+        for info in store.files(folder):
+            if _PART.fullmatch(info.base_name) and not store.is_readable(info.path):
+                store.move(f"{folder}/{info.base_name}", f"damaged/{folder}-{info.base_name}")
+
+
+def _level(info: pafs.FileInfo) -> int | None:
+    match = _PART.fullmatch(info.base_name)
+    return int(match[1]) if match else None
+
+
+def _merge(store: Store, folder: str, names: Sequence[str], *, level: int) -> None:
+    readable = [name for name in names if store.is_readable(store.path(folder, name))]
+    if len(readable) < 2:
+        return
+    part = f"part-{level}-{uuid.uuid4().hex}.parquet"
+    try:
+        store.write_merged(f"compacting/{folder}-{part}", [f"{folder}/{name}" for name in readable])
+    except DamagedStoreError:
+        return  # who reads the store is told its name
+    _finish(store, folder, part, readable)
+
+
+def _finish(store: Store, folder: str, part: str, replaced: Sequence[str]) -> None:
+    for name in replaced:
+        store.remove(f"{folder}/{name}")
+    store.move(f"compacting/{folder}-{part}", f"{folder}/{part}")

@@ -1,0 +1,136 @@
+"""Whole files on a local disk or an object store: they appear complete or not at all, and remote ones patiently."""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from gcsr import InvalidInputError
+
+__all__ = ["Files", "one_line"]
+
+T = TypeVar("T")
+_ATTEMPTS = 5  # of one operation on a remote store
+_BACK_OFF_SECONDS = 0.5  # before the second; doubles
+_IN_MEMORY = 64 << 20  # bytes of a file being written to a remote store
+
+
+class Files:
+    """A folder of pyarrow's filesystems.
+
+    On a local disk a file is written under a temporary name, flushed to the disk and renamed. Remote stores know no
+    temporary names: a file is one upload, and what the network does to a request is tried again with growing pauses.
+
+    Args:
+        location: a path, or a URI such as ``s3://bucket/prefix``.
+
+    Raises:
+        InvalidInputError: the location cannot be understood.
+    """
+
+    def __init__(self, location: str) -> None:
+        if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", location):
+            raise InvalidInputError(
+                f"out: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name"
+            )
+        try:
+            if "://" in location:
+                self.filesystem, root = pafs.FileSystem.from_uri(location)
+            else:
+                self.filesystem, root = pafs.LocalFileSystem(), os.path.abspath(location)
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"out: {location!r} is no path or URI that pyarrow knows: {one_line(error)}"
+            ) from None
+        self.root: str = root.rstrip("/") or "/"
+        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def info(self, path: str) -> pafs.FileInfo:
+        """What is at a path."""
+        return self._patiently(lambda: self.filesystem.get_file_info(path))
+
+    def list(self, path: str) -> list[pafs.FileInfo]:
+        """What is in a folder, by name; nothing if there is no such folder."""
+        if self.info(path).type == pafs.FileType.NotFound:
+            return []
+        found = self._patiently(lambda: self.filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+        return sorted(found, key=lambda info: info.path)
+
+    @contextlib.contextmanager
+    def reading(self, path: str) -> Iterator[pa.NativeFile]:
+        """The file's content, to be read anywhere."""
+        if self.is_local:
+            with self.filesystem.open_input_file(path) as file:
+                yield file
+            return
+
+        def fetched() -> pa.Buffer:
+            with self.filesystem.open_input_file(path) as file:
+                return file.read_buffer()
+
+        yield pa.BufferReader(self._patiently(fetched))
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[BinaryIO]:
+        """A file that takes its name when the block ends well, and leaves nothing otherwise."""
+        parent, _, base = path.rpartition("/")
+        self._patiently(lambda: self.filesystem.create_dir(parent, recursive=True))
+        if not self.is_local:
+            with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
+                yield spooled  # type: ignore[misc]
+
+                def put() -> None:
+                    spooled.seek(0)
+                    stream = self.filesystem.open_output_stream(path)
+                    shutil.copyfileobj(spooled, stream, 1 << 20)
+                    stream.close()  # not on an error: an upload that was not completed is no object
+
+                self._patiently(put)
+            return
+        part = Path(parent) / f".{base}.{uuid.uuid4().hex}.part"
+        try:
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        if self.info(path).is_file:
+            with contextlib.suppress(FileNotFoundError):
+                self._patiently(lambda: self.filesystem.delete_file(path))
+
+    def move(self, path: str, target: str) -> None:
+        """Give a file another name; where that is not atomic, it has both for a moment."""
+        parent = target.rpartition("/")[0]
+        self._patiently(lambda: self.filesystem.create_dir(parent, recursive=True))
+        self._patiently(lambda: self.filesystem.move(path, target))
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        for attempt in range(1 if self.is_local else _ATTEMPTS):
+            if attempt:
+                time.sleep(_BACK_OFF_SECONDS * 2 ** (attempt - 1))
+            try:
+                return operation()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError as error:
+                last = error
+        raise last
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text as one short line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]
