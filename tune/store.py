@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from gcsr import InvalidInputError
 from tune.filesystem import Files, one_line
+from tune.lease import lease
 from tune.schema import EPOCHS, TRIALS
 
 __all__ = ["DamagedStoreError", "Store", "StoreError", "Trials"]
@@ -121,16 +122,17 @@ class Store:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the right to write for one sweep on this machine; free again however the process ends.
+        """Hold the right to write; free again however the process ends (see `tune.lease` for remote stores).
 
         Raises:
             StoreError: another sweep holds it, or the directory cannot be written.
         """
-        if not self.is_local:  # object stores have no locks; every write there is whole and idempotent anyway
+        if not self.is_local:
             bucket = self._root.split("/")[0]
             if self._info(bucket).type == pafs.FileType.NotFound:
                 raise StoreError(f"out: {self.location!r} cannot be written: there is no bucket {bucket}")
-            yield
+            with lease(self):
+                yield
             return
         root = Path(self._root)
         created = [folder for folder in (root, *root.parents) if not folder.exists()]

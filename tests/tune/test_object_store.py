@@ -1,11 +1,12 @@
 """A sweep into S3: the real protocol, on a server on loopback that fails some requests."""
 
+import subprocess
 import threading
 
 import pytest
 
 from tests.tune.test_sweep import GRID, rows
-from tune import filesystem
+from tune import filesystem, lease
 from tune.cli import main
 from tune.compaction import compact, recover
 from tune.runs import RunOptions
@@ -20,7 +21,7 @@ SPEC = SweepSpec(experiment="test", grid=GRID | {"mode": ["baseline", "ours_orig
 
 
 class Flaky:
-    """A WSGI application in front of another: of so many requests it answers four in a row with 503 and nothing else."""
+    """A WSGI application before another: of so many requests it answers four in a row with 503."""
 
     def __init__(self, application):
         self.application, self.every, self.requests, self.failed = application, 0, 0, 0
@@ -90,6 +91,23 @@ def test_files_are_merged_there_too(bucket):
     recover(store)
     assert len(store.files("trials")) == len(store.files("epochs")) == 1
     assert rows(store) == before
+
+
+def test_a_second_run_is_refused_while_the_first_lives(bucket, capsys, monkeypatch):
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)
+    store = Store(bucket)
+    with store.exclusive():
+        assert main(["sweep", "digits", "--executor", "inline", "--out", bucket, "--resume"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "in use by another gcsr run" in line
+        held = store.read_json("lease.json")
+    assert store.read_json("lease.json") is None
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for dead in ({"pid": gone.pid}, {"host": "elsewhere", "renewed": held["renewed"] - 100}):
+        store.write_json("lease.json", held | dead)
+        with store.exclusive():
+            pass
 
 
 def test_a_bucket_that_is_not_there_is_one_line(bucket, capsys):
