@@ -190,6 +190,14 @@ def _resumable(resume: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         command = _command_line() + ("" if resume else " --resume")
         raise InterruptedSweepError(f"every ended trial is stored; resume with: {command}") from None
+    except OSError as error:
+        command = _command_line() + ("" if resume else " --resume")
+        raise WorkFailedError(f"{_os_line(error)}; every ended trial is stored; resume with: {command}") from None
+
+
+def _os_line(error: OSError) -> str:
+    text = " ".join((error.strerror or str(error)).split())
+    return text + (f": {error.filename}" if error.filename else "")
 
 
 def _counted(statuses: Mapping[str, int]) -> str:
@@ -392,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # head closed the pipe: not our failure
         return DONE
     except OSError as error:
-        return _end(FAILED, f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return _end(FAILED, _os_line(error))
     return DONE
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -40,23 +41,44 @@ _TUNE_RETRIES = 1  # of a trial whose worker was lost, by Tune, at once
 _ROUNDS = 3  # … and by us, as Tune gives a trial up when it learns of one death twice
 _BACK_OFF_SECONDS = 2.0  # before the second round; doubles
 _PROBE_SECONDS = 5.0
+_HEAD_PROBES = 3  # in a row that fail before the head counts as dead
 
 
 class _Relay(ray_tune.Callback):  # type: ignore[misc]
-    """Hands what Tune tells about its trials on to the sweep."""
+    """Hands what Tune tells about its trials on to the sweep.
+
+    Tune does not let a callback's exception out: it is kept, `_StopOnError` ends the experiment, and we raise it then.
+    """
 
     def __init__(self, on_end: Callable[[Outcome], None]) -> None:
         self._on_end = on_end
+        self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into its experiment state, which we never restore: the store is the truth.
-        return {"_on_end": None}
+        return {"_on_end": None, "error": None}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        for outcome in result[OUTCOME]:
-            self._on_end(outcome)
+        try:
+            for outcome in result[OUTCOME] if self.error is None else ():
+                self._on_end(outcome)
+        except Exception as error:  # the disk is full, the store is gone
+            self.error = error
+
+
+class _StopOnError(ray_tune.Stopper):  # type: ignore[misc]
+    """Ends the experiment once an outcome could not be stored."""
+
+    def __init__(self, relay: _Relay) -> None:
+        self._relay = relay
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._relay.error is not None
 
 
 class RayExecutor:
@@ -82,6 +104,7 @@ class RayExecutor:
         _connect(self._address)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in front, which only prints a stack and dies
+        _watch_head()
         try:
             self._plan = plan_trials(self._job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         except BaseException:
@@ -169,6 +192,7 @@ class RayExecutor:
                     name=self._job.experiment,
                     storage_path=state,
                     callbacks=[relay],
+                    stop=_StopOnError(relay),
                     # A trial's own fault comes back as a result: only a lost worker is an error to Tune.
                     failure_config=ray_tune.FailureConfig(max_failures=_TUNE_RETRIES),
                     checkpoint_config=None
@@ -178,6 +202,8 @@ class RayExecutor:
                 ),
             )
             tuner.fit()
+            if relay.error is not None:
+                raise relay.error
         finally:
             shutil.rmtree(state, ignore_errors=True)
 
@@ -197,6 +223,33 @@ def _connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None
+
+
+def _watch_head() -> None:
+    """End this process with one line if the cluster's head dies: Ray would wait a minute and end it without."""
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+
+    def answers() -> bool:
+        try:
+            socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    def watch() -> None:
+        missed = 0
+        while ray.is_initialized() and missed < _HEAD_PROBES:
+            time.sleep(_PROBE_SECONDS)
+            missed = 0 if answers() else missed + 1
+        if ray.is_initialized():
+            line = f"gcsr: the Ray head at {address} stopped answering; every ended trial is stored: with the cluster "
+            sys.stderr.write(f"\n{line}up again, the same command with --resume goes on\n")
+            sys.stderr.flush()
+            os._exit(1)  # the main thread is inside Ray, which does not give up
+
+    if answers():
+        threading.Thread(target=watch, daemon=True, name="gcsr-head-watch").start()
 
 
 def _probe(address: str) -> None:

@@ -1,0 +1,148 @@
+"""Real kills: a search's driver, nodes of a real cluster, its head; a disk that is full or read-only."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tune.test_sweep import rows
+from tune.cli import main
+from tune.store import Store
+
+pytestmark = pytest.mark.slow
+
+SPEC = """
+experiment: test
+grid: {model: mlp2, regularizer: l2, mode: [baseline, ours_orig], lam: [1e-4, 1e-2], epochs: 12, seed: [0, 1]}
+"""
+SEARCH = ["--trials", "28", "--window", "3"]
+SWEEP = ["--set", f"seed={list(range(12))}", "--cohort", "1"]
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def start(command, spec, out, *options):
+    arguments = [sys.executable, "-m", "tune.cli", command, str(spec), "--out", str(out), "--resume", *options]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(out):
+    return len(list(Path(out).glob("trials/*.parquet")))
+
+
+def wait_for(out, count, process):
+    deadline = time.monotonic() + 120
+    while ended(out) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended(out) >= count, process.communicate()
+
+
+def undisturbed(command, spec, out, *options):
+    assert main([command, str(spec), "--out", str(out), "--executor", "inline", *options]) == 0
+    return rows(Store(str(out)))
+
+
+def test_a_search_killed_again_and_again_ends_in_the_undisturbed_table(spec, tmp_path):
+    out = tmp_path / "out"
+    expected = undisturbed("search", spec, tmp_path / "undisturbed", *SEARCH)
+    for number, count in ((signal.SIGKILL, 4), (signal.SIGINT, 10), (signal.SIGKILL, 16)):
+        driver = start("search", spec, out, *SEARCH)
+        wait_for(out, count, driver)
+        driver.send_signal(number)
+        _, err = driver.communicate(timeout=120)
+        if number == signal.SIGINT:
+            assert driver.returncode == 130, err
+            assert "resume with: gcsr search" in err
+    driver = start("search", spec, out, *SEARCH)
+    _, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    assert rows(Store(str(out))) == expected
+    assert len(expected) == 28
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # it lives on this machine, and for this test
+    from ray.cluster_utils import Cluster
+
+    clusters = []
+
+    def started(workers):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        clusters.append(cluster)
+        return cluster, [cluster.add_node(num_cpus=1) for _ in range(workers)]
+
+    yield started
+    for cluster in clusters:
+        with contextlib.suppress(Exception):
+            cluster.shutdown()
+
+
+def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
+    out = tmp_path / "out"
+    expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *SWEEP)
+    first, _ = cluster(2)
+    driver = start("sweep", spec, out, *SWEEP, "--address", first.address)
+    wait_for(out, 4, driver)
+    first.remove_node(first.head_node, allow_graceful=False)
+    _, err = driver.communicate(timeout=100)
+    assert driver.returncode == 1, err
+    assert "stopped answering; every ended trial is stored" in err
+    assert 4 <= ended(out) < len(expected)
+    first.shutdown()
+
+    second, nodes = cluster(2)
+    driver = start("sweep", spec, out, *SWEEP, "--address", second.address)
+    wait_for(out, ended(out) + 4, driver)
+    second.remove_node(nodes[0], allow_graceful=False)
+    _, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    assert rows(Store(str(out))) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small disk takes root")
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_a_disk_that_is_full_and_one_that_is_read_only(spec, tmp_path, executor):
+    disk, out = tmp_path / "disk", tmp_path / "disk" / "out"
+    disk.mkdir()
+    expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *SWEEP)
+
+    def mount(options):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
+
+    try:
+        mount("size=300k")
+    except subprocess.CalledProcessError:
+        pytest.skip("this machine does not let root mount")
+    try:
+        driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
+        _, err = driver.communicate(timeout=200)
+        assert driver.returncode == 1, err
+        assert "No space left on device" in err
+        assert "resume with: gcsr sweep" in err
+        assert "Traceback" not in err
+        assert 0 < ended(out) < len(expected)
+        assert not Store(str(out)).read_trials().damaged
+        mount("remount,ro")
+        driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
+        _, err = driver.communicate(timeout=200)
+        assert driver.returncode == 2, err
+        assert "Read-only file system" in err
+        mount("remount,rw,size=10m")
+        driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
+        _, err = driver.communicate(timeout=200)
+        assert driver.returncode == 0, err
+        assert rows(Store(str(out))) == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
