@@ -19,7 +19,7 @@ from gcsr.files import write_atomically
 from tune.formats import FORMATS, Format
 from tune.runs import EXECUTORS, Executor, RunOptions
 from tune.schema import CONFIG_FIELDS
-from tune.search_spec import OBJECTIVES, SAMPLERS, Objective, Sampler
+from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, Sampler
 from tune.spec import MAX_TRIALS, SweepSpec, load_spec, parse_assignment, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
@@ -234,6 +234,7 @@ def sweep_command(spec: str, out: str, resume: bool, **given: Any) -> None:
 @click.option(
     "--objective", "objectives", type=click.Choice(OBJECTIVES), multiple=True, help="Give two for a Pareto front."
 )
+@click.option("--pruner", type=click.Choice(PRUNERS), help="Give losing settings no more seeds [default: none].")
 @click.option(
     "--window", type=click.IntRange(1, 10_000), metavar="N", help="Settings under way at once [default: slots + 1]."
 )
@@ -247,6 +248,7 @@ def search_command(
     trials: int,
     sampler: Sampler | None,
     objectives: tuple[Objective, ...],
+    pruner: Pruner | None,
     window: int | None,
     storage: str | None,
     refit: bool,
@@ -261,6 +263,8 @@ def search_command(
         if len(set(objectives)) != len(objectives) or len(objectives) > 2:
             raise InvalidInputError(f"objective: {', '.join(objectives)} is not allowed; expected one or two different")
         changed["objectives"] = objectives
+    if pruner:
+        changed["pruner"] = pruner
     loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=changed)})
     with _resumable(resume):
         outcome = run_search(loaded, Store(out), options, trials=trials, window=window, storage=storage, refit=refit)

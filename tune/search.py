@@ -20,10 +20,10 @@ from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.lines import Line, lines_of
 from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
-from tune.search_spec import Objective
+from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
-from tune.study import LineStudy, StudyStorage
+from tune.study import LineStudy, StudyStorage, should_prune
 from tune.trial import Outcome
 from tune.units import units
 
@@ -134,6 +134,7 @@ def run_search(
                 objectives=spec.search.objectives,
                 stored=stored,
                 cut=cut,
+                pruner=spec.search.pruner,
             )
             before = search.replay()
             extra = sum(len(line.seeds) for line in lines) if refit else 0
@@ -164,10 +165,17 @@ class _Setting:
     def __init__(self, line: int, index: int, configs: Sequence[TrialConfig]) -> None:
         self.line, self.index, self.configs = line, index, configs
         self.rows: dict[str, Row] = {}
+        self.told_before = 0  # how many settings had been told when it was suggested
+        self.pruned = False
 
     @property
     def complete(self) -> bool:
-        return len(self.rows) == len(self.configs)
+        return self.pruned or len(self.rows) == len(self.configs)
+
+    def of_seeds(self, objective: Objective) -> list[float]:
+        """The objective of each seed that has ended and did not fail, in the order of the seeds."""
+        rows = [self.rows[config.trial_id] for config in self.configs if config.trial_id in self.rows]
+        return [row[objective] or 0.0 for row in rows if row["status"] != "failed"]
 
     def values(self, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
         """Each objective's mean over the seeds; None if every one failed. A trial that diverged at once scores 0."""
@@ -190,8 +198,10 @@ class _Search:
         objectives: Sequence[Objective],
         stored: Mapping[str, Row],
         cut: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
+        pruner: Pruner | None,
     ) -> None:
         self._lines, self._studies, self._objectives, self._cut = lines, studies, objectives, cut
+        self._pruner = pruner
         self._window, self._stored = identity.window, stored
         # One setting of every line before the next: all lines are equally far whenever one looks.
         self._order = [n for round_ in range(max(counts)) for n, count in enumerate(counts) if round_ < count]
@@ -199,6 +209,7 @@ class _Search:
         self._settings: list[_Setting] = []
         self._told = 0
         self._of_trial: dict[str, list[_Setting]] = {}
+        self._under_way: set[str] = set()
         self._queue: deque[list[TrialConfig]] = deque()
         self.rows: dict[str, Row] = {}
         for study in studies:
@@ -230,7 +241,7 @@ class _Search:
         self.rows[row["trial_id"]] = row
         for setting in self._of_trial.get(row["trial_id"], []):
             setting.rows[row["trial_id"]] = row
-            self._keep(setting)
+            self._go_on(setting)
 
     def _advance(self) -> None:
         """Suggest every setting that may be suggested now."""
@@ -249,25 +260,44 @@ class _Search:
         configs = line.configs(study.ask())
         setting = _Setting(number, sum(each.line == number for each in self._settings), configs)
         self._settings.append(setting)
-        missing = []
+        setting.told_before = self._told
         for config in configs:
+            self._of_trial.setdefault(config.trial_id, []).append(setting)
+        self._go_on(setting)
+
+    def _go_on(self, setting: _Setting) -> None:
+        """Take what has ended, and queue what is next of the setting: a seed at a time if it may be pruned."""
+        for config in setting.configs:
             row = self.rows.get(config.trial_id) or self._stored.get(config.trial_id)
             if row is not None:
                 setting.rows[config.trial_id] = self.rows[config.trial_id] = row
-            elif config.trial_id not in self._of_trial:  # a setting may be suggested again while it is under way
-                missing.append(config)
-            self._of_trial.setdefault(config.trial_id, []).append(setting)
-        if missing:
-            # The unit is the whole setting, so that who is trained with whom does not depend on what was killed.
-            wanted = {config.trial_id for config in missing}
-            self._queue.extend(u for u in self._cut(configs) if any(c.trial_id in wanted for c in u))
-        self._keep(setting)
-
-    def _keep(self, setting: _Setting) -> None:
+                if self._pruner is not None and len(setting.rows) < len(setting.configs) and self._loses(setting):
+                    setting.pruned = True
+                    break
+            elif self._pruner is not None:
+                self._queue_missing([config])
+                break
+        else:
+            self._queue_missing(setting.configs)
         if setting.complete:
-            statuses = [row["status"] for row in setting.rows.values()]
+            statuses = [setting.rows[c.trial_id]["status"] for c in setting.configs if c.trial_id in setting.rows]
             about = {"statuses": statuses, "trial_ids": list(setting.rows), **self._lines[setting.line].fixed}
-            self._studies[setting.line].keep(setting.index, setting.values(self._objectives), about)
+            values = setting.values(self._objectives)
+            seeds = setting.of_seeds(self._objectives[0]) if setting.pruned else None
+            self._studies[setting.line].keep(setting.index, values, about, pruned_after=seeds)
+
+    def _queue_missing(self, configs: Sequence[TrialConfig]) -> None:
+        """Queue the units of a setting that hold a trial which neither ended nor is under way."""
+        wanted = {config.trial_id for config in configs} - self.rows.keys() - self._under_way
+        # Units are cut from the whole setting: who is trained with whom does not depend on what a kill left.
+        self._queue.extend(unit for unit in self._cut(configs) if any(c.trial_id in wanted for c in unit))
+        self._under_way |= wanted
+
+    def _loses(self, setting: _Setting) -> bool:
+        assert self._pruner is not None
+        told = self._settings[: setting.told_before]
+        history = [each.of_seeds(self._objectives[0]) for each in told if each.line == setting.line and not each.pruned]
+        return should_prune(self._pruner, [h for h in history if h], setting.of_seeds(self._objectives[0]))
 
     def best(self) -> Iterator[Best]:
         """The best setting of each line."""
@@ -281,7 +311,11 @@ class _Search:
 
     def _best(self) -> Iterator[tuple[Line, _Setting, tuple[float, ...]]]:
         for number, line in enumerate(self._lines):
-            ended = [(s, s.values(self._objectives)) for s in self._settings if s.line == number and s.complete]
+            ended = [
+                (s, s.values(self._objectives))
+                for s in self._settings
+                if s.line == number and s.complete and not s.pruned
+            ]
             found = [(line, setting, values) for setting, values in ended if values is not None]
             if found:
                 yield max(found, key=lambda each: each[2])
@@ -360,6 +394,7 @@ def _definition(lines: Sequence[Line], spec: SweepSpec) -> dict[str, Any]:
     return {
         "sampler": search.sampler,
         "sampler_seed": search.sampler_seed,
+        "pruner": search.pruner,
         "objectives": list(search.objectives),
         "lines": [
             {"fixed": line.fixed, "seed": list(line.seeds)}

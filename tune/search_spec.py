@@ -7,10 +7,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from gcsr import ConfigError, TrialConfig
 
-__all__ = ["FLOATS", "INTEGERS", "OBJECTIVES", "SAMPLERS", "Objective", "Range", "Sampler", "SearchSpec"]
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "OBJECTIVES",
+    "PRUNERS",
+    "SAMPLERS",
+    "Objective",
+    "Pruner",
+    "Range",
+    "Sampler",
+    "SearchSpec",
+]
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "qmc"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+Pruner = Literal["median", "wilcoxon"]
+PRUNERS: tuple[Pruner, ...] = get_args(Pruner)
 Objective = Literal["val_accuracy", "test_accuracy", "sparsity"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
@@ -45,6 +58,8 @@ class SearchSpec(BaseModel):
         sampler: of Optuna.
         objectives: one, or two for a Pareto front; all are maximized.
         sampler_seed: of the sampler.
+        pruner: of Optuna; with one, the seeds of a setting run one after the other, and a setting that loses against
+            earlier ones gets no more seeds. None runs every seed, as comparisons of significance need.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -53,6 +68,7 @@ class SearchSpec(BaseModel):
     sampler: Sampler = "tpe"
     objectives: tuple[Objective, ...] = Field(default=("val_accuracy",), min_length=1, max_length=2)
     sampler_seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    pruner: Pruner | None = None
 
     @field_validator("objectives", mode="before")
     @classmethod

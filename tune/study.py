@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -23,9 +24,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from gcsr import InvalidInputError
 from tune.lines import Line
-from tune.search_spec import Sampler
+from tune.search_spec import Pruner, Sampler
 
-__all__ = ["LineStudy", "StudyStorage", "make_sampler"]
+__all__ = ["LineStudy", "StudyStorage", "make_sampler", "should_prune"]
 
 _DRIVER, _INDEX = "driver", "index"  # user attributes of a stored trial: who asked for it, as which one of its line
 
@@ -45,6 +46,36 @@ def make_sampler(name: Sampler, seed: int) -> BaseSampler:
         ),
     }
     return makers[name]()
+
+
+def should_prune(name: Pruner, history: Sequence[Sequence[float]], seeds: Sequence[float]) -> bool:
+    """Whether Optuna's pruner gives a setting up after some of its seeds.
+
+    Args:
+        name: of the pruner.
+        history: the objective of every seed of earlier settings.
+        seeds: the objective of the setting's seeds so far.
+    """
+    pruners: dict[Pruner, Callable[[], BasePruner]] = {
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=3),
+        "wilcoxon": lambda: optuna.pruners.WilcoxonPruner(p_threshold=0.1),
+    }
+    if not seeds:
+        return False
+    # Wilcoxon's test pairs the seeds; the median is one of running means.
+    steps = list if name == "wilcoxon" else _running_means
+    study = optuna.create_study(direction="maximize", pruner=pruners[name]())
+    for earlier in history:
+        values = dict(enumerate(steps(earlier)))
+        study.add_trial(create_trial(value=sum(earlier) / len(earlier), intermediate_values=values))
+    trial = study.ask()
+    for step, value in enumerate(steps(seeds)):
+        trial.report(value, step)
+    return bool(trial.should_prune())
+
+
+def _running_means(values: Sequence[float]) -> list[float]:
+    return [sum(values[: count + 1]) / (count + 1) for count in range(len(values))]
 
 
 class StudyStorage:
@@ -161,17 +192,28 @@ class LineStudy:
             if values is not None:
                 self.learn(params, values)
 
-    def keep(self, index: int, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
-        """Copy setting ``index`` to Optuna's storage, once."""
+    def keep(
+        self,
+        index: int,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+        *,
+        pruned_after: Sequence[float] | None = None,
+    ) -> None:
+        """Copy setting ``index`` to Optuna's storage, once; ``pruned_after`` holds the seeds of one that was pruned."""
+        state = TrialState.COMPLETE if pruned_after is None else TrialState.PRUNED
+        if values is None:
+            state = TrialState.FAIL
         known = self._own.get(index)
-        if self._kept is None or (known is not None and (known.state == TrialState.COMPLETE) == (values is not None)):
+        if self._kept is None or (known is not None and known.state == state):
             return
         kept = create_trial(
             params=self._params[index],
             distributions=dict(self.line.space),
             values=None if values is None else list(values),
-            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+            state=state,
             user_attrs={_DRIVER: self._driver, _INDEX: index, **attributes},
+            intermediate_values=dict(enumerate(pruned_after or ())),
         )
         self._kept.add_trial(kept)
         self._own[index] = kept

@@ -1,0 +1,298 @@
+"""Searches: what is suggested, that it does not depend on what runs beside or was killed, where it is kept."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from glob import glob
+from pathlib import Path
+
+import optuna
+import pytest
+
+from gcsr import InvalidInputError
+from tests.tune.test_sweep import rows
+from tune.cli import main
+from tune.lines import lines_of
+from tune.runs import RunOptions
+from tune.search import run_search
+from tune.search_spec import SAMPLERS, SearchSpec
+from tune.spec import SweepSpec, load_spec
+from tune.store import Store
+from tune.study import StudyStorage, should_prune
+from tune.sweep import run_sweep
+
+GRID = {
+    "model": "mlp3",
+    "width": 0.5,
+    "regularizer": "l2",
+    "mode": ["baseline", "ours_orig"],
+    "lam": [1e-4, 0.03],
+    "seed": [0, 1],
+    "epochs": 8,
+}
+SPEC = SweepSpec(experiment="test", grid=GRID)
+
+
+def search(out, spec=SPEC, *, trials=24, window=3, storage=None, refit=False, **search_fields):
+    spec = spec.model_copy(update={"search": spec.search.model_copy(update=search_fields)})
+    options = RunOptions(executor="inline", resume=True, stop_collapsed=True)
+    return run_search(spec, Store(str(out)), options, trials=trials, window=window, storage=storage, refit=refit)
+
+
+def forget(out, keep):
+    """Leave the store as a kill after some trials might."""
+    for path in sorted((Path(out) / "trials").iterdir())[keep:]:
+        path.unlink()
+
+
+# -- what is searched ---------------------------------------------------------------------------------------------
+
+
+def test_lines_of_the_digits_spec():
+    spec = load_spec("digits")
+    lines = lines_of(spec.spaces(), spec.search)
+    assert [line.label.removeprefix("digits/mlp6/") for line in lines] == [
+        f"{regularizer}/{mode}" for regularizer in ("l2", "l1") for mode in ("baseline", "ours", "ours_orig")
+    ]
+    assert [sorted(line.space) for line in lines[:3]] == [["lam"], ["gamma", "lam"], ["lam", "mu"]]
+    assert (lines[0].space["lam"].low, lines[3].space["lam"].high, lines[0].space["lam"].log) == (1e-4, 4e-3, True)
+    assert {line.fixed["holdout"] for line in lines} == {0.1}, "λ is not chosen on the test images"
+    on_test = lines_of(spec.spaces(), SearchSpec(objectives=["test_accuracy"]))
+    assert "holdout" not in on_test[0].fixed
+
+
+def test_named_fields_are_searched_and_fixed_ones_are_not():
+    spec = SweepSpec(
+        experiment="test",
+        grid=GRID | {"mu": 0.6, "mode": ["ours_orig", "ours"], "gamma": "auto"},
+        search={"space": {"lr": {"low": 0.01, "high": 0.1, "log": True}, "batch_size": {"low": 32.0, "high": 256.0}}},
+    )
+    orig, ours = lines_of(spec.spaces(), spec.search)
+    assert sorted(orig.space) == ["batch_size", "lam", "lr"]
+    assert (orig.fixed["mu"], ours.fixed["gamma"]) == (0.6, "auto")
+    (config, _) = orig.configs({"lam": 1e-3, "lr": 0.02, "batch_size": 64})
+    assert (config.batch_size, config.lr, config.mu) == (64, 0.02, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "search: {space: {colour: {low: 0.1, high: 1.0}}}",
+            "search.space: 'colour' is not allowed; expected one of lam",
+        ),
+        ("search: {space: {lam: {low: 1.0, high: 0.1}}}", "search.space: [1.0, 0.1] is not allowed"),
+        ("search: {space: {lam: {low: 0.0, high: 0.1, log: true}}}", "low > 0 where log is true"),
+        ("search: {space: {mu: {low: 0.5, high: 1.5}}}", "mu: 1.5 is not allowed"),
+        ("search: {sampler: magic}", "search.sampler: 'magic' is not allowed"),
+        ("search: 5", "search: 5 is not allowed"),
+    ],
+)
+def test_a_wrong_search_is_one_clear_line(text, words, tmp_path, capsys):
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"experiment: test\ngrid: {{lam: [1e-3, 1e-2]}}\n{text}\n")
+    assert main(["search", str(path), "--out", str(tmp_path / "out"), "--trials", "3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--trials", "3"], "trials: 3 is not allowed; expected at least 4"),
+        (["--trials", "0"], "trials"),
+        (["--trials", "8", "--set", "lam=0.1"], "lam: [0.1] is not allowed; expected search.space.lam, or two values"),
+        (["--trials", "8", "--set", "mode=none"], "mode: none leaves nothing to search"),
+        (["--trials", "8", "--objective", "sparsity", "--objective", "sparsity"], "objective"),
+        (["--trials", "8", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/db"], "storage: "),
+        (["--trials", "8", "--storage", "nonsense://x"], "storage: nonsense://x cannot be opened"),
+    ],
+)
+def test_bad_options_are_one_clear_line(options, words, tmp_path, capsys):
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"experiment: test\ngrid: {GRID}\n")
+    assert main(["search", str(path), "--executor", "inline", "--out", str(tmp_path / "out"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert "secret" not in line
+    assert not (tmp_path / "out").exists()
+
+
+# -- that it is always the same search ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(sampler, tmp_path):
+    outcome = search(tmp_path / "whole", sampler=sampler)
+    assert (outcome.total, outcome.ran, len(outcome.best)) == (24, 24, 2)
+    expected = rows(Store(str(tmp_path / "whole")))
+    assert len({(row["mode"], row["lam"], row["mu"]) for row in expected}) == 12
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    forget(tmp_path / "killed", 9)
+    again = search(tmp_path / "killed", sampler=sampler, window=None)
+    assert again.ran == 15
+    assert again.best == outcome.best
+    assert rows(Store(str(tmp_path / "killed"))) == expected
+    assert search(tmp_path / "killed", sampler=sampler).ran == 0
+
+
+def test_what_a_search_is_does_not_change(tmp_path):
+    search(tmp_path, trials=8)
+    with pytest.raises(InvalidInputError, match="holds a search with other sampler"):
+        search(tmp_path, trials=8, sampler="random")
+    with pytest.raises(InvalidInputError, match="window: 5 is not allowed; expected 3"):
+        search(tmp_path, trials=8, window=5)
+    assert search(tmp_path, trials=16).ran == 8  # but it may go on
+
+
+def test_seeds_are_averaged_and_the_best_is_the_best(tmp_path):
+    outcome = search(tmp_path, objectives=("test_accuracy",))
+    table = Store(str(tmp_path)).read_trials().table.to_pandas()
+    means = table.groupby(["mode", "lam", table["mu"].fillna(-1)])["test_accuracy"].mean()
+    for best in outcome.best:
+        mode = best.label.rpartition("/")[2]
+        assert best.values[0] == pytest.approx(means[mode].max())
+        assert means[mode].idxmax()[0] == best.params["lam"]
+
+
+def test_earlier_trials_are_not_run_again_and_are_learned_from(tmp_path):
+    spec = SPEC.replace({"mode": "baseline"})
+    grid = spec.replace({"lam": [1e-4, 1e-3, 1e-2, 0.03]})
+    run_sweep(grid, Store(str(tmp_path)), RunOptions(executor="inline"))
+    informed = search(tmp_path, spec, trials=4, window=1, objectives=("test_accuracy",), sampler="gp")
+    alone = search(tmp_path / "alone", spec, trials=4, window=1, objectives=("test_accuracy",), sampler="gp")
+    assert informed.ran == alone.ran == 4
+    assert [best.params for best in informed.best] != [best.params for best in alone.best]
+
+
+def test_losing_settings_get_no_more_seeds(tmp_path):
+    spec = SPEC.replace({"mode": "baseline", "seed": [0, 1, 2], "lam": [1e-4, 0.3]})
+    outcome = search(tmp_path / "a", spec, trials=36, pruner="median", sampler="random")
+    assert outcome.ran < 36
+    trials = rows(Store(str(tmp_path / "a")))
+    assert {sum(row["lam"] == lam for row in trials) for lam in {row["lam"] for row in trials}} == {1, 3}
+    states = [t.state.name for t in studies(tmp_path / "a")[0].trials]
+    assert {"COMPLETE", "PRUNED"} == set(states)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    forget(tmp_path / "b", 5)
+    search(tmp_path / "b", spec, trials=36, pruner="median", sampler="random")
+    assert rows(Store(str(tmp_path / "b"))) == trials
+
+
+def test_optunas_pruners():
+    assert should_prune("median", [[0.9, 0.91]] * 4, [0.5])
+    assert not should_prune("median", [[0.9, 0.91]] * 4, [0.95])
+    assert not should_prune("median", [[0.9, 0.91]] * 2, [0.5]), "too little to compare with"
+    assert should_prune("wilcoxon", [[0.9, 0.91, 0.92, 0.93, 0.94]], [0.5, 0.51, 0.52, 0.5])
+    assert not should_prune("wilcoxon", [[0.9, 0.91]], [])
+
+
+def test_the_best_are_trained_again_on_all_images(tmp_path):
+    outcome = search(tmp_path, trials=8, refit=True)
+    assert outcome.ran == 8 + 4
+    again = [row for row in rows(Store(str(tmp_path))) if row["holdout"] == 0]
+    assert {(row["mode"], row["lam"]) for row in again} == {
+        (best.label.rpartition("/")[2], best.params["lam"]) for best in outcome.best
+    }
+    assert search(tmp_path, trials=8, refit=True).ran == 0
+
+
+# -- where Optuna keeps it ----------------------------------------------------------------------------------------
+
+
+def studies(out):
+    storage = StudyStorage.journal(Path(out) / "study.journal").storage
+    return [optuna.load_study(study_name=s.study_name, storage=storage) for s in storage.get_all_studies()]
+
+
+def test_the_journal_holds_every_setting_once_and_is_made_anew_if_lost(tmp_path):
+    search(tmp_path, objectives=("test_accuracy", "sparsity"))
+    expected = [[(t.params, t.values, t.state) for t in study.trials] for study in studies(tmp_path)]
+    assert [len(each) for each in expected] == [6, 6]
+    assert studies(tmp_path)[0].metric_names == ["test_accuracy", "sparsity"]
+    assert studies(tmp_path)[0].best_trials
+    journal = tmp_path / "study.journal"
+    for damage in (b"", journal.read_bytes()[:-20], b"not a journal\n", None):
+        journal.unlink()
+        if damage is not None:
+            journal.write_bytes(damage)
+        assert search(tmp_path, objectives=("test_accuracy", "sparsity")).ran == 0
+        assert [[(t.params, t.values, t.state) for t in study.trials] for study in studies(tmp_path)] == expected
+
+
+def test_two_drivers_that_share_a_storage_learn_from_each_other(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    search(tmp_path / "one", storage=url)
+    search(tmp_path / "two", storage=url)
+    storage = StudyStorage(url).storage
+    (first, second) = [optuna.load_study(study_name=s.study_name, storage=storage) for s in storage.get_all_studies()]
+    assert len(first.trials) == len(second.trials) == 12
+    assert len({json.dumps(t.params) for t in first.trials}) > 6, "the second does not repeat the first"
+    expected = rows(Store(str(tmp_path / "two")))
+    forget(tmp_path / "two", 9)
+    search(tmp_path / "two", storage=url)
+    assert rows(Store(str(tmp_path / "two"))) == expected
+    other = SPEC.replace({"epochs": 9})  # a stranger with another problem does not mix in
+    search(tmp_path / "three", other, trials=4, storage=url)
+    assert len(storage.get_all_studies()) == 4
+
+
+@pytest.fixture
+def postgres(tmp_path_factory):
+    """The URL of a PostgreSQL server of our own on loopback."""
+    found = shutil.which("initdb") or next(iter(glob("/usr/lib/postgresql/*/bin/initdb")), None)
+    if found is None:
+        pytest.skip("there is no PostgreSQL on this machine")
+    programs, data = Path(found).resolve().parent, tmp_path_factory.mktemp("postgres") / "data"
+    user = {"user": "nobody"} if os.geteuid() == 0 else {}  # it refuses to run as root
+    data.mkdir()
+    if user:
+        for folder in (data, data.parent):
+            shutil.chown(folder, "nobody")
+        for folder in (data.parent.parent, data.parent.parent.parent):
+            folder.chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "gcsr", "--auth=trust"],
+        check=True,
+        capture_output=True,
+        cwd="/",
+        **user,
+    )
+    server = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", data],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        **user,
+    )
+    for _ in range(100):
+        if (
+            subprocess.run(
+                [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], capture_output=True
+            ).returncode
+            == 0
+        ):
+            break
+        subprocess.run(["sleep", "0.1"], check=True)
+    yield f"postgresql+psycopg://gcsr@127.0.0.1:{port}/postgres"
+    server.terminate()
+    server.wait()
+
+
+def test_a_study_in_postgresql(postgres, tmp_path):
+    pytest.importorskip("psycopg")
+    search(tmp_path / "sql", storage=postgres)
+    search(tmp_path / "journal")
+    assert rows(Store(str(tmp_path / "sql"))) == rows(Store(str(tmp_path / "journal")))
+    storage = StudyStorage(postgres).storage
+    kept = [optuna.load_study(study_name=s.study_name, storage=storage) for s in storage.get_all_studies()]
+    assert [len(study.trials) for study in kept] == [6, 6]
+    forget(tmp_path / "sql", 7)
+    assert search(tmp_path / "sql", storage=postgres).ran == 17
+    assert [len(study.trials) for study in kept] == [6, 6]
