@@ -5,9 +5,9 @@ order, so the same results lead to the same suggestions, and a killed search goe
 kept in Optuna's storage is a copy: for dashboards, and for other drivers that share it, to learn from.
 """
 
-import contextlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -105,14 +105,16 @@ class StudyStorage:
         A lock that a killed run left is removed, and a journal that cannot be read is begun anew: it is a copy.
         """
         Path(f"{path}.lock").unlink(missing_ok=True)
-        try:
-            opened = cls(str(path))
-            opened.storage.get_all_studies()
-            return opened
-        except Exception:
-            with contextlib.suppress(OSError):
+        if path.exists():
+            written = path.read_bytes()
+            whole = written[: written.rfind(b"\n") + 1]
+            os.truncate(path, len(whole))  # a kill may have cut off the last line
+            try:
+                for line in whole.splitlines():
+                    json.loads(line)
+            except ValueError:
                 path.unlink()
-            return cls(str(path))
+        return cls(str(path))
 
     def study(self, name: str, objectives: Sequence[str]) -> optuna.Study:
         """The study of that name, made if it is not there."""

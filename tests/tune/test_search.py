@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from glob import glob
@@ -160,7 +161,7 @@ def test_seeds_are_averaged_and_the_best_is_the_best(tmp_path):
 
 def test_earlier_trials_are_not_run_again_and_are_learned_from(tmp_path):
     spec = SPEC.replace({"mode": "baseline"})
-    grid = spec.replace({"lam": [1e-4, 1e-3, 1e-2, 0.03]})
+    grid = spec.replace({"lam": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.03]})
     run_sweep(grid, Store(str(tmp_path)), RunOptions(executor="inline"))
     informed = search(tmp_path, spec, trials=4, window=1, objectives=("test_accuracy",), sampler="gp")
     alone = search(tmp_path / "alone", spec, trials=4, window=1, objectives=("test_accuracy",), sampler="gp")
@@ -281,8 +282,8 @@ def postgres(tmp_path_factory):
             break
         subprocess.run(["sleep", "0.1"], check=True)
     yield f"postgresql+psycopg://gcsr@127.0.0.1:{port}/postgres"
-    server.terminate()
-    server.wait()
+    server.send_signal(signal.SIGINT)  # SIGTERM would wait for clients
+    server.wait(timeout=30)
 
 
 def test_a_study_in_postgresql(postgres, tmp_path):
