@@ -25,8 +25,9 @@ Row = dict[str, Any]
 class Setting:
     """One configuration over its seeds. Accuracies are fractions; half-widths are None for fewer than two seeds.
 
-    ``n`` counts the trials behind the means: finished and collapsed ones, and diverged ones that have metrics.
-    ``learned`` says that every one of them ended above chance. ``failed`` trials are counted and nothing else.
+    ``n`` counts the trials behind the means: finished and collapsed ones, and diverged ones that have metrics;
+    ``seeds``, ``accuracies`` and ``measured_ids`` are of these trials, ``trial_ids`` of all. ``learned`` says that
+    every one of them ended above chance. ``failed`` trials are counted and nothing else.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class Setting:
     seconds_mean: float | None
     seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
+    measured_ids: tuple[str, ...]
     trial_ids: tuple[str, ...]
 
     @property
@@ -98,6 +100,9 @@ class Compared(_OfFamily):
     p_value: float | None
     p_value_holm: float | None
     hedges_g: float | None
+    difference_low: float | None
+    difference_high: float | None
+    probability_of_improvement: float
     significant: bool | None
     significant_holm: bool | None
     tolerance_lam: float | None
@@ -221,6 +226,7 @@ def _setting(group: list[Row]) -> Setting:
         seconds_mean=average("seconds"),
         seeds=tuple(row["seed"] for row in measured),
         accuracies=tuple(accuracies),
+        measured_ids=tuple(row["trial_id"] for row in measured),
         trial_ids=tuple(row["trial_id"] for row in group),
     )
 
@@ -291,6 +297,9 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
                 "relative_improvement": test.relative,
                 "p_value": test.p_value,
                 "hedges_g": test.hedges_g,
+                "difference_low": test.low,
+                "difference_high": test.high,
+                "probability_of_improvement": test.probability_of_improvement,
                 "significant": None if test.p_value is None else test.p_value < stats.ALPHA,
                 "tolerance_lam": level.tolerance_lam,
                 "collapse_lam": level.collapse_lam,

@@ -307,37 +307,39 @@ def tolerance_command(spec: str, out: str, resume: bool, precision: float, **giv
 @click.argument("out", metavar="DIR")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("--out", "file", metavar="FILE", help="Write to FILE instead of the terminal.")
-def report_command(out: str, form: Format, file: str | None) -> None:
+@click.option("--figures", metavar="FOLDER", help="Also write every figure there as SVG, PNG and PDF.")
+@click.option("--watch", is_flag=True, help="Serve the HTML report on loopback, and refresh it while the sweep runs.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8777, show_default=True, help="Of --watch; 0 takes any.")
+def report_command(out: str, form: Format, file: str | None, figures: str | None, watch: bool, port: int) -> None:
     """Read the verdict of the sweep in DIR; also while it runs."""
-    from tune.aggregate import summarize  # only here: the statistics' libraries take a second to import
-    from tune.report import render
+    from tune.reporting import Report  # only here: the libraries of statistics and figures take seconds to import
 
     store = Store(out)
     if not store.exists():
         raise StoreError(f"dir: {out!r} holds no sweep; expected the --out of gcsr sweep")
-    trials = store.read_trials()
-    manifest = store.read_manifest() or {}
-    ended = len(trials.table)
-    known = set(manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist())
-    planned = max(len(known), manifest.get("planned", 0))
-    progress = f"{ended} of {planned} trials ended"
-    width = Console().width if sys.stdout.isatty() else 160
-    text = render(
-        summarize(trials.table), form, title=str(manifest.get("experiment", out)), progress=progress, width=width
-    )
-    if file is None:
-        click.echo(text, nl=False)
-    else:
-        try:
+    if watch:
+        from tune.watch import serve
+
+        serve(store, out, port, on_ready=lambda url: click.echo(f"serving {url} (Ctrl-C ends it)", err=True))
+        return
+    report = Report(store, fallback_title=out)
+    text = report.render(form, width=Console().width if sys.stdout.isatty() else 160)
+    try:
+        if figures is not None:
+            for path in report.write_figures(Path(figures)):
+                click.echo(f"wrote {path}", err=True)
+        if file is None:
+            click.echo(text, nl=False)
+        else:
             with write_atomically(Path(file)) as target:
                 target.write(text.encode())
-        except OSError as error:
-            raise InvalidInputError(f"out: {file!r} cannot be written: {error.strerror}") from None
-    if trials.damaged:
-        for line in trials.damaged[:20]:
+    except OSError as error:
+        raise InvalidInputError(f"out: {error.filename or file!r} cannot be written: {error.strerror}") from None
+    if report.damaged:
+        for line in report.damaged[:20]:
             click.echo(f"gcsr: {line}", err=True)
         raise InvalidInputError(
-            f"trials: {len(trials.damaged)} damaged file(s) skipped; gcsr sweep --resume runs them again"
+            f"trials: {len(report.damaged)} damaged file(s) skipped; gcsr sweep --resume runs them again"
         )
 
 

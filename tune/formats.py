@@ -4,5 +4,5 @@ from typing import Literal, get_args
 
 __all__ = ["FORMATS", "Format"]
 
-Format = Literal["text", "markdown", "json", "csv"]
+Format = Literal["text", "markdown", "json", "csv", "latex", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -4,26 +4,33 @@ import csv
 import io
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from tune.aggregate import Setting, Summary
-from tune.formats import Format
 from tune.tables import TextTable, text_tables
 from tune.verdict import caveats, sentences
 
 __all__ = ["render"]
 
 
-def render(summary: Summary, form: Format, *, title: str, progress: str, width: int = 120) -> str:
+def render(
+    summary: Summary,
+    form: Literal["text", "markdown", "json", "csv", "latex"],
+    *,
+    title: str,
+    progress: str,
+    width: int = 120,
+) -> str:
     """The report.
 
     Args:
         summary: what to say.
-        form: one of `tune.formats.FORMATS`. JSON has every number of the summary, CSV one row a setting.
+        form: JSON has every number of the summary, CSV one row a setting. (`tune.html` makes the remaining one of
+            `tune.formats.FORMATS`.)
         title: name of the experiment.
         progress: one line: how many trials ended, of how many.
         width: columns of the terminal, for text.
@@ -35,6 +42,8 @@ def render(summary: Summary, form: Format, *, title: str, progress: str, width: 
             return _csv(summary)
         case "markdown":
             return _markdown(summary, title, progress)
+        case "latex":
+            return "\n".join(_latex(table) for table in text_tables(summary))
         case "text":
             return _text(summary, title, progress, width)
 
@@ -109,3 +118,39 @@ def _markdown_table(table: TextTable) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+}
+_LATEX |= {
+    "λ": r"$\lambda$",
+    "π": r"$\pi$",
+    "γ": r"$\gamma$",
+    "μ": r"$\mu$",
+    "α": r"$\alpha$",
+    "–": "--",
+    "…": r"\dots{}",
+}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "−": "$-$"}
+
+
+def _latex(table: TextTable) -> str:
+    """A table for LaTeX with the package booktabs."""
+
+    def row(cells: tuple[str, ...]) -> str:
+        return " & ".join("".join(_LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+
+    caption = "".join(_LATEX.get(character, character) for character in table.title)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        f"\\caption{{{caption}}}",
+        f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+    ]
+    lines += [r"\toprule", row(table.columns), r"\midrule", *map(row, table.rows), r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])

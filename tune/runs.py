@@ -3,13 +3,14 @@
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from gcsr import DataError, TrialConfig
 from gcsr.data import load_arrays
 from tune.compaction import SINGLES, compact
 from tune.inline_executor import InlineExecutor
 from tune.progress import SweepProgress
+from tune.provenance import provenance
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.trial import Outcome, SweepJob, checkpoint_name
@@ -17,9 +18,10 @@ from tune.trial import Outcome, SweepJob, checkpoint_name
 if TYPE_CHECKING:
     from tune.ray_executor import RayExecutor
 
-__all__ = ["EXECUTORS", "Executor", "Recorder", "RunOptions", "check_data", "job_of", "open_executor"]
+__all__ = ["EXECUTORS", "Executor", "Recorder", "RunOptions", "check_data", "job_of", "note_run", "open_executor"]
 
 Executor = Literal["ray", "inline"]
+_NOTED_RUNS = 50
 EXECUTORS: tuple[Executor, ...] = get_args(Executor)
 
 
@@ -134,3 +136,19 @@ def check_data(trials: Sequence[TrialConfig], options: RunOptions) -> None:
         for config in trials:
             if config.dataset == name and config.holdout and not 1 <= round(images * config.holdout) < images:
                 raise DataError(f"holdout: {config.holdout} leaves no images of {name} to train on")
+
+
+def note_run(store: Store, spec: SweepSpec, **more: Any) -> None:
+    """Note in the store which spec is run into it, by what and when; what earlier runs noted stays.
+
+    Args:
+        store: the store.
+        spec: the spec.
+        more: further entries: ``trials``, the ids of planned trials, are added to those known; ``planned`` is a number.
+    """
+    before = store.read_manifest() or {}
+    more["trials"] = sorted(set(before.get("trials", [])) | set(more.get("trials", [])))
+    runs = [*before.get("runs", []), provenance()][-_NOTED_RUNS:]
+    store.write_manifest(
+        before | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json"), "runs": runs} | more
+    )

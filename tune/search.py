@@ -19,7 +19,7 @@ from optuna.distributions import distribution_to_json
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.lines import Line, lines_of
-from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
+from tune.runs import Recorder, RunOptions, check_data, job_of, note_run, open_executor
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
@@ -121,7 +121,7 @@ def run_search(
             if identity is None:
                 identity = _Identity(uuid.uuid4().hex, definition, window or executor.slots + 1, frozenset(stored))
                 _write_identity(store, identity)
-            _write_manifest(store, spec, sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
+            note_run(store, spec, planned=sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
 
             def cut(configs: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
                 return units(configs, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu)
@@ -430,13 +430,6 @@ def _known_identity(store: Store, window: int | None, definition: dict[str, Any]
 
 def _write_identity(store: Store, identity: _Identity) -> None:
     store.write_json(_MANIFEST, asdict(identity) | {"known": sorted(identity.known)})
-
-
-def _write_manifest(store: Store, spec: SweepSpec, planned: int) -> None:
-    manifest = store.read_manifest() or {"trials": []}
-    store.write_manifest(
-        manifest | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json"), "planned": planned}
-    )
 
 
 def _saved_epochs(rows: Mapping[str, Row]) -> int:

@@ -1,11 +1,9 @@
 """A sweep from spec to store: what is missing is run, every outcome is stored at once."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gcsr import TrialConfig
 from tune.compaction import recover
-from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
+from tune.runs import Recorder, RunOptions, check_data, job_of, note_run, open_executor
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 from tune.units import units
@@ -49,10 +47,9 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         ended = store.ended()
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
-            _write_manifest(store, spec, trials)
             return SweepOutcome(len(trials), 0, {}, ())
         with open_executor(job, options) as executor:  # refuses what can never run, before the store is touched
-            _write_manifest(store, spec, trials)
+            note_run(store, spec, trials=[config.trial_id for config in trials])
             # Units are cut from the whole sweep: who is trained with whom does not depend on what a killed run left.
             cut = units(trials, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu)
             ids = {config.trial_id for config in missing}
@@ -60,15 +57,3 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             with Recorder(store, len(trials), ended, executor.slots, len(trials) - len(missing)) as recorder:
                 executor.run(work, recorder)
             return SweepOutcome(len(trials), len(missing), recorder.statuses, tuple(recorder.failures))
-
-
-def _write_manifest(store: Store, spec: SweepSpec, trials: Sequence[TrialConfig]) -> None:
-    """Note the sweep; a store that several specs were run into counts the trials of all of them."""
-    before = store.read_manifest() or {}
-    known = set(before.get("trials", []))
-    manifest = before | {
-        "experiment": spec.experiment,
-        "spec": spec.model_dump(mode="json"),
-        "trials": sorted(known | {config.trial_id for config in trials}),
-    }
-    store.write_manifest(manifest)

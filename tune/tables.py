@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
 
-__all__ = ["TextTable", "lam_text", "network", "percent", "probability", "text_tables"]
+__all__ = ["TextTable", "lam_text", "network", "percent", "probability", "setting_cells", "text_tables"]
 
 _NONE = "–"
 
@@ -71,28 +71,27 @@ def _method(setting: Setting | Compared | Tolerance) -> str:
     return setting.mode + extra
 
 
+def setting_cells(s: Setting) -> tuple[str, ...]:
+    """A setting's row of the table of settings."""
+    notes = [f"{getattr(s, status)} {status}" for status in ("collapsed", "diverged", "failed") if getattr(s, status)]
+    return (
+        network(s),
+        s.regularizer,
+        _method(s),
+        lam_text(s.lam),
+        str(s.n),
+        percent(s.accuracy_mean, s.accuracy_ci95),
+        _number(s.sparsity_mean),
+        _number(s.pi_mean),
+        _number(s.imposed_fraction_mean, 2),
+        ", ".join(notes),
+    )
+
+
 def _settings(settings: Sequence[Setting]) -> TextTable:
-    rows = []
-    for s in settings:
-        notes = [
-            f"{getattr(s, status)} {status}" for status in ("collapsed", "diverged", "failed") if getattr(s, status)
-        ]
-        rows.append(
-            (
-                network(s),
-                s.regularizer,
-                _method(s),
-                lam_text(s.lam),
-                str(s.n),
-                percent(s.accuracy_mean, s.accuracy_ci95),
-                _number(s.sparsity_mean),
-                _number(s.pi_mean),
-                _number(s.imposed_fraction_mean, 2),
-                ", ".join(notes),
-            )
-        )
     columns = ("network", "reg.", "mode", "λ", "n", "accuracy", "sparsity", "π", "imposed", "notes")
-    return TextTable("Settings (mean ± half of the 95 % t interval over seeds)", columns, tuple(rows))
+    rows = tuple(setting_cells(setting) for setting in settings)
+    return TextTable("Settings (mean ± half of the 95 % t interval over seeds)", columns, rows)
 
 
 def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
@@ -107,12 +106,31 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
             probability(c.p_value),
             probability(c.p_value_holm),
             _number(c.hedges_g, 2),
+            _interval(c.difference_low, c.difference_high),
+            _number(c.probability_of_improvement, 2),
             {None: _NONE, True: "yes", False: "no"}[c.significant],
         )
         for c in comparisons
     )
-    columns = ("network", "reg.", "best baseline", "mode", "best", "rel.", "p", "p (Holm)", "g", "sig.")
+    columns = (
+        "network",
+        "reg.",
+        "best baseline",
+        "mode",
+        "best",
+        "rel.",
+        "p",
+        "p (Holm)",
+        "g",
+        "95 % of diff.",
+        "P(better)",
+        "sig.",
+    )
     return TextTable("Accuracy, best λ of each mode (Table 2; Welch's t-test, α = 0.05)", columns, rows)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return _NONE if low is None or high is None else f"{100 * low:+z.2f} … {100 * high:+z.2f}"
 
 
 def _tolerance(levels: Sequence[Tolerance]) -> TextTable:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import recover
-from tune.runs import Recorder, RunOptions, check_data, job_of, open_executor
+from tune.runs import Recorder, RunOptions, check_data, job_of, note_run, open_executor
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 from tune.trial import Outcome
@@ -79,10 +79,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         recover(store)
         stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
         with open_executor(job, options) as executor:
-            store.write_manifest(
-                (store.read_manifest() or {"trials": []})
-                | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json")}
-            )
+            note_run(store, spec)
             cohort = 1 if spec.workers > 1 else options.cohort
             source = _Bisections(methods, precision, stored, lambda configs: units(configs, cohort, gpu=executor.gpu))
             before = source.replay()

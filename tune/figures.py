@@ -1,0 +1,245 @@
+"""The paper's figures as data: what is drawn, independent of the library that draws it."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tune.aggregate import Setting, Summary
+from tune.curves import Curve
+from tune.tables import lam_text, network, percent
+
+__all__ = ["COLORS", "Figure", "Series", "figures"]
+
+# Okabe and Ito's palette: distinct for the colour-blind, in print and on both backgrounds.
+COLORS = {"none": "#8c8c8c", "baseline": "#d55e00", "ours": "#0072b2", "ours_orig": "#009e73"}
+_MAX_POINTS = 2_000  # of a figure's series; more are thinned out evenly
+_MAX_LINES = 8  # of one figure; with more settings they become one cloud of points a mode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One entry of the legend.
+
+    Attributes:
+        name: in the legend.
+        mode: decides colour and marker.
+        variant: counts the series of a mode: decides the dash.
+        x, y: the points; None leaves a gap.
+        error: half-widths of y; None where there are none.
+        hover: one text a point: what is behind it.
+        joined: whether a line joins the points.
+    """
+
+    name: str
+    mode: str
+    variant: int = 0
+    x: tuple[float, ...]
+    y: tuple[float | None, ...]
+    error: tuple[float, ...] | None = None
+    hover: tuple[str, ...] = ()
+    joined: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A figure with its axes.
+
+    Attributes:
+        name: for files: letters, digits, dashes.
+        title, caption: for people.
+        x_title, y_title: with units.
+        x_log, y_log: whether the axis is logarithmic.
+        series: at least one.
+        levels: horizontal lines: name, value, half-width of its interval.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x_title: str
+    y_title: str
+    x_log: bool = False
+    y_log: bool = False
+    series: tuple[Series, ...]
+    levels: tuple[tuple[str, float, float], ...] = ()
+
+
+def figures(summary: Summary, curves: Sequence[Curve]) -> list[Figure]:
+    """All figures that the data can fill, in the order of a reader's questions."""
+    groups: dict[str, list[Setting]] = {}
+    for setting in summary.settings:
+        if setting.accuracy_mean is not None:
+            groups.setdefault(repr(setting.recipe), []).append(setting)
+    found: list[Figure] = []
+    for number, group in enumerate(groups.values()):
+        for regularizer in ("l2", "l1"):
+            found += _over_lam(group, regularizer, number)
+        found += _over_sparsity(group, number)
+    found += _tolerance(summary)
+    of: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if curve.setting.mode != "none":
+            of.setdefault(repr((curve.setting.recipe, curve.setting.regularizer)), []).append(curve)
+    for number, shown in enumerate(of.values()):
+        found += _over_epochs(shown, number)
+    return found
+
+
+def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterator[Figure]:
+    settings = [s for s in group if s.regularizer == regularizer and s.mode != "none" and s.lam > 0]
+    if not settings:
+        return
+    where = f"{network(settings[0])}, {regularizer.upper()}"
+    yield Figure(
+        name=f"accuracy-over-lam-{_slug(where)}-{number}",
+        title=f"Accuracy over λ: {where}",
+        caption="Mean test accuracy with 95 % t intervals over seeds (the paper's Figures 1, 4 and 6).",
+        x_title="λ",
+        y_title="test accuracy (%)",
+        x_log=True,
+        series=tuple(_lines(settings, lambda s: s.lam)),
+        levels=tuple(
+            ("no L1/L2", 100 * s.accuracy_mean, 100 * (s.accuracy_ci95 or 0.0))
+            for s in group
+            if s.mode == "none" and s.accuracy_mean is not None
+        )[:1],
+    )
+
+
+def _over_sparsity(group: Sequence[Setting], number: int) -> Iterator[Figure]:
+    settings = [s for s in group if s.regularizer == "l1" and s.mode != "none" and s.sparsity_mean is not None]
+    if settings and any(s.sparsity_mean for s in settings):
+        where = network(settings[0])
+        yield Figure(
+            name=f"accuracy-over-sparsity-{_slug(where)}-{number}",
+            title=f"Accuracy over sparsity: {where}, L1",
+            caption="Sparsity is the share of parameters that are exactly 0 (the paper's Figure 5).",
+            x_title="sparsity (%)",
+            y_title="test accuracy (%)",
+            series=tuple(_lines(settings, lambda s: 100 * (s.sparsity_mean or 0.0))),
+        )
+
+
+def _lines(settings: Sequence[Setting], x_of: Callable[[Setting], float]) -> Iterator[Series]:
+    """A line for each method; with very many methods (a search of μ or γ) a cloud for each mode."""
+    methods: dict[tuple[str, ...], list[Setting]] = {}
+    for setting in settings:
+        methods.setdefault(
+            (setting.mode, str(setting.mu), str(setting.gamma), str(setting.gamma_threshold)), []
+        ).append(setting)
+    joined = len(methods) <= _MAX_LINES
+    if not joined:
+        methods = {(mode,): [s for s in settings if s.mode == mode] for mode in COLORS if mode != "none"}
+    variants: dict[str, int] = {}
+    for group in methods.values():
+        if not group:
+            continue
+        points = sorted(group, key=x_of)
+        points = points[:: -(-len(points) // _MAX_POINTS)]
+        first = points[0]
+        variant = variants[first.mode] = variants.get(first.mode, -1) + 1
+        yield Series(
+            name=_method(first) if joined else first.mode,
+            mode=first.mode,
+            variant=variant,
+            x=tuple(x_of(s) for s in points),
+            y=tuple(None if s.accuracy_mean is None else 100 * s.accuracy_mean for s in points),
+            error=tuple(100 * (s.accuracy_ci95 or 0.0) for s in points),
+            hover=tuple(_hover(s) for s in points),
+            joined=joined,
+        )
+
+
+def _tolerance(summary: Summary) -> Iterator[Figure]:
+    """Figure 7, where networks of several depths were swept alike."""
+    alike: dict[tuple[str, ...], dict[tuple[str, ...], list[tuple[int, float, str]]]] = {}
+    for level in summary.tolerance:
+        depth = re.search(r"\d+$", level.model)
+        if depth is None or level.tolerance_lam is None:
+            continue
+        recipe = {name: value for name, value in level.recipe.items() if name != "model"}
+        family: tuple[str, ...] = (re.sub(r"\d+$", "", level.model), level.dataset, level.regularizer, repr(recipe))
+        line = alike.setdefault(family, {}).setdefault((level.mode, str(level.mu), str(level.gamma)), [])
+        line.append(
+            (int(depth[0]), level.tolerance_lam, f"{level.model}: learns up to λ = {lam_text(level.tolerance_lam)}")
+        )
+    for number, ((name, dataset, regularizer, _), lines) in enumerate(alike.items()):
+        if max(len(points) for points in lines.values()) < 2:
+            continue
+        variants: dict[str, int] = {}
+        series = []
+        for (mode, mu, gamma), points in lines.items():
+            points.sort()
+            variant = variants[mode] = variants.get(mode, -1) + 1
+            extra = f" γ={gamma}" if gamma != "None" else f" μ={mu}" if mu != "None" else ""
+            series.append(
+                Series(
+                    name=mode + extra,
+                    mode=mode,
+                    variant=variant,
+                    x=tuple(float(p[0]) for p in points),
+                    y=tuple(p[1] for p in points),
+                    hover=tuple(p[2] for p in points),
+                )
+            )
+        yield Figure(
+            name=f"tolerance-{number}",
+            title=f"Tolerance level over depth: {name} on {dataset}, {regularizer.upper()}",
+            caption="The largest λ at which every seed learns (the paper's Figure 7).",
+            x_title="layers",
+            y_title="λ",
+            y_log=True,
+            series=tuple(series),
+        )
+
+
+def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
+    setting = curves[0].setting
+    where = f"{network(setting)}, {setting.regularizer.upper()}"
+    for name, title, figure, log in (
+        ("train_loss", "training loss, without the penalty", "2a", True),
+        ("grad_abs_mean", "mean |∇L|", "2c", True),
+        ("weight_abs_mean", "mean |w|", "2d, 8", True),
+        ("pi", "coherence rate π", "3", False),
+    ):
+        variants: dict[str, int] = {}
+        series = []
+        for curve in curves:
+            mode = curve.setting.mode
+            variant = variants[mode] = variants.get(mode, -1) + 1
+            series.append(
+                Series(
+                    name=f"{_method(curve.setting)}, λ = {lam_text(curve.setting.lam)}",
+                    mode=mode,
+                    variant=variant,
+                    x=tuple(float(epoch) for epoch in curve.epoch),
+                    y=getattr(curve, name),
+                )
+            )
+        yield Figure(
+            name=f"{name.replace('_', '-')}-{_slug(where)}-{number}",
+            title=f"{title[0].upper()}{title[1:]}: {where}",
+            caption=f"Mean over seeds; each mode at its best λ, and where the baseline collapses (Figure {figure}).",
+            x_title="epoch",
+            y_title=title,
+            y_log=log,
+            series=tuple(series),
+        )
+
+
+def _method(s: Setting) -> str:
+    return s.mode + (f" γ={s.gamma}" if s.gamma is not None else f" μ={s.mu:g}" if s.mu is not None else "")
+
+
+def _hover(s: Setting) -> str:
+    parts = [f"{_method(s)}, λ = {lam_text(s.lam)}", f"accuracy {percent(s.accuracy_mean, s.accuracy_ci95)}"]
+    if s.sparsity_mean is not None:
+        parts.append(f"sparsity {s.sparsity_mean:.3f}")
+    parts += [
+        f"seed {seed}: {100 * accuracy:.2f} %" for seed, accuracy in list(zip(s.seeds, s.accuracies, strict=True))[:6]
+    ]
+    return "\n".join(parts)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,77 @@
+"""From a store to a report in any format."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tune.aggregate import summarize
+from tune.curves import Curve, chosen_settings, read_curves
+from tune.formats import Format
+from tune.html import render_html
+from tune.report import render
+from tune.store import Store
+
+__all__ = ["Report"]
+
+
+class Report:
+    """What is in a store at this moment.
+
+    Args:
+        store: the sweep's output.
+        fallback_title: if the store does not name its experiment.
+
+    Attributes:
+        damaged: one line for each file that could not be read.
+    """
+
+    def __init__(self, store: Store, *, fallback_title: str) -> None:
+        self._store = store
+        trials = store.read_trials()
+        self.damaged = trials.damaged
+        self._table = trials.table
+        self._manifest = store.read_manifest() or {}
+        self._summary = summarize(trials.table)
+        known = set(self._manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist())
+        planned = max(len(known), self._manifest.get("planned", 0))
+        self._progress = f"{len(trials.table)} of {planned} trials ended"
+        self._title = str(self._manifest.get("experiment", fallback_title))
+
+    def render(self, form: Format, *, width: int = 120, version: str | None = None) -> str:
+        """The report as text of the format; see `tune.html.render_html` for ``version``."""
+        if form != "html":
+            return render(self._summary, form, title=self._title, progress=self._progress, width=width)
+        return render_html(
+            self._summary,
+            self._curves(),
+            title=self._title,
+            progress=self._progress,
+            manifest=self._manifest,
+            facts=self._facts(),
+            version=version,
+        )
+
+    def write_figures(self, folder: Path) -> list[Path]:
+        """Every figure as SVG, PNG and PDF; returns the paths."""
+        from tune.figures import figures
+        from tune.static_figures import write_figures
+
+        return write_figures(figures(self._summary, self._curves()), folder)
+
+    def _curves(self) -> list[Curve]:
+        return read_curves(self._store, chosen_settings(self._summary))
+
+    def _facts(self) -> dict[str, str]:
+        def distinct(column: str) -> str:
+            return ", ".join(sorted({str(v) for v in self._table[column].unique().to_pylist() if v is not None})) or "–"
+
+        seconds = sum(value for value in self._table["seconds"].to_pylist() if value is not None)
+        ends = [value for value in self._table["finished_at"].to_pylist() if value is not None]
+        return {
+            "store": self._store.location,
+            "trained on": distinct("device"),
+            "gcsr": distinct("gcsr_version"),
+            "torch": distinct("torch_version"),
+            "training time": f"{seconds / 3600:.2f} h in all trials",
+            "trials ended": f"{min(ends):%Y-%m-%d %H:%M} to {max(ends):%Y-%m-%d %H:%M} UTC" if ends else "–",
+            "report made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        }

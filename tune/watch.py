@@ -1,0 +1,75 @@
+"""The HTML report on a web server on loopback, made anew while a sweep writes its store."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable
+
+from aiohttp import web
+
+from gcsr import InvalidInputError
+from tune.reporting import Report
+from tune.store import Store
+
+__all__ = ["serve"]
+
+
+def serve(store: Store, title: str, port: int, *, on_ready: Callable[[str], None]) -> None:
+    """Serve until interrupted.
+
+    Args:
+        store: the sweep's output; files that are half-written or damaged are passed over.
+        title: if the store does not name its experiment.
+        port: on 127.0.0.1; 0 takes a free one.
+        on_ready: called with the URL.
+
+    Raises:
+        InvalidInputError: the port cannot be taken.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(_Page(store, title), port, on_ready))
+
+
+class _Page:
+    """The page of the store's present state; made once for each state."""
+
+    def __init__(self, store: Store, title: str) -> None:
+        self._store, self._title = store, title
+        self._version, self._text = "", ""
+        self._lock = asyncio.Lock()
+
+    async def version(self, request: web.Request) -> web.Response:
+        return web.Response(text=await asyncio.to_thread(self._state))
+
+    async def page(self, request: web.Request) -> web.Response:
+        async with self._lock:
+            version = await asyncio.to_thread(self._state)
+            if version != self._version:
+                self._text = await asyncio.to_thread(self._made, version)
+                self._version = version
+        return web.Response(text=self._text, content_type="text/html")
+
+    def _state(self) -> str:
+        files = [(info.path, info.size, str(info.mtime)) for info in self._store.files("trials")]
+        return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+
+    def _made(self, version: str) -> str:
+        return Report(self._store, fallback_title=self._title).render("html", version=version)
+
+
+async def _serve(page: _Page, port: int, on_ready: Callable[[str], None]) -> None:
+    application = web.Application()
+    application.add_routes([web.get("/", page.page), web.get("/version", page.version)])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise InvalidInputError(f"port: {port} cannot be taken: {error.strerror}; expected a free one, or 0") from None
+    address = runner.addresses[0]
+    on_ready(f"http://127.0.0.1:{address[1]}/")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
