@@ -5,18 +5,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from tune import stats
 from tune.schema import CONFIG_FIELDS
 
-__all__ = ["Compared", "Compression", "Setting", "Summary", "Tolerance", "compression_rate", "summarize"]
+__all__ = ["MEMORY", "Compared", "Compression", "Setting", "Summary", "Tolerance", "compression_rate", "summarize"]
 
 # A family shares everything but the method: within one, modes and λ compete.
 _METHOD_FIELDS = ("regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
 _FAMILY_FIELDS = tuple(name for name in CONFIG_FIELDS if name != "seed" and name not in _METHOD_FIELDS)
 _GATED = ("ours", "ours_orig")
+_TRIAL_FIELDS = (
+    *("trial_id", "seed", "status", "error", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction"),
+    *("gamma_used", "seconds"),
+)
 NEAR = 0.01  # one percentage point
+MEMORY = "1GB"  # of DuckDB while it groups; beyond it spills to disk
 
 Row = dict[str, Any]
 
@@ -166,11 +172,8 @@ def compression_rate(baseline_sparsity: float, ours_sparsity: float) -> float | 
 
 def summarize(trials: pa.Table) -> Summary:
     """Aggregate the rows of the ``trials`` table."""
-    rows = trials.to_pylist()
-    by_setting: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_setting[tuple(row[name] for name in CONFIG_FIELDS if name != "seed")].append(row)
-    settings = sorted((_setting(group) for group in by_setting.values()), key=_order)
+    rows = _grouped(trials)
+    settings = sorted((_setting(config, group) for config, group in rows), key=_order)
     families: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
     for setting in settings:
         families[tuple(setting.recipe[name] for name in _FAMILY_FIELDS)].append(setting)
@@ -185,7 +188,11 @@ def summarize(trials: pa.Table) -> Summary:
         ),
         tolerance=tuple(tolerance),
         compression=tuple(found for family in families.values() if (found := _compression(family)) is not None),
-        failures=tuple((row["trial_id"], row["error"] or "") for row in rows if row["status"] == "failed"),
+        failures=tuple(
+            sorted(
+                (row["trial_id"], row["error"] or "") for _, group in rows for row in group if row["status"] == "failed"
+            )
+        ),
     )
 
 
@@ -196,9 +203,19 @@ def _order(setting: Setting) -> tuple[Any, ...]:
     return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest)
 
 
-def _setting(group: list[Row]) -> Setting:
-    group = sorted(group, key=lambda row: row["seed"])
-    first = group[0]
+def _grouped(trials: pa.Table) -> list[tuple[Row, list[Row]]]:
+    """Each configuration but for the seed, and its trials ordered by seed; grouped by DuckDB, outside of Python."""
+    names = [name for name in CONFIG_FIELDS if name != "seed"]
+    of_trial = ", ".join(f"{name} := {name}" for name in _TRIAL_FIELDS)
+    with duckdb.connect(config={"memory_limit": MEMORY}) as connection:
+        connection.register("trials", trials)
+        found = connection.sql(
+            f"select {', '.join(names)}, list(struct_pack({of_trial}) order by seed, trial_id) from trials group by all"
+        ).fetchall()
+    return [(dict(zip(names, row[:-1], strict=True)), row[-1]) for row in found]
+
+
+def _setting(first: Row, group: list[Row]) -> Setting:
     # A failed trial measured nothing; one that diverged in its first epoch has no accuracy. Neither is a zero.
     measured = [row for row in group if row["status"] != "failed" and row["test_accuracy"] is not None]
     count = {status: sum(row["status"] == status for row in group) for status in ("collapsed", "diverged", "failed")}

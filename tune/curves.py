@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from tune.aggregate import Setting, Summary
+from tune.aggregate import MEMORY, Setting, Summary
 from tune.store import Store
 
-__all__ = ["Curve", "chosen_settings", "read_curves"]
+__all__ = ["Curve", "chosen_settings", "epoch_means", "read_curves"]
 
 _MAX_POINTS = 400  # epochs of a curve; more are thinned out evenly
 _MAX_PER_GROUP = 8  # settings of one network and regularizer: more cannot be told apart
-_MEMORY = "1GB"  # of DuckDB while it groups; beyond it spills to disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +48,37 @@ def chosen_settings(summary: Summary) -> list[Setting]:
     return chosen
 
 
+def epoch_means(store: Store, owners: pa.Table, *, memory: str = MEMORY) -> duckdb.DuckDBPyRelation:
+    """Mean loss, |∇L|, |w| and π of every setting at every epoch, ordered by both; streamed from the store's files.
+
+    Args:
+        store: the store.
+        owners: ``trial_id`` and ``setting`` (int64) of the trials to take in.
+        memory: what DuckDB may use while it groups, as ``"1GB"``; beyond it spills to disk.
+    """
+    connection = duckdb.connect(config={"memory_limit": memory})
+    connection.register("owners", owners)
+    files = store.epoch_files()
+    if store.is_local and files:
+        connection.read_parquet(files).create_view("epochs")  # DuckDB's own reader is faster than one through Arrow
+    else:
+        connection.register("epochs", store.epochs())
+    return connection.sql(
+        """select setting, epoch, avg(train_loss), avg(grad_abs_mean), avg(weight_abs_mean), avg(pi)
+           from epochs join owners using (trial_id) group by setting, epoch order by setting, epoch"""
+    )
+
+
 def read_curves(store: Store, settings: Sequence[Setting]) -> list[Curve]:
     """The curves of these settings; settings without epochs in the store have none."""
     owners = [(trial_id, number) for number, setting in enumerate(settings) for trial_id in setting.trial_ids]
-    epochs = store.epochs()
-    if not owners or not epochs.files:
-        return []
-    of = pa.table({"trial_id": [o[0] for o in owners], "setting": pa.array([o[1] for o in owners], pa.int64())})
-    with duckdb.connect(config={"memory_limit": _MEMORY}) as connection:
-        connection.register("epochs", epochs)
-        connection.register("owners", of)
-        rows = connection.sql(
-            """select setting, epoch, avg(train_loss), avg(grad_abs_mean), avg(weight_abs_mean), avg(pi)
-               from epochs join owners using (trial_id) group by setting, epoch order by setting, epoch"""
-        ).fetchall()
+    of = pa.table(
+        {
+            "trial_id": pa.array([o[0] for o in owners], pa.string()),
+            "setting": pa.array([o[1] for o in owners], pa.int64()),
+        }
+    )
+    rows = epoch_means(store, of).fetchall() if owners else []
     found = []
     for number, setting in enumerate(settings):
         own = [row[1:] for row in rows if row[0] == number]

@@ -13,6 +13,7 @@ __all__ = ["COLORS", "Figure", "Series", "figures"]
 # Okabe and Ito's palette: distinct for the colour-blind, in print and on both backgrounds.
 COLORS = {"none": "#8c8c8c", "baseline": "#d55e00", "ours": "#0072b2", "ours_orig": "#009e73"}
 _MAX_POINTS = 2_000  # of a figure's series; more are thinned out evenly
+_PERCENT = (0.0, 103.0)  # an interval may reach beyond, no accuracy can
 _MAX_LINES = 8  # of one figure; with more settings they become one cloud of points a mode
 
 
@@ -49,6 +50,7 @@ class Figure:
         title, caption: for people.
         x_title, y_title: with units.
         x_log, y_log: whether the axis is logarithmic.
+        y_range: what is shown of y at first; None for all of it.
         series: at least one.
         levels: horizontal lines: name, value, half-width of its interval.
     """
@@ -60,6 +62,7 @@ class Figure:
     y_title: str
     x_log: bool = False
     y_log: bool = False
+    y_range: tuple[float, float] | None = None
     series: tuple[Series, ...]
     levels: tuple[tuple[str, float, float], ...] = ()
 
@@ -80,7 +83,7 @@ def figures(summary: Summary, curves: Sequence[Curve]) -> list[Figure]:
     for curve in curves:
         if curve.setting.mode != "none":
             of.setdefault(repr((curve.setting.recipe, curve.setting.regularizer)), []).append(curve)
-    for number, shown in enumerate(of.values()):
+    for number, shown in enumerate(sorted(of.values(), key=lambda shown: shown[0].setting.regularizer, reverse=True)):
         found += _over_epochs(shown, number)
     return found
 
@@ -97,6 +100,7 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
         x_title="λ",
         y_title="test accuracy (%)",
         x_log=True,
+        y_range=_PERCENT,
         series=tuple(_lines(settings, lambda s: s.lam)),
         levels=tuple(
             ("no L1/L2", 100 * s.accuracy_mean, 100 * (s.accuracy_ci95 or 0.0))
@@ -116,8 +120,26 @@ def _over_sparsity(group: Sequence[Setting], number: int) -> Iterator[Figure]:
             caption="Sparsity is the share of parameters that are exactly 0 (the paper's Figure 5).",
             x_title="sparsity (%)",
             y_title="test accuracy (%)",
-            series=tuple(_lines(settings, lambda s: 100 * (s.sparsity_mean or 0.0))),
+            y_range=_PERCENT,
+            series=(*_lines(settings, lambda s: 100 * (s.sparsity_mean or 0.0)), _pareto_front(settings)),
         )
+
+
+def _pareto_front(settings: Sequence[Setting]) -> Series:
+    """The settings that no other beats in both accuracy and sparsity."""
+    best, front = -1.0, []
+    for s in sorted(settings, key=lambda s: (-(s.sparsity_mean or 0.0), -(s.accuracy_mean or 0.0))):
+        if (s.accuracy_mean or 0.0) > best:
+            best = s.accuracy_mean or 0.0
+            front.append(s)
+    front.reverse()
+    return Series(
+        name="Pareto front",
+        mode="none",
+        x=tuple(100 * (s.sparsity_mean or 0.0) for s in front),
+        y=tuple(100 * (s.accuracy_mean or 0.0) for s in front),
+        hover=tuple(_hover(s) for s in front),
+    )
 
 
 def _lines(settings: Sequence[Setting], x_of: Callable[[Setting], float]) -> Iterator[Series]:

@@ -10,7 +10,7 @@ from tune.curves import Curve
 from tune.figures import figures
 from tune.plotly_figures import plotly_figure, plotly_library
 from tune.tables import TextTable, setting_cells, text_tables
-from tune.verdict import caveats, sentences
+from tune.verdict import caveats, headline, sentences
 
 __all__ = ["render_html"]
 
@@ -50,6 +50,7 @@ def render_html(
     return environment.get_template("report.html").render(
         title=title,
         progress=progress,
+        headline=headline(summary),
         verdict=list(sentences(summary)),
         caveats=list(caveats(summary)),
         figures=drawn,

@@ -43,7 +43,7 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
         "data": [_trace(series) for series in figure.series],
         "layout": {
             "xaxis": _axis(figure.x_title, figure.x_log),
-            "yaxis": _axis(figure.y_title, figure.y_log),
+            "yaxis": _axis(figure.y_title, figure.y_log) | ({"range": list(figure.y_range)} if figure.y_range else {}),
             "shapes": lines + bands,
             "annotations": notes,
             "hovermode": "closest",
@@ -60,7 +60,7 @@ def _axis(title: str, log: bool) -> dict[str, Any]:
 
 def _trace(series: Series) -> dict[str, Any]:
     color = COLORS[series.mode]
-    many = len(series.x) > 60
+    many = len(series.x) > 24
     trace: dict[str, Any] = {
         "type": "scatter",
         "name": _escaped(series.name),

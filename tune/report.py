@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tune.aggregate import Setting, Summary
 from tune.tables import TextTable, text_tables
-from tune.verdict import caveats, sentences
+from tune.verdict import caveats, headline, sentences
 
 __all__ = ["render"]
 
@@ -55,6 +55,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         name: [_flat(each) for each in plain[name]] for name in ("settings", "comparisons", "tolerance", "compression")
     }
     result["failures"] = [{"trial_id": trial_id, "error": error} for trial_id, error in summary.failures]
+    result["headline"] = headline(summary)
     result["verdict"] = list(sentences(summary))
     result["caveats"] = list(caveats(summary))
     return result
@@ -80,7 +81,7 @@ def _csv(summary: Summary) -> str:
 def _text(summary: Summary, title: str, progress: str, width: int) -> str:
     buffer = io.StringIO()
     console = Console(file=buffer, width=width, no_color=True, highlight=False, emoji=False)
-    console.print(Text(f"{title}: {progress}"))
+    console.print(Text(f"{title}: {progress}\n\n{headline(summary)}"))
     for heading, lines in (("Verdict", sentences(summary)), ("Caveats", caveats(summary))):
         listed = list(lines)
         if listed:
@@ -101,7 +102,7 @@ def _text(summary: Summary, title: str, progress: str, width: int) -> str:
 
 
 def _markdown(summary: Summary, title: str, progress: str) -> str:
-    lines = [f"# {_cell(title)}", "", progress, ""]
+    lines = [f"# {_cell(title)}", "", progress, "", f"**{_cell(headline(summary))}**", ""]
     for heading, each in (("Verdict", sentences(summary)), ("Caveats", caveats(summary))):
         listed = list(each)
         if listed:

@@ -38,7 +38,7 @@ def write_figures(figures: list[Figure], folder: Path) -> list[Path]:
                 if half:
                     axes.axhspan(y - half, y + half, color=COLORS["none"], alpha=0.15, linewidth=0)
             for series in figure.series:
-                few = len(series.x) <= 60
+                few = len(series.x) <= 24
                 axes.errorbar(
                     series.x,
                     [float("nan") if y is None else y for y in series.y],
@@ -56,6 +56,8 @@ def write_figures(figures: list[Figure], folder: Path) -> list[Path]:
                 axes.set_xscale("log")
             if figure.y_log:
                 axes.set_yscale("log")
+            if figure.y_range:
+                axes.set_ylim(*figure.y_range)
             axes.set(xlabel=figure.x_title, ylabel=figure.y_title)
             axes.set_title(figure.title, fontsize=9)
             axes.legend(fontsize=7, framealpha=0.7)

@@ -216,12 +216,16 @@ class Store:
 
     def epochs(self) -> pads.Dataset:
         """``epochs/`` as an Arrow data set."""
+        return pads.dataset(self.epoch_files(), schema=EPOCHS, filesystem=self._files.filesystem, format="parquet")
+
+    def epoch_files(self) -> list[str]:
+        """The files that hold every row of ``epochs/`` once."""
         files = {info.path for info in self.files("epochs")}
         for info in self.files("compacting"):  # a merge under way, or one that was killed
             if info.base_name.startswith("epochs-"):
                 files -= {self.path("epochs", name) for name in self.sources(info.path)}
                 files.add(info.path)
-        return pads.dataset(sorted(files), schema=EPOCHS, filesystem=self._files.filesystem, format="parquet")
+        return sorted(files)
 
     # -- files ------------------------------------------------------------------------------------------------
 

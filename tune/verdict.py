@@ -1,11 +1,61 @@
 """The verdict in words, computed from a summary: what collapses, what survives, what wins, how sure, how small."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
 from tune.tables import lam_text, network, percent, probability
 
-__all__ = ["caveats", "sentences"]
+__all__ = ["caveats", "headline", "sentences"]
+
+_NOTICEABLE = 1.05  # times smaller
+
+
+def headline(summary: Summary) -> str:
+    """The whole verdict in a few short sentences."""
+    if not any(s.n for s in summary.settings):
+        return "No trial has ended yet."
+    said = []
+    plain = [level for level in summary.tolerance if level.mode == "baseline"]
+    collapsed = [level for level in plain if level.collapse_lam is not None]
+    if collapsed:
+        of = "" if len(plain) == 1 else f" in {len(collapsed)} of {len(plain)} sweeps"
+        reach = max((_reach(level, summary.tolerance) for level in collapsed), default=0.0)
+        beyond = f"; gated, it still learns at up to {reach:.2g} times the λ" if reach > 1 else ""
+        said.append(f"Plain regularization stops learning{of}{beyond}.")
+    elif plain:
+        said.append("Plain regularization learns at every λ tried.")
+    compared = summary.comparisons
+    sure = [c for c in compared if c.significant_holm and (c.relative_improvement or 0) > 0]
+    if sure:
+        best = max(sure, key=lambda c: c.relative_improvement or 0.0)
+        said.append(
+            f"{len(sure)} of {len(compared)} comparisons with the best baseline are significant gains, also after "
+            f"Holm's correction; the largest is {best.mode} with {best.regularizer.upper()} on {network(best)}: "
+            f"{best.relative_improvement:+.2%} relative."
+        )
+    elif compared:
+        said.append(f"No gain in accuracy over the best-tuned baseline is significant ({len(compared)} compared).")
+    rates = [c for c in summary.compression if c.compression is not None and c.compression >= _NOTICEABLE]
+    near = [c for c in summary.compression if c.near_compression is not None and c.near_compression >= _NOTICEABLE]
+    if rates:
+        most = max(rates, key=lambda c: c.compression or 0.0)
+        said.append(f"At the baseline's accuracy, networks are up to {most.compression:.1f} times smaller.")
+    elif near:
+        most = max(near, key=lambda c: c.near_compression or 0.0)
+        said.append(f"Within one point of its accuracy, networks are up to {most.near_compression:.1f} times smaller.")
+    return " ".join(said)
+
+
+def _reach(level: Tolerance, levels: Sequence[Tolerance]) -> float:
+    """How many times the plain tolerance level the gated modes bear."""
+    gated = [
+        other.tolerance_lam
+        for other in levels
+        if (other.recipe, other.regularizer) == (level.recipe, level.regularizer) and other.mode != "baseline"
+    ]
+    if level.tolerance_lam is None:
+        return 0.0
+    return max((lam for lam in gated if lam is not None), default=0.0) / level.tolerance_lam
 
 
 def sentences(summary: Summary) -> Iterator[str]:
@@ -65,7 +115,7 @@ def _comparison(c: Compared) -> str:
 
 
 def _compression(c: Compression) -> str:
-    if c.compression is None:
+    if c.compression is None or c.compression < _NOTICEABLE:
         first = f"{network(c)}, L1: no gated setting has both the best baseline's accuracy and zeros to spare"
     else:
         first = (
@@ -73,7 +123,7 @@ def _compression(c: Compression) -> str:
             f"({percent(c.ours_accuracy)} against {percent(c.baseline_accuracy)}) with {c.compression:.1f} times fewer "
             f"non-zero parameters (sparsity {c.ours_sparsity:.3f} against {c.baseline_sparsity:.3f})"
         )
-    if c.near_compression is None or c.near_compression <= (c.compression or 1):
+    if c.near_compression is None or c.near_compression < max(c.compression or 1.0, _NOTICEABLE):
         return first + "."
     assert c.near_accuracy is not None
     lost = 100 * (c.baseline_accuracy - c.near_accuracy)

@@ -10,6 +10,8 @@ from tune.aggregate import summarize
 from tune.formats import FORMATS
 from tune.report import render
 
+TEXT_FORMATS = [form for form in FORMATS if form != "html"]  # the page is looked at in tests/tune/test_html.py
+
 
 @pytest.fixture
 def summary(table, row):
@@ -28,7 +30,7 @@ def summary(table, row):
     return summarize(table(rows))
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", TEXT_FORMATS)
 def test_every_format_shows_the_means(summary, form):
     text = render(summary, form, title="x", progress="18 of 18")
     assert ("0.851" if form in ("json", "csv") else "85.10") in text
@@ -67,7 +69,7 @@ def test_markdown_cannot_be_broken_by_a_name(summary):
 
 
 def test_an_empty_store_has_a_report_too(table):
-    for form in FORMATS:
+    for form in TEXT_FORMATS:
         assert render(summarize(table([])), form, title="x", progress="0 of 5") is not None
 
 

@@ -1,0 +1,194 @@
+"""The HTML report in a real Chromium."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.tune.conftest import make_row
+from tune.cli import main
+from tune.runs import RunOptions
+from tune.spec import SweepSpec
+from tune.store import Store
+from tune.sweep import run_sweep
+
+GRID = {
+    "model": ["mlp2", "mlp3"],
+    "regularizer": ["l2", "l1"],
+    "mode": ["none", "baseline", "ours", "ours_orig"],
+    "lam": [1e-3, 1e-2, 0.3],
+    "seed": [0, 1],
+    "epochs": 4,
+    "gamma": 1,
+}
+EVIL = "</script><script>document.title='stolen'</script><img src=x onerror=\"document.title='stolen'\">"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("swept") / "out"
+    run_sweep(SweepSpec(experiment="test", grid=GRID), Store(str(out)), RunOptions(executor="inline"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no Chromium with chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    yield started
+    started.quit()
+
+
+def page(out, folder, *options):
+    path = Path(folder) / "report.html"
+    assert main(["report", str(out), "--format", "html", "--out", str(path), *options]) == 0
+    return path
+
+
+def open_page(browser, url, *, width=1280, height=1000):
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    browser.get(url)
+    deadline = time.monotonic() + 30
+    while not browser.execute_script("return document.body.dataset.drawn") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert browser.execute_script("return document.body.dataset.drawn") == "yes", browser.get_log("browser")
+
+
+def requested(browser):
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("file:", "blob:", "data:"))]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_opens_draws_and_asks_the_network_for_nothing(browser, swept, tmp_path, width):
+    path = page(swept, tmp_path)
+    assert path.stat().st_size < 5_000_000
+    open_page(browser, path.as_uri(), width=width)
+    assert browser.get_log("browser") == []
+    assert requested(browser) == []
+    plots = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.trace').length)"
+    )
+    assert len(plots) >= 2 * 2 + 2 + 2 + 4
+    assert all(plots)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"
+
+
+def test_the_legend_toggles_and_so_does_the_theme(browser, swept, tmp_path):
+    open_page(browser, page(swept, tmp_path).as_uri())
+
+    def visible():
+        return browser.execute_script("return document.querySelector('.plot').data.map(t => t.visible ?? true)")
+
+    before = visible()
+    browser.execute_script("document.querySelector('.plot .legendtoggle').dispatchEvent(new MouseEvent('mousedown'))")
+    browser.execute_script("document.querySelector('.plot .legendtoggle').dispatchEvent(new MouseEvent('mouseup'))")
+    deadline = time.monotonic() + 5
+    while visible() == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert visible().count("legendonly") == 1
+
+    def ground():
+        return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    light = ground()
+    browser.execute_script("document.getElementById('theme').click()")
+    assert ground() != light
+
+
+def test_the_numbers_are_those_of_json(browser, swept, tmp_path, capsys):
+    open_page(browser, page(swept, tmp_path).as_uri())
+    capsys.readouterr()
+    assert main(["report", str(swept), "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    rows = browser.execute_script(
+        "return [...document.querySelectorAll('#settings tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    assert len(rows) == len(data["settings"])
+    for cells, setting in zip(rows, data["settings"], strict=True):
+        assert float(cells[3]) == setting["lam"]
+        assert cells[5].startswith(f"{100 * setting['accuracy_mean']:.2f} ± {100 * setting['accuracy_ci95']:.2f}")
+        assert all(trial_id in cells[10] for trial_id in setting["trial_ids"])
+    drawn = browser.execute_script("return JSON.parse(document.getElementById('figure-data').textContent)")
+    shown = sorted(y for trace in drawn[0]["data"] for y in trace["y"])
+    first = [s for s in data["settings"] if s["model"] == "mlp2" and s["regularizer"] == "l2" and s["mode"] != "none"]
+    assert shown == pytest.approx(sorted(100 * s["accuracy_mean"] for s in first))
+    assert data["headline"] in browser.execute_script("return document.body.textContent")
+
+
+def test_names_are_text_and_never_html(browser, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    for seed in range(2):
+        store.write_trial(make_row(seed=seed, lam=1e-3) | {"device": EVIL}, [])
+    store.write_trial(make_row(status="failed", seed=7) | {"error": EVIL}, [])
+    store.write_manifest({"experiment": EVIL, "spec": {"description": EVIL}, "trials": [], "runs": [{"commit": EVIL}]})
+    open_page(browser, page(tmp_path / "out", tmp_path).as_uri())
+    time.sleep(0.3)
+    assert browser.title != "stolen"
+    assert browser.execute_script("return document.querySelector('h1').textContent") == EVIL
+    assert browser.execute_script("return document.querySelectorAll('img').length") == 0
+
+
+def test_watch_follows_a_store_that_grows(browser, tmp_path):
+    out = tmp_path / "out"
+    store = Store(str(out))
+    store.write_trial(make_row(lam=1e-3), [])
+    command = [sys.executable, "-m", "tune.cli", "report", str(out), "--watch", "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r"http://127\.0\.0\.1:\d+/", server.stderr.readline())[0]
+        open_page(browser, url)
+        assert len(browser.find_elements("css selector", "#settings tbody tr")) == 1
+        (out / "trials" / "0123456789abcdef.parquet").write_bytes(b"half-written")
+        store.write_trial(make_row(lam=2e-3), [])
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Exception):  # the page may reload under our hands
+                if len(browser.find_elements("css selector", "#settings tbody tr")) == 2:
+                    break
+            time.sleep(0.1)
+        assert len(browser.find_elements("css selector", "#settings tbody tr")) == 2
+        with urllib.request.urlopen(url + "version") as answer:
+            assert len(answer.read()) == 16
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+
+
+def test_figures_as_files_and_tables_for_latex(swept, tmp_path, capsys):
+    assert main(["report", str(swept), "--format", "latex", "--figures", str(tmp_path / "figures")]) == 0
+    text = capsys.readouterr().out
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= 4
+    assert r"ours\_orig $\mu$=0.6" in text
+    assert all(ord(character) < 128 for character in text), "no character that LaTeX does not know"
+    written = list((tmp_path / "figures").iterdir())
+    assert {path.suffix for path in written} == {".svg", ".png", ".pdf"}
+    assert len(written) % 3 == 0
+    assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_a_store_without_a_trial_has_a_page(browser, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    store.write_manifest({"experiment": "empty", "trials": ["x"]})
+    path = page(tmp_path / "out", tmp_path)
+    browser.get(path.as_uri())
+    assert "No trial has ended yet" in browser.execute_script("return document.body.textContent")
