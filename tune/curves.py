@@ -57,7 +57,8 @@ def epoch_means(store: Store, owners: pa.Table, *, memory: str = MEMORY) -> duck
         memory: what DuckDB may use while it groups, as ``"1GB"``; beyond it spills to disk.
     """
     connection = duckdb.connect(config={"memory_limit": memory})
-    connection.register("owners", owners)
+    connection.register("given", owners)
+    connection.execute("create temp table owners as from given")  # with statistics, for the order of the join
     files = store.epoch_files()
     if store.is_local and files:
         connection.read_parquet(files).create_view("epochs")  # DuckDB's own reader is faster than one through Arrow

@@ -1,13 +1,14 @@
 """The report as one self-contained HTML page: nothing is fetched when it is opened."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from tune.aggregate import Setting, Summary
 from tune.curves import Curve
-from tune.figures import figures
+from tune.figures import Figure, figures
 from tune.plotly_figures import plotly_figure, plotly_library
 from tune.tables import TextTable, setting_cells, text_tables
 from tune.verdict import caveats, headline, sentences
@@ -21,6 +22,8 @@ def render_html(
     summary: Summary,
     curves: list[Curve],
     *,
+    more_figures: Sequence[Figure],
+    more_tables: Sequence[TextTable],
     title: str,
     progress: str,
     manifest: dict[str, Any],
@@ -32,6 +35,7 @@ def render_html(
     Args:
         summary: what to say.
         curves: of the settings whose curves are to be drawn.
+        more_figures, more_tables: of a search.
         title: name of the experiment; shown as text, whatever it contains.
         progress: one line: how many trials ended, of how many.
         manifest: of the store: the spec, and what `tune.provenance` noted.
@@ -45,8 +49,8 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = figures(summary, curves)
-    tables = text_tables(summary)
+    drawn = [*more_figures, *figures(summary, curves)]
+    tables = [*text_tables(summary), *more_tables]
     return environment.get_template("report.html").render(
         title=title,
         progress=progress,

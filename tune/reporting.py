@@ -2,13 +2,17 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tune.aggregate import summarize
 from tune.curves import Curve, chosen_settings, read_curves
+from tune.figures import Figure, figures
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
+from tune.search_report import history_figures, importance_table
 from tune.store import Store
+from tune.tables import TextTable
 
 __all__ = ["Report"]
 
@@ -43,6 +47,8 @@ class Report:
         return render_html(
             self._summary,
             self._curves(),
+            more_figures=self._history(),
+            more_tables=[table] if (table := self._importance()) is not None else [],
             title=self._title,
             progress=self._progress,
             manifest=self._manifest,
@@ -52,10 +58,20 @@ class Report:
 
     def write_figures(self, folder: Path) -> list[Path]:
         """Every figure as SVG, PNG and PDF; returns the paths."""
-        from tune.figures import figures
         from tune.static_figures import write_figures
 
-        return write_figures(figures(self._summary, self._curves()), folder)
+        return write_figures([*self._history(), *figures(self._summary, self._curves())], folder)
+
+    def _definition(self) -> dict[str, Any] | None:
+        return (self._store.read_json("search.json") or {}).get("definition")
+
+    def _history(self) -> list[Figure]:
+        definition = self._definition()
+        return [] if definition is None else history_figures(self._table.to_pylist(), definition)
+
+    def _importance(self) -> TextTable | None:
+        definition = self._definition()
+        return None if definition is None else importance_table(self._table.to_pylist(), definition)
 
     def _curves(self) -> list[Curve]:
         return read_curves(self._store, chosen_settings(self._summary))

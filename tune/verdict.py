@@ -85,13 +85,21 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
             f"{where}: plain regularization learns up to λ = {lam_text(level.tolerance_lam)} "
             f"and collapses at {lam_text(level.collapse_lam)}"
         )
-    survivors = []
+    survivors: dict[str, float] = {}
     for other in summary.tolerance:
         same = other.recipe == level.recipe and other.regularizer == level.regularizer
         reach = other.tolerance_lam
         if same and other.mode != "baseline" and reach is not None and reach >= level.collapse_lam:
-            survivors.append(f"{_mode(other)} still learns at {lam_text(reach)}")
-    return sentence + ("; " + ", ".join(survivors) if survivors else "; no gated mode learned there") + "."
+            survivors[_mode(other)] = max(reach, survivors.get(_mode(other), 0.0))
+    return (
+        sentence
+        + (
+            "; " + ", ".join(f"{mode} still learns at {lam_text(lam)}" for mode, lam in survivors.items())
+            if survivors
+            else "; no gated mode learned there"
+        )
+        + "."
+    )
 
 
 def _mode(level: Tolerance) -> str:

@@ -11,13 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from tune.curves import epoch_means
 from tune.schema import EPOCHS
+from tune.store import Store
 
 EPOCHS_A_TRIAL, SEEDS, TRIALS_A_FILE = 300, 3, 4096
 ENGINES = ("gcsr", "duckdb", "pandas")
@@ -47,21 +51,14 @@ def run(engine: str, folder: Path) -> int:
     """Group by setting and epoch; returns how many groups there are."""
     files, owners = f"{folder}/epochs/*.parquet", folder / "owners.parquet"
     if engine == "gcsr":
-        from tune.curves import epoch_means
-        from tune.store import Store
-
         reader = epoch_means(Store(str(folder)), pq.read_table(owners)).to_arrow_reader(100_000)
         return sum(len(batch) for batch in reader)
     if engine == "duckdb":
-        import duckdb
-
         reader = duckdb.sql(
             f"""select setting, epoch, avg(train_loss), avg(grad_abs_mean), avg(weight_abs_mean), avg(pi)
                 from '{files}' join '{owners}' using (trial_id) group by setting, epoch order by setting, epoch"""
         ).to_arrow_reader(100_000)
         return sum(len(batch) for batch in reader)
-    import pandas as pd
-
     metrics = ["train_loss", "grad_abs_mean", "weight_abs_mean", "pi"]
     frame = pd.read_parquet(folder / "epochs", columns=["trial_id", "epoch", *metrics])
     frame = frame.merge(pd.read_parquet(owners), on="trial_id")

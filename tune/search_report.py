@@ -1,0 +1,105 @@
+"""What a report says of a search: how the best found grew, and which parameter mattered."""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tune.figures import Figure, Series
+from tune.tables import TextTable
+
+__all__ = ["history_figures", "importance_table"]
+
+_NAMING = ("dataset", "model", "regularizer", "mode")
+_LEAST = 8  # settings of a line before the importance of its parameters says anything
+
+Row = Mapping[str, Any]
+
+
+def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -> list[Figure]:
+    """The objective of every setting in the order in which they ended, and the best so far (Optuna's history).
+
+    Args:
+        rows: of the table ``trials``.
+        definition: of the search, as `tune.search` keeps it.
+    """
+    objective = definition["objectives"][0]
+    panels: dict[tuple[Any, ...], list[Series]] = defaultdict(list)
+    for line, settings in _lines(rows, definition):
+        values = [value for _, value in settings]
+        best = [max(values[: k + 1]) for k in range(len(values))]
+        order = tuple(float(k + 1) for k in range(len(values)))
+        where, mode = tuple(line[name] for name in _NAMING[:-1]), line["mode"]
+        hover = tuple(
+            ", ".join(f"{k} {v:g}" for k, v in params.items()) + f": {100 * v0:.2f}" for params, v0 in settings
+        )
+        shown = tuple(100 * value for value in values)
+        panels[where].append(Series(name=mode, mode=mode, x=order, y=shown, hover=hover, joined=False))
+        panels[where].append(
+            Series(name=f"{mode}, best so far", mode=mode, x=order, y=tuple(100 * v for v in best), hover=hover)
+        )
+    return [
+        Figure(
+            name=f"history-{number}",
+            title=f"Search: {model} on {dataset}, {regularizer.upper()}",
+            caption="Mean over seeds of every setting, in the order in which they ended.",
+            x_title="setting",
+            y_title=f"{objective.replace('_', ' ')} (%)",
+            series=tuple(series),
+        )
+        for number, ((dataset, model, regularizer), series) in enumerate(panels.items())
+    ]
+
+
+def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -> TextTable | None:
+    """How much of the objective's spread each searched parameter explains; None if no line says anything."""
+    import optuna  # only for searches: it takes a second to import
+
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+
+    found = []
+    for line, settings in _lines(rows, definition):
+        names = list(settings[0][0]) if settings else []
+        if len(names) < 2 or len(settings) < _LEAST or len({value for _, value in settings}) < 2:
+            continue
+        study = optuna.create_study(direction="maximize")
+        space = {name: optuna.distributions.json_to_distribution(_json(line[name])) for name in names}
+        for params, value in settings:
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        label = "/".join(str(line[name]) for name in _NAMING)
+        found += [(label, name, f"{100 * share:.0f} %", str(len(settings))) for name, share in shares.items()]
+    columns = ("line", "parameter", "importance", "settings")
+    return TextTable("Importance of the searched parameters (fANOVA)", columns, tuple(found)) if found else None
+
+
+def _lines(
+    rows: list[dict[str, Any]], definition: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], float]]]]:
+    """Each line of the search, and its settings in the order in which they ended: searched parameters, objective."""
+    objective = definition["objectives"][0]
+    for line in definition["lines"]:
+        fixed = line["fixed"]
+        names = [name for name in line if name not in ("fixed", "seed")]
+        settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            if row["status"] != "failed" and row[objective] is not None and _is_of(row, fixed):
+                settings[tuple(row[name] for name in names)].append(row)
+        ended = sorted(settings.items(), key=lambda item: max(row["finished_at"] for row in item[1]))
+        found = []
+        for values, group in ended:
+            params = {n: int(v) if n == "gamma" and v is not None else v for n, v in zip(names, values, strict=True)}
+            if None not in params.values():
+                found.append((params, sum(row[objective] for row in group) / len(group)))
+        if found:
+            yield {**fixed, **{name: line[name] for name in names}}, found
+
+
+def _is_of(row: Row, fixed: Mapping[str, Any]) -> bool:
+    return all(row[name] == (str(value) if name == "gamma" else value) for name, value in fixed.items())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value)
