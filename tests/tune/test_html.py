@@ -15,6 +15,7 @@ import pytest
 from tests.tune.conftest import make_row
 from tune.cli import main
 from tune.runs import RunOptions
+from tune.search import run_search
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
@@ -192,3 +193,22 @@ def test_a_store_without_a_trial_has_a_page(browser, tmp_path):
     path = page(tmp_path / "out", tmp_path)
     browser.get(path.as_uri())
     assert "No trial has ended yet" in browser.execute_script("return document.body.textContent")
+
+
+def test_a_search_shows_its_history_and_what_mattered(browser, tmp_path):
+    grid = GRID | {"model": "mlp2", "regularizer": "l2", "mode": ["baseline", "ours_orig"], "gamma": 1}
+    spec = SweepSpec(experiment="test", grid=grid)
+    options = RunOptions(executor="inline", stop_collapsed=True)
+    run_search(spec, Store(str(tmp_path / "out")), options, trials=40, window=2, storage=None, refit=False)
+    open_page(browser, page(tmp_path / "out", tmp_path).as_uri())
+    (history,) = browser.find_elements("css selector", "figure#history-0 .plot")
+    traces = browser.execute_script("return arguments[0].data.map(t => [t.name, t.y.length])", history)
+    assert sorted(map(tuple, traces)) == [
+        ("baseline", 10),
+        ("baseline, best so far", 10),
+        ("ours_orig", 10),
+        ("ours_orig, best so far", 10),
+    ]
+    text = browser.execute_script("return document.body.textContent")
+    assert "Importance of the searched parameters" in text
+    assert "digits/mlp2/l2/ours_orig" in text
