@@ -106,3 +106,20 @@ def test_order_of_rows_does_not_matter(table, row):
 def test_nothing_gives_nothing(table):
     summary = summarize(table([]))
     assert summary.settings == summary.comparisons == summary.tolerance == summary.compression == ()
+
+
+@pytest.mark.parametrize("network", TABLE3)
+def test_the_papers_seven_compression_rates_from_records_with_its_sparsities(table, row, network):
+    paper = TABLE3[network]
+    fields = {"dataset": network[0], "model": network[1], "regularizer": "l1"}
+    rows = [
+        row(accuracy / 100 + offset, sparsity=sparsity, mode=mode, lam=lam, seed=seed, **fields)
+        for mode, lam, accuracy, sparsity in (
+            ("baseline", 1e-5, paper.baseline_accuracy, paper.baseline_sparsity),
+            ("ours", 1e-4, paper.ours_accuracy, paper.ours_sparsity),
+        )
+        for seed, offset in enumerate((-1e-4, 0.0, 1e-4))
+    ]
+    (found,) = summarize(table(rows)).compression
+    assert round(found.compression, 1) == paper.compression
+    assert paper.compression in (4.2, 1.9, 2.4, 2.6, 3.1, 2.7, 9.9)
