@@ -55,18 +55,33 @@ class Checkpointer:
         storage: where.
         every_epochs: save after every so many epochs.
         min_seconds: but not sooner than this after the last save (a short trial is cheaper to repeat than to save).
+        deadline: as `time.time` counts; once it has passed every epoch is saved, and training stops there.
     """
 
-    def __init__(self, storage: CheckpointStorage, *, every_epochs: int = 1, min_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        storage: CheckpointStorage,
+        *,
+        every_epochs: int = 1,
+        min_seconds: float = 0.0,
+        deadline: float | None = None,
+    ) -> None:
         self.storage = storage
+        self._deadline = deadline
         self._every_epochs = every_epochs
         self._min_seconds = min_seconds
         self._last = time.monotonic()
 
     def due(self, epochs_done: int) -> bool:
         """Whether a checkpoint is to be saved after ``epochs_done`` epochs."""
+        if self.out_of_time():
+            return True
         waited = time.monotonic() - self._last >= self._min_seconds
         return waited and epochs_done % self._every_epochs == 0
+
+    def out_of_time(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._deadline is not None and time.time() >= self._deadline
 
     def save(self, trial_id: str, state: dict[str, Any]) -> None:
         """Write ``state`` (tensors and plain values) for the trial."""

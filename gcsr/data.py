@@ -1,6 +1,7 @@
 """Data sets as whole tensors on the device: no DataLoader, no worker processes."""
 
 import contextlib
+import hashlib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from gcsr.config import DATASETS
 from gcsr.errors import ConfigError, DataError
 from gcsr.files import write_atomically
 
-__all__ = ["Dataset", "data_root", "load_arrays", "load_dataset", "prepare_arrays"]
+__all__ = ["Dataset", "data_root", "load_arrays", "load_dataset", "prepare_arrays", "verify_arrays"]
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -241,3 +242,40 @@ def _checked(name: str, path: Path, arrays: Arrays) -> Arrays:
 def _write_npz(path: Path, arrays: Arrays) -> None:
     with write_atomically(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
+    with write_atomically(_checksum_file(path)) as file:
+        file.write(f"{_sha256(path)}  {path.name}\n".encode())
+
+
+def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str | None:
+    """Compare ``NAME.npz`` with the checksum that was written beside it (in the form of ``sha256sum``).
+
+    Returns:
+        The checksum of the file; None for digits, which has none.
+
+    Raises:
+        DataError: the file is not the one that was written, or one of the two cannot be read.
+    """
+    if name == "digits":
+        return None
+    path = data_root(root) / f"{name}.npz"
+    try:
+        found = _sha256(path)
+        noted = _checksum_file(path)
+        if not noted.exists():  # an .npz that somebody brought: from now on it can be told from a damaged one
+            with write_atomically(noted) as file:
+                file.write(f"{found}  {path.name}\n".encode())
+        expected = noted.read_text().split()[:1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"dataset: {path} cannot be checked: {getattr(error, 'strerror', None) or error}") from None
+    if expected != [found]:
+        raise DataError(f"dataset: {path} has the sha256 {found}; expected {' '.join(expected)}, as {noted.name} says")
+    return found
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

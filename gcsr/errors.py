@@ -1,6 +1,13 @@
 """What a caller can cause: every class here carries one clear line for a person."""
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "InvalidInputError", "NonFiniteGradientError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "InvalidInputError",
+    "NonFiniteGradientError",
+    "OutOfTimeError",
+]
 
 
 class InvalidInputError(ValueError):
@@ -39,3 +46,7 @@ class CheckpointError(InvalidInputError):
 
 class NonFiniteGradientError(ArithmeticError):
     """A gradient held NaN or infinity: an error of the run, never a vote on coherence."""
+
+
+class OutOfTimeError(Exception):
+    """A training was stopped at its deadline; its checkpoint holds all epochs so far."""

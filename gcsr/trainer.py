@@ -16,7 +16,7 @@ from gcsr.checkpoint import Checkpointer
 from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
-from gcsr.errors import CheckpointError, NonFiniteGradientError
+from gcsr.errors import CheckpointError, NonFiniteGradientError, OutOfTimeError
 from gcsr.metrics import count_correct, sparsity, weight_abs_mean
 from gcsr.models import build_model, is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
@@ -53,6 +53,7 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        OutOfTimeError: the checkpointer's deadline has passed; the state is saved.
     """
     device = data.train_images.device
     workers = Workers.of(group)
@@ -77,6 +78,8 @@ def train(
                 state = run.state_dict()
                 if workers.rank == 0:
                     checkpointer.save(config.trial_id, state)
+                if workers.from_first(checkpointer.out_of_time()) and run.epoch < config.epochs:  # type: ignore[operator]
+                    raise OutOfTimeError(f"stopped after epoch {run.epoch} of {config.epochs}")
         return run.result()
 
 

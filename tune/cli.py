@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gcsr import CheckpointError, InvalidInputError, TrialConfig
-from gcsr.data import data_root, prepare_arrays
+from gcsr.data import data_root, prepare_arrays, verify_arrays
 from gcsr.files import write_atomically
 from tune.formats import FORMATS, Format
 from tune.runs import EXECUTORS, Executor, RunOptions
@@ -216,15 +217,35 @@ def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
 
 @cli.command("sweep")
 @_run_options
+@click.option(
+    "--time-limit", metavar="TIME", help="As 9m or 1h30m: stop then, after the running epochs, to be resumed."
+)
 @_stop_option(False)
-def sweep_command(spec: str, out: str, resume: bool, **given: Any) -> None:
+def sweep_command(spec: str, out: str, resume: bool, time_limit: str | None, **given: Any) -> None:
     """Run every trial of SPEC (a shipped name, see gcsr specs, or a YAML file)."""
-    loaded, options = _loaded(spec, resume=resume, **given)
+    loaded, options = _loaded(spec, resume=resume, time_limit=_seconds(time_limit), **given)
     with _resumable(resume):
         outcome = run_sweep(loaded, Store(out), options)
     done = f"{outcome.total} trials, {outcome.ran} run now: {_counted(outcome.statuses)}"
     click.echo(f"{done}. Next: gcsr report {shlex.quote(out)}")
+    if outcome.left:
+        command = _command_line() + ("" if resume else " --resume")
+        raise InterruptedSweepError(f"the time limit left {outcome.left} trials; resume with: {command}")
     _report_failures(outcome.failures, outcome.total, out)
+
+
+def _seconds(text: str | None) -> float | None:
+    """A time such as ``90s``, ``9m`` or ``1h30m`` in seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,7})s)?", text)
+    seconds = 0
+    if found is not None:
+        hours, minutes, rest = (int(part or 0) for part in found.groups())
+        seconds = 3600 * hours + 60 * minutes + rest
+    if not seconds:
+        raise InvalidInputError(f"time-limit: {text!r} is not allowed; expected a time as 90s, 9m or 1h30m")
+    return float(seconds)
 
 
 @cli.command("search")
@@ -347,13 +368,17 @@ def report_command(out: str, form: Format, file: str | None, figures: str | None
 @click.argument("name")
 @_data_option
 @click.option("--download", is_flag=True, help="Fetch what is missing from the data set's own site.")
-def data_command(name: str, data: str | None, download: bool) -> None:
-    """Prepare and check a data set, and say what is there."""
+@click.option("--check", is_flag=True, help="Also compare the file with its checksum, NAME.npz.sha256.")
+def data_command(name: str, data: str | None, download: bool, check: bool) -> None:
+    """Prepare a data set, check its shapes and labels, and say what is there."""
     arrays = prepare_arrays(name, data, download=download)
+    checksum = verify_arrays(name, data) if check else None
     where = "inside scikit-learn" if name == "digits" else str(data_root(data))
     click.echo(f"{name}: {where}")
     for key, array in arrays.items():
         click.echo(f"  {key}: {array.dtype} {list(array.shape)}")
+    if checksum is not None:
+        click.echo(f"  sha256: {checksum}")
 
 
 @cli.command("specs")

@@ -141,7 +141,7 @@ class RayExecutor:
                 time.sleep(_BACK_OFF_SECONDS * 2 ** (attempt - 1))
             self._run_round(left, _Relay(end))
             left = [unit for unit in left if any(config.trial_id not in ended for config in unit)]
-            if not left:
+            if not left or self._job.out_of_time():
                 return
         for config in (config for unit in left for config in unit if config.trial_id not in ended):
             text = f"its worker was lost in each of {_ROUNDS} rounds; see Ray's logs"

@@ -1,5 +1,6 @@
 """What every run of many trials needs, be it a sweep or a search: options, an executor, a record of what ended."""
 
+import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,6 +39,7 @@ class RunOptions:
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads of a trial.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
+        time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
         cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
     """
 
@@ -49,6 +51,7 @@ class RunOptions:
     device: str = "auto"
     threads: int = 1
     stop_collapsed: bool = False
+    time_limit: float | None = None
     cohort: int | Literal["auto"] = "auto"
 
 
@@ -121,6 +124,7 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
         workers=spec.workers,
         cohort=options.cohort,
         stop_collapsed=options.stop_collapsed,
+        deadline=None if options.time_limit is None else time.time() + options.time_limit,
     )
 
 

@@ -113,7 +113,7 @@ def run_search(
     with store.exclusive():
         recover(store)
         stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
-        definition = _definition(lines, spec)
+        definition = _definition(lines, spec, options)
         identity = _known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
@@ -147,7 +147,8 @@ def run_search(
                 if not search.finished:
                     executor.search(search, on_end)
                 if refit:
-                    again = [config for config in search.refits() if config.trial_id not in stored]
+                    ended = stored.keys() | search.rows.keys()
+                    again = [config for config in search.refits() if config.trial_id not in ended]
                     executor.run(cut(again), recorder)
             return SearchOutcome(
                 search.total + extra,
@@ -389,9 +390,10 @@ def _studies(
     ]
 
 
-def _definition(lines: Sequence[Line], spec: SweepSpec) -> dict[str, Any]:
+def _definition(lines: Sequence[Line], spec: SweepSpec, options: RunOptions) -> dict[str, Any]:
     search = spec.search
     return {
+        "stop_collapsed": options.stop_collapsed,
         "sampler": search.sampler,
         "sampler_seed": search.sampler_seed,
         "pruner": search.pruner,

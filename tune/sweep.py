@@ -17,13 +17,15 @@ class SweepOutcome:
 
     Attributes:
         total: trials of the spec.
-        ran: how many of them this call ran.
+        ran: how many of them this call ran to their end.
+        left: how many the time limit left for another call.
         statuses: how many trials of this call ended how.
         failures: one line for each trial that failed in this call.
     """
 
     total: int
     ran: int
+    left: int
     statuses: dict[str, int]
     failures: tuple[str, ...]
 
@@ -47,7 +49,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         ended = store.ended()
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
-            return SweepOutcome(len(trials), 0, {}, ())
+            return SweepOutcome(len(trials), 0, 0, {}, ())
         with open_executor(job, options) as executor:  # refuses what can never run, before the store is touched
             note_run(store, spec, trials=[config.trial_id for config in trials])
             # Units are cut from the whole sweep: who is trained with whom does not depend on what a killed run left.
@@ -56,4 +58,6 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             work = [unit for unit in cut if any(config.trial_id in ids for config in unit)]
             with Recorder(store, len(trials), ended, executor.slots, len(trials) - len(missing)) as recorder:
                 executor.run(work, recorder)
-            return SweepOutcome(len(trials), len(missing), recorder.statuses, tuple(recorder.failures))
+            ran = sum(recorder.statuses.values())
+            left = len(missing) - ran
+            return SweepOutcome(len(trials), ran, left, recorder.statuses, tuple(recorder.failures))

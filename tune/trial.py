@@ -1,6 +1,7 @@
 """One trial of a sweep: from its config to the rows of the store. Every executor runs this."""
 
 import functools
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
 from gcsr.checkpoint import Checkpointer
+from gcsr.errors import OutOfTimeError
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
 
@@ -38,6 +40,7 @@ class SweepJob:
         workers: processes that train one trial together.
         cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
+        deadline: as `time.time` counts; trials that have not ended by then stop after their running epoch.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
     """
 
@@ -49,7 +52,12 @@ class SweepJob:
     workers: int = 1
     cohort: int | Literal["auto"] = "auto"
     stop_collapsed: bool = False
+    deadline: float | None = None
     checkpoint_seconds: float = 10.0
+
+    def out_of_time(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() >= self.deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +88,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def run_trial(config: TrialConfig, job: SweepJob) -> Outcome:
-    """Train in this process; an exception becomes a ``failed`` row.
+def run_trial(config: TrialConfig, job: SweepJob) -> Outcome | None:
+    """Train in this process; an exception becomes a ``failed`` row, and None says that the deadline came first.
 
     A fault of the trial's own must not look like a fault of the machine: only the latter is worth another try.
     """
     try:
         return train_trial(config, job, choose_device(job.device))
+    except OutOfTimeError:
+        return None
     except Exception as error:
         return failed_outcome(config, job, error)
 
@@ -101,10 +111,13 @@ def train_trial(
         job: its sweep's job.
         device: this process's.
         group: the processes that train this trial together.
+
+    Raises:
+        OutOfTimeError: the job's deadline has passed; the checkpoint holds what was done.
     """
     storage = StoredCheckpoint(Store(job.store), config.trial_id)
     data = dataset_of(config, job, device)
-    checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds)
+    checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds, deadline=job.deadline)
 
     def trained() -> TrialResult:
         return train(config, data, checkpointer=checkpointer, group=group, stop_collapsed=job.stop_collapsed)

@@ -69,9 +69,15 @@ def _parts(group: list[TrialConfig], size: int) -> list[list[TrialConfig]]:
 
 
 def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
-    """Train a unit; an exception becomes ``failed`` rows, of the trials whose fault it is."""
+    """Train a unit; an exception becomes ``failed`` rows, of the trials whose fault it is.
+
+    Trials that the job's deadline overtook have no outcome. A cohort, which has no checkpoints, is not begun after
+    it, and runs to its end otherwise.
+    """
+    if job.out_of_time():
+        return []
     if not is_stacked(configs[0], job.cohort):
-        return [run_trial(config, job) for config in configs]
+        return [outcome for config in configs if (outcome := run_trial(config, job)) is not None]
     try:
         data = dataset_of(configs[0], job, choose_device(job.device))
         results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed)

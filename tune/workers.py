@@ -10,6 +10,7 @@ from ray import tune as ray_tune
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from gcsr.errors import OutOfTimeError
 from gcsr.parallel import backend, is_lost_worker
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
@@ -40,15 +41,16 @@ def train_with_workers(config: dict[str, Any]) -> None:
         run_config=ray_train.RunConfig(storage_path=os.path.join(ray_tune.get_context().get_trial_dir(), "train")),
     )
     (trial,) = trials_of(config)
+    outcome: Outcome | None
     try:
-        outcome: Outcome = trainer.fit().return_value
+        outcome = trainer.fit().return_value
     except WorkerGroupError as error:
         causes = [_raised_by_trial(failure) for failure in error.worker_failures.values()]
         own = [cause for cause in causes if cause is not None and not is_lost_worker(cause)]
         if not own or len(own) < len(causes):
             raise  # a worker or its node is gone
         outcome = failed_outcome(trial, job, own[0])
-    ray_tune.report({OUTCOME: [outcome]})
+    ray_tune.report({OUTCOME: [] if outcome is None else [outcome]})
 
 
 def _raised_by_trial(failure: BaseException) -> BaseException | None:
@@ -57,8 +59,11 @@ def _raised_by_trial(failure: BaseException) -> BaseException | None:
     return None if type(raised).__module__.split(".")[0] == "ray" else raised
 
 
-def _work(config: dict[str, Any]) -> Outcome:
+def _work(config: dict[str, Any]) -> Outcome | None:
     job: SweepJob = config[JOB]
     torch.set_num_threads(job.threads)
     (trial,) = trials_of(config)
-    return train_trial(trial, job, get_device(), dist.group.WORLD)
+    try:
+        return None if job.out_of_time() else train_trial(trial, job, get_device(), dist.group.WORLD)
+    except OutOfTimeError:
+        return None

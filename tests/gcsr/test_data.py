@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from gcsr import ConfigError, DataError, load_dataset
 from gcsr.augment import crop_and_flip, draw_crops
-from gcsr.data import load_arrays
+from gcsr.data import load_arrays, verify_arrays
 
 
 def arrays(classes=10, train=20, test=10):
@@ -179,3 +179,18 @@ def test_augmentation_follows_its_generator():
     one, two = (crop_and_flip(images, draw_crops(len(images), torch.Generator().manual_seed(3))) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(one, crop_and_flip(images, draw_crops(len(images), torch.Generator().manual_seed(4))))
+
+
+def test_the_checksum_tells_a_changed_file_from_the_one_that_was_written(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, **arrays())
+    first = verify_arrays("cifar10", tmp_path)  # a file that somebody brought: noted now
+    assert (tmp_path / "cifar10.npz.sha256").read_text() == f"{first}  cifar10.npz\n"
+    assert verify_arrays("cifar10", tmp_path) == first == hashlib.sha256(path.read_bytes()).hexdigest()
+    np.savez(path, **arrays(train=21))
+    with pytest.raises(DataError, match=r"cifar10.npz has the sha256 [0-9a-f]{64}; expected " + first):
+        verify_arrays("cifar10", tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be checked: No such file"):
+        verify_arrays("cifar10", tmp_path)
+    assert verify_arrays("digits") is None

@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from tune.aggregate import summarize
+from tune.cli import main
 from tune.runs import RunOptions
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
@@ -182,3 +183,31 @@ def test_a_fault_of_the_trials_own_is_not_tried_again_by_workers(tmp_path, monke
     assert outcome.statuses == {"failed": 1}
     assert "DataError: dataset: cifar10 is not in" in outcome.failures[0]
     assert time.monotonic() - began < 60, "tried more than once"
+
+
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_path, executor):
+    spec = SPEC.replace({"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "epochs": 150})
+    whole, pieces = Store(str(tmp_path / "whole")), Store(str(tmp_path / "pieces"))
+    run_sweep(spec, whole, RunOptions(executor="inline", cohort=1))
+    left, calls = 2, 0
+    while left:
+        # Ray's first worker needs seconds to start, and the limit is counted from the command.
+        limit, at_once = (0.4, None) if executor == "inline" else (12.0, 1)
+        options = RunOptions(executor=executor, resume=True, cohort=1, time_limit=limit, max_concurrent=at_once)
+        outcome = run_sweep(spec, pieces, options)
+        left, calls = outcome.left, calls + 1
+        assert calls < 60
+        assert not outcome.failures
+    assert executor == "ray" or calls > 2
+    assert rows(pieces) == rows(whole)
+    assert not list((tmp_path / "pieces" / "checkpoints").glob("*"))
+
+
+def test_a_time_limit_ends_with_the_command_that_resumes(tmp_path, capsys):
+    arguments = ["sweep", "digits", "--executor", "inline", "--out", str(tmp_path / "o"), "--time-limit", "1s"]
+    assert main(arguments) == 130
+    assert "the time limit left" in capsys.readouterr().err.splitlines()[-1]
+    for wrong in ("9", "0s", "m", "1h 3m", "-1s"):
+        assert main([*arguments[:-1], wrong]) == 2
+        assert f"time-limit: {wrong!r} is not allowed" in capsys.readouterr().err
