@@ -31,14 +31,12 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
     """
     found = [info for info in store.files("trials") if not _PART.fullmatch(info.base_name)]
     if len(found) >= singles:
-        kept = store.failed()
-        ids = [info.base_name.removesuffix(".parquet") for info in found]
-        ids = [trial_id for trial_id in ids if trial_id not in kept]
-        if len(ids) >= singles:
+        names = [info.base_name for info in found if store.has_ended(info.base_name)]
+        if len(names) >= singles:
             there = {info.base_name for info in store.files("epochs")}
             # Rows first: epochs without a row are no harm, a row without its epochs would be.
-            _merge(store, "trials", [f"{trial_id}.parquet" for trial_id in ids], level=0)
-            _merge(store, "epochs", [f"{i}.parquet" for i in ids if f"{i}.parquet" in there], level=0)
+            _merge(store, "trials", names, level=0)
+            _merge(store, "epochs", [name for name in names if name in there], level=0)
     for folder in ("trials", "epochs"):
         level = 0
         while True:

@@ -203,16 +203,18 @@ class Store:
 
     def ended(self) -> set[str]:
         """Ids of the trials that need no run: all but the failed ones and those whose file is damaged."""
-        return self._with_status(failed=False)
-
-    def failed(self) -> set[str]:
-        """Ids of the trials that failed."""
-        return self._with_status(failed=True)
-
-    def _with_status(self, *, failed: bool) -> set[str]:
         table = self.read_trials(["trial_id", "status"]).table
         rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
-        return {trial_id for trial_id, status in rows if (status == "failed") == failed}
+        return {trial_id for trial_id, status in rows if status != "failed"}
+
+    def has_ended(self, name: str) -> bool:
+        """Whether ``trials/NAME``, a file of one trial, can be read and its trial did not fail."""
+        try:
+            with self._files.reading(self.path("trials", name)) as file:
+                status = pq.read_table(file, columns=["status"])["status"]
+            return bool(status.to_pylist() != ["failed"])
+        except (pa.ArrowException, OSError, ValueError, KeyError):
+            return False
 
     def epochs(self) -> pads.Dataset:
         """``epochs/`` as an Arrow data set."""
