@@ -120,7 +120,7 @@ class Compared(_OfFamily):
 class Tolerance(_OfFamily):
     """Where a mode stops learning: the largest λ at which all seeds learn, the smallest at which one does not.
 
-    ``tolerance_lam`` is None if no λ learns, ``collapse_lam`` if every λ of the grid does.
+    ``tolerance_lam`` is None if no λ learns, ``collapse_lam`` if every λ of the grid does. ``tried`` counts the λ.
     """
 
     regularizer: str
@@ -129,6 +129,7 @@ class Tolerance(_OfFamily):
     gamma: str | None
     tolerance_lam: float | None
     collapse_lam: float | None
+    tried: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,6 +282,7 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
                 gamma=gamma,
                 tolerance_lam=max((s.lam for s in line if s.learned), default=None),
                 collapse_lam=min((s.lam for s in line if not s.learned), default=None),
+                tried=len(line),
             )
 
 

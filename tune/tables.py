@@ -47,8 +47,9 @@ def text_tables(summary: Summary) -> list[TextTable]:
     tables = [_settings(summary.settings)]
     if summary.comparisons:
         tables.append(_comparisons(summary.comparisons))
-    if summary.tolerance:
-        tables.append(_tolerance(summary.tolerance))
+    levels = [level for level in summary.tolerance if level.tried > 1]  # a search tries many methods at one λ each
+    if levels:
+        tables.append(_tolerance(levels))
     if summary.compression:
         tables.append(_compression(summary.compression))
     beside = _paper(summary)

@@ -32,10 +32,10 @@ def write(folder: Path, trials: int) -> None:
     (folder / "epochs").mkdir(parents=True)
     random = np.random.default_rng(0)
     ids = np.array([f"{number:016x}" for number in range(trials)])
+    values = {name: random.random(TRIALS_A_FILE * EPOCHS_A_TRIAL) for name in EPOCHS.names[2:]}  # random takes long
     for low in range(0, trials, TRIALS_A_FILE):
         own = ids[low : low + TRIALS_A_FILE]
-        rows = len(own) * EPOCHS_A_TRIAL
-        columns = {name: random.random(rows) for name in EPOCHS.names[2:]}
+        columns = {name: column[: len(own) * EPOCHS_A_TRIAL] for name, column in values.items()}
         table = {
             "trial_id": np.repeat(own, EPOCHS_A_TRIAL),
             "epoch": np.tile(np.arange(EPOCHS_A_TRIAL), len(own)),
