@@ -83,15 +83,19 @@ def test_resume_runs_only_what_is_missing(undisturbed, tmp_path):
     assert rows(store) == rows(undisturbed)
 
 
-def _sweep_process(spec: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tune.cli", "sweep", str(spec), "--out", str(out), "--resume"]
+def _sweep_process(spec: Path, out: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tune.cli", "sweep", str(spec), "--out", str(out), "--resume", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _stored(out: Path) -> int:
+    return len(list(out.glob("trials/*.parquet")))
 
 
 def _wait_for_trials(out: Path, count: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if (out / "trials").is_dir() and len(list((out / "trials").glob("*.parquet"))) >= count:
+        if _stored(out) >= count:
             return
         time.sleep(0.02)
     process.kill()
@@ -109,21 +113,23 @@ def spec_file(tmp_path):
 def test_on_ray_killed_at_four_places_and_resumed_it_ends_in_the_undisturbed_table(undisturbed, spec_file, tmp_path):
     out = tmp_path / "out"
     # 1: SIGKILL to the driver in the middle.
-    driver = _sweep_process(spec_file, out)
+    driver = _sweep_process(spec_file, out, "--cohort", "2")
     _wait_for_trials(out, 3, driver)
     driver.kill()
     driver.communicate()
     # 2: SIGINT and SIGTERM: exit code 130, and the line that resumes.
-    for number, count in ((signal.SIGINT, 7), (signal.SIGTERM, 9)):
-        driver = _sweep_process(spec_file, out)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        count = _stored(out) + 2
+        driver = _sweep_process(spec_file, out, "--cohort", "2")
         _wait_for_trials(out, count, driver)
         driver.send_signal(number)
         _, err = driver.communicate(timeout=120)
         assert driver.returncode == 130, err
         assert "--resume" in err
     # 3: SIGKILL to the workers: Tune runs their trials again.
-    driver = _sweep_process(spec_file, out)
-    _wait_for_trials(out, 12, driver)
+    count = _stored(out)
+    driver = _sweep_process(spec_file, out, "--cohort", "2")
+    _wait_for_trials(out, count + 2, driver)
     workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Trainable" in _title(p)]
     for worker in workers[:1]:
         os.kill(worker.pid, signal.SIGKILL)
