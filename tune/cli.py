@@ -24,7 +24,7 @@ from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, S
 from tune.spec import MAX_TRIALS, SweepSpec, load_spec, parse_assignment, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
-from tune.tables import lam_text
+from tune.tables import lam_text, method_text
 from tune.tolerance import run_tolerance
 from tune.train import LostWorkerError, TrainRun, run_train
 from tune.trial import choose_device
@@ -314,8 +314,7 @@ def tolerance_command(spec: str, out: str, resume: bool, precision: float, **giv
     table = Table("network", "reg.", "mode", "learns up to λ", "collapses at λ", "trials", box=None)
     for level in outcome.levels:
         config = level.config
-        method = f"{config.mode}" + (f" γ={config.gamma}" if config.gamma is not None else "")
-        method += f" μ={config.mu:g}" if config.mu is not None else ""
+        method = method_text(config.mode, mu=config.mu, gamma=config.gamma)
         found = [lam_text(lam) for lam in (level.tolerance_lam, level.collapse_lam)]
         table.add_row(f"{config.model} on {config.dataset}", config.regularizer, method, *found, str(level.trials))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tune.aggregate import Setting, Summary
 from tune.curves import Curve
-from tune.tables import lam_text, network, percent
+from tune.tables import lam_text, method_text, network, percent
 
 __all__ = ["COLORS", "Figure", "Series", "figures"]
 
@@ -174,14 +174,14 @@ def _lines(settings: Sequence[Setting], x_of: Callable[[Setting], float]) -> Ite
 
 def _tolerance(summary: Summary) -> Iterator[Figure]:
     """Figure 7, where networks of several depths were swept alike."""
-    alike: dict[tuple[str, ...], dict[tuple[str, ...], list[tuple[int, float, str]]]] = {}
+    alike: dict[tuple[str, ...], dict[tuple[str, float | None, str | None], list[tuple[int, float, str]]]] = {}
     for level in summary.tolerance:
         depth = re.search(r"\d+$", level.model)
         if depth is None or level.tolerance_lam is None:
             continue
         recipe = {name: value for name, value in level.recipe.items() if name != "model"}
         family: tuple[str, ...] = (re.sub(r"\d+$", "", level.model), level.dataset, level.regularizer, repr(recipe))
-        line = alike.setdefault(family, {}).setdefault((level.mode, str(level.mu), str(level.gamma)), [])
+        line = alike.setdefault(family, {}).setdefault((level.mode, level.mu, level.gamma), [])
         line.append(
             (int(depth[0]), level.tolerance_lam, f"{level.model}: learns up to λ = {lam_text(level.tolerance_lam)}")
         )
@@ -193,10 +193,9 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
         for (mode, mu, gamma), points in lines.items():
             points.sort()
             variant = variants[mode] = variants.get(mode, -1) + 1
-            extra = f" γ={gamma}" if gamma != "None" else f" μ={mu}" if mu != "None" else ""
             series.append(
                 Series(
-                    name=mode + extra,
+                    name=method_text(mode, mu=mu, gamma=gamma),
                     mode=mode,
                     variant=variant,
                     x=tuple(float(p[0]) for p in points),
@@ -250,7 +249,7 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
 
 
 def _method(s: Setting) -> str:
-    return s.mode + (f" γ={s.gamma}" if s.gamma is not None else f" μ={s.mu:g}" if s.mu is not None else "")
+    return method_text(s.mode, mu=s.mu, gamma=s.gamma)
 
 
 def _hover(s: Setting) -> str:

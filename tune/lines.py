@@ -39,6 +39,10 @@ class Line:
         """The setting's trials, one a seed."""
         return [TrialConfig(**self.fixed, **params, seed=seed) for seed in self.seeds]
 
+    def lowest(self) -> dict[str, Any]:
+        """The lower end of every range."""
+        return {name: distribution.low for name, distribution in self.space.items()}  # type: ignore[attr-defined]
+
     def rounded(self, params: dict[str, Any]) -> dict[str, Any]:
         """Suggested numbers with as many digits as anybody reads, still inside their ranges."""
         found = {}
@@ -105,7 +109,7 @@ def _line(fixed: dict[str, Any], seeds: tuple[int, ...], grid: dict[str, list[An
                 low, high = _MU if name == "mu" else _GAMMA
                 space[name] = _distribution(name, low, high, False)
     line = Line(fixed=fixed, seeds=seeds, space=space)
-    line.configs({name: distribution.low for name, distribution in space.items()})  # type: ignore[attr-defined]
+    line.configs(line.lowest())  # refuses what can never be
     return line
 
 

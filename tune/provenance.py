@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["provenance"]
+__all__ = ["package_version", "provenance"]
 
 _PACKAGES = ("gcsr", "torch", "torchvision", "numpy", "ray", "optuna", "pyarrow", "scipy")
 
@@ -22,11 +22,12 @@ def provenance() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: found for name in _PACKAGES if (found := package_version(name)) is not None},
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version; None if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

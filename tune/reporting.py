@@ -6,13 +6,12 @@ from typing import Any
 
 from tune.aggregate import summarize
 from tune.curves import Curve, chosen_settings, read_curves
-from tune.figures import Figure, figures
+from tune.figures import figures
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
 from tune.search_report import history_figures, importance_table
 from tune.store import Store
-from tune.tables import TextTable
 
 __all__ = ["Report"]
 
@@ -44,11 +43,13 @@ class Report:
         """The report as text of the format; see `tune.html.render_html` for ``version``."""
         if form != "html":
             return render(self._summary, form, title=self._title, progress=self._progress, width=width)
+        search = self._search()
+        importance = None if search is None else importance_table(*search)
         return render_html(
             self._summary,
             self._curves(),
-            more_figures=self._history(),
-            more_tables=[table] if (table := self._importance()) is not None else [],
+            more_figures=[] if search is None else history_figures(*search),
+            more_tables=[] if importance is None else [importance],
             title=self._title,
             progress=self._progress,
             manifest=self._manifest,
@@ -60,18 +61,14 @@ class Report:
         """Every figure as SVG, PNG and PDF; returns the paths."""
         from tune.static_figures import write_figures
 
-        return write_figures([*self._history(), *figures(self._summary, self._curves())], folder)
+        search = self._search()
+        history = [] if search is None else history_figures(*search)
+        return write_figures([*history, *figures(self._summary, self._curves())], folder)
 
-    def _definition(self) -> dict[str, Any] | None:
-        return (self._store.read_json("search.json") or {}).get("definition")
-
-    def _history(self) -> list[Figure]:
-        definition = self._definition()
-        return [] if definition is None else history_figures(self._table.to_pylist(), definition)
-
-    def _importance(self) -> TextTable | None:
-        definition = self._definition()
-        return None if definition is None else importance_table(self._table.to_pylist(), definition)
+    def _search(self) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
+        """The rows and the definition of the search that filled the store; None if it was none."""
+        definition = (self._store.read_json("search.json") or {}).get("definition")
+        return None if definition is None else (self._table.to_pylist(), definition)
 
     def _curves(self) -> list[Curve]:
         return read_curves(self._store, chosen_settings(self._summary))

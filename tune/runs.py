@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 from gcsr import DataError, TrialConfig
 from gcsr.data import load_arrays
@@ -15,11 +15,24 @@ from tune.provenance import provenance
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.trial import Outcome, SweepJob, checkpoint_name
+from tune.units import UnitSource, units
 
 if TYPE_CHECKING:
     from tune.ray_executor import RayExecutor
 
-__all__ = ["EXECUTORS", "Executor", "Recorder", "RunOptions", "check_data", "job_of", "note_run", "open_executor"]
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "Recorder",
+    "RowSource",
+    "RunOptions",
+    "check_data",
+    "cut_units",
+    "job_of",
+    "note_run",
+    "open_executor",
+    "run_source",
+]
 
 Executor = Literal["ray", "inline"]
 _NOTED_RUNS = 50
@@ -53,6 +66,13 @@ class RunOptions:
     stop_collapsed: bool = False
     time_limit: float | None = None
     cohort: int | Literal["auto"] = "auto"
+
+
+class RowSource(UnitSource, Protocol):
+    """Units that are decided on by the rows of those that ended."""
+
+    def ended(self, row: dict[str, Any]) -> None:
+        """A trial ended: its row of the store."""
 
 
 class Recorder:
@@ -140,6 +160,22 @@ def check_data(trials: Sequence[TrialConfig], options: RunOptions) -> None:
         for config in trials:
             if config.dataset == name and config.holdout and not 1 <= round(images * config.holdout) < images:
                 raise DataError(f"holdout: {config.holdout} leaves no images of {name} to train on")
+
+
+def cut_units(trials: Sequence[TrialConfig], job: SweepJob, *, gpu: bool) -> list[list[TrialConfig]]:
+    """The trials in the units that the job allows; one over several workers is a unit of its own."""
+    return units(trials, 1 if job.workers > 1 else job.cohort, gpu=gpu)
+
+
+def run_source(executor: "InlineExecutor | RayExecutor", source: RowSource, recorder: Recorder) -> None:
+    """Run what the source gives until it has finished; it is told of every row once that is stored."""
+
+    def on_end(outcome: Outcome) -> None:
+        recorder(outcome)
+        source.ended(outcome.row)
+
+    if not source.finished:
+        executor.search(source, on_end)
 
 
 def note_run(store: Store, spec: SweepSpec, **more: Any) -> None:

@@ -1,13 +1,13 @@
 """The columns of the Parquet store, once. Every other module takes names and types from here."""
 
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow as pa
 
 import gcsr
 from gcsr import TrialConfig, TrialResult
+from tune.provenance import package_version
 
 __all__ = ["CONFIG_FIELDS", "EPOCHS", "TRIALS", "epoch_rows", "failed_row", "trial_row"]
 
@@ -115,14 +115,7 @@ def _identity(config: TrialConfig, experiment: str) -> dict[str, Any]:
             "trial_id": config.trial_id,
             "experiment": experiment,
             "gcsr_version": gcsr.__version__,
-            "torch_version": _version("torch"),
+            "torch_version": package_version("torch"),
             "finished_at": datetime.now(UTC),
         }
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

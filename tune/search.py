@@ -11,6 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,11 @@ from optuna.distributions import distribution_to_json
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.lines import Line, lines_of
-from tune.runs import Recorder, RunOptions, check_data, job_of, note_run, open_executor
+from tune.runs import Recorder, RunOptions, check_data, cut_units, job_of, note_run, open_executor, run_source
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
 from tune.study import LineStudy, StudyStorage, should_prune
-from tune.trial import Outcome
-from tune.units import units
 
 __all__ = ["Best", "SearchOutcome", "run_search"]
 
@@ -108,11 +107,11 @@ def run_search(
     counts = _settings_of_lines(lines, trials)
     if store.exists() and not options.resume:
         raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
-    check_data([config for line in lines for config in line.configs(_lowest(line))], options)
+    check_data([config for line in lines for config in line.configs(line.lowest())], options)
     job = job_of(spec, store, options)
     with store.exclusive():
         recover(store)
-        stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
+        stored = store.ended_rows()
         definition = _definition(lines, spec, options)
         identity = _known_identity(store, window, definition)
         if storage is not None:
@@ -122,10 +121,7 @@ def run_search(
                 identity = _Identity(uuid.uuid4().hex, definition, window or executor.slots + 1, frozenset(stored))
                 _write_identity(store, identity)
             note_run(store, spec, planned=sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
-
-            def cut(configs: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
-                return units(configs, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu)
-
+            cut = partial(cut_units, job=job, gpu=executor.gpu)
             search = _Search(
                 lines=lines,
                 counts=counts,
@@ -139,13 +135,7 @@ def run_search(
             before = search.replay()
             extra = sum(len(line.seeds) for line in lines) if refit else 0
             with Recorder(store, search.total + extra, stored.keys(), executor.slots, before) as recorder:
-
-                def on_end(outcome: Outcome) -> None:
-                    recorder(outcome)
-                    search.ended(outcome.row)
-
-                if not search.finished:
-                    executor.search(search, on_end)
+                run_source(executor, search, recorder)
                 if refit:
                     ended = stored.keys() | search.rows.keys()
                     again = [config for config in search.refits() if config.trial_id not in ended]
@@ -341,10 +331,6 @@ def _settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:
             f"{', '.join(line.label for line in lines)}"
         )
     return counts
-
-
-def _lowest(line: Line) -> dict[str, Any]:
-    return {name: distribution.low for name, distribution in line.space.items()}  # type: ignore[attr-defined]
 
 
 def _earlier(

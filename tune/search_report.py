@@ -64,7 +64,7 @@ def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) 
         if len(names) < 2 or len(settings) < _LEAST or len({value for _, value in settings}) < 2:
             continue
         study = optuna.create_study(direction="maximize")
-        space = {name: optuna.distributions.json_to_distribution(_json(line[name])) for name in names}
+        space = {name: optuna.distributions.json_to_distribution(json.dumps(line[name])) for name in names}
         for params, value in settings:
             study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -99,7 +99,3 @@ def _lines(
 
 def _is_of(row: Row, fixed: Mapping[str, Any]) -> bool:
     return all(row[name] == (str(value) if name == "gamma" else value) for name, value in fixed.items())
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value)

@@ -207,6 +207,10 @@ class Store:
         rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return {trial_id for trial_id, status in rows if status != "failed"}
 
+    def ended_rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of the trials that need no run, by id."""
+        return {row["trial_id"]: row for row in self.read_trials().table.to_pylist() if row["status"] != "failed"}
+
     def has_ended(self, name: str) -> bool:
         """Whether ``trials/NAME``, a file of one trial, can be read and its trial did not fail."""
         try:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from tune.compaction import recover
-from tune.runs import Recorder, RunOptions, check_data, job_of, note_run, open_executor
+from tune.runs import Recorder, RunOptions, check_data, cut_units, job_of, note_run, open_executor
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
-from tune.units import units
 
 __all__ = ["SweepOutcome", "run_sweep"]
 
@@ -53,7 +52,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         with open_executor(job, options) as executor:  # refuses what can never run, before the store is touched
             note_run(store, spec, trials=[config.trial_id for config in trials])
             # Units are cut from the whole sweep: who is trained with whom does not depend on what a killed run left.
-            cut = units(trials, 1 if spec.workers > 1 else options.cohort, gpu=executor.gpu)
+            cut = cut_units(trials, job, gpu=executor.gpu)
             ids = {config.trial_id for config in missing}
             work = [unit for unit in cut if any(config.trial_id in ids for config in unit)]
             with Recorder(store, len(trials), ended, executor.slots, len(trials) - len(missing)) as recorder:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
 
-__all__ = ["TextTable", "lam_text", "network", "percent", "probability", "setting_cells", "text_tables"]
+__all__ = ["TextTable", "lam_text", "method_text", "network", "percent", "probability", "setting_cells", "text_tables"]
 
 _NONE = "–"
 
@@ -65,11 +65,15 @@ def _number(value: float | None, digits: int = 3) -> str:
     return _NONE if value is None else f"{value:.{digits}f}"
 
 
-def _method(setting: Setting | Compared | Tolerance) -> str:
-    gamma = setting.ours_gamma if isinstance(setting, Compared) else setting.gamma
-    mu = setting.ours_mu if isinstance(setting, Compared) else setting.mu
-    extra = f" γ={gamma}" if gamma is not None else f" μ={mu:g}" if mu is not None else ""
-    return setting.mode + extra
+def method_text(mode: str, *, mu: float | None, gamma: int | str | None) -> str:
+    """A mode with the μ or γ that it reads."""
+    return mode + (f" γ={gamma}" if gamma is not None else f" μ={mu:g}" if mu is not None else "")
+
+
+def _method(of: Setting | Compared | Tolerance) -> str:
+    if isinstance(of, Compared):
+        return method_text(of.mode, mu=of.ours_mu, gamma=of.ours_gamma)
+    return method_text(of.mode, mu=of.mu, gamma=of.gamma)
 
 
 def setting_cells(s: Setting) -> tuple[str, ...]:

@@ -4,15 +4,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import recover
-from tune.runs import Recorder, RunOptions, check_data, job_of, note_run, open_executor
+from tune.runs import Recorder, RunOptions, check_data, cut_units, job_of, note_run, open_executor, run_source
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
-from tune.trial import Outcome
-from tune.units import units
 
 __all__ = ["Level", "ToleranceOutcome", "run_tolerance"]
 
@@ -77,20 +76,13 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     job = job_of(spec, store, options)
     with store.exclusive():
         recover(store)
-        stored = {row["trial_id"]: row for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
+        stored = store.ended_rows()
         with open_executor(job, options) as executor:
             note_run(store, spec)
-            cohort = 1 if spec.workers > 1 else options.cohort
-            source = _Bisections(methods, precision, stored, lambda configs: units(configs, cohort, gpu=executor.gpu))
+            source = _Bisections(methods, precision, stored, partial(cut_units, job=job, gpu=executor.gpu))
             before = source.replay()
             with Recorder(store, source.at_most, stored.keys(), executor.slots, before) as recorder:
-
-                def on_end(outcome: Outcome) -> None:
-                    recorder(outcome)
-                    source.ended(outcome.row)
-
-                if not source.finished:
-                    executor.search(source, on_end)
+                run_source(executor, source, recorder)
             return ToleranceOutcome(
                 tuple(each.level() for each in source.bisections),
                 len(trials),
