@@ -17,7 +17,16 @@ from gcsr.config import DATASETS
 from gcsr.errors import ConfigError, DataError
 from gcsr.files import write_atomically
 
-__all__ = ["Dataset", "data_root", "load_arrays", "load_dataset", "prepare_arrays", "verify_arrays"]
+__all__ = [
+    "Dataset",
+    "checksum_file",
+    "data_root",
+    "digest",
+    "load_arrays",
+    "load_dataset",
+    "prepare_arrays",
+    "verify_arrays",
+]
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -242,7 +251,7 @@ def _checked(name: str, path: Path, arrays: Arrays) -> Arrays:
 def _write_npz(path: Path, arrays: Arrays) -> None:
     with write_atomically(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    with write_atomically(_checksum_file(path)) as file:
+    with write_atomically(checksum_file(path)) as file:
         file.write(f"{_sha256(path)}  {path.name}\n".encode())
 
 
@@ -260,7 +269,7 @@ def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str 
     path = data_root(root) / f"{name}.npz"
     try:
         found = _sha256(path)
-        noted = _checksum_file(path)
+        noted = checksum_file(path)
         if not noted.exists():  # an .npz that somebody brought: from now on it can be told from a damaged one
             with write_atomically(noted) as file:
                 file.write(f"{found}  {path.name}\n".encode())
@@ -272,7 +281,17 @@ def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str 
     return found
 
 
-def _checksum_file(path: Path) -> Path:
+def digest(arrays: Arrays) -> str:
+    """SHA-256 of a data set's content, whatever file it came from."""
+    found = hashlib.sha256()
+    for key in _KEYS:
+        found.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
+        found.update(np.ascontiguousarray(arrays[key]).data)
+    return found.hexdigest()
+
+
+def checksum_file(path: Path) -> Path:
+    """Where the checksum of an ``.npz`` stands, in the form of ``sha256sum``."""
     return path.with_name(f"{path.name}.sha256")
 
 

@@ -32,15 +32,16 @@ class Files:
 
     Args:
         location: a path, or a URI such as ``s3://bucket/prefix``.
+        field: what an error calls it.
 
     Raises:
         InvalidInputError: the location cannot be understood.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, field: str = "out") -> None:
         if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", location):
             raise InvalidInputError(
-                f"out: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name"
+                f"{field}: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name"
             )
         try:
             if "://" in location:
@@ -49,7 +50,7 @@ class Files:
                 self.filesystem, root = pafs.LocalFileSystem(), os.path.abspath(location)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise InvalidInputError(
-                f"out: {location!r} is no path or URI that pyarrow knows: {one_line(error)}"
+                f"{field}: {location!r} is no path or URI that pyarrow knows: {one_line(error)}"
             ) from None
         self.root: str = root.rstrip("/") or "/"
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)

@@ -1,13 +1,14 @@
 """The inline executor: one trial after the other in this process, without Ray."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
 from gcsr import InvalidInputError, TrialConfig
-from tune.trial import Outcome, SweepJob, choose_device
+from tune.recorder import Listener
+from tune.trial import SweepJob, choose_device
 from tune.units import UnitSource, run_unit
 
 __all__ = ["InlineExecutor"]
@@ -46,13 +47,13 @@ class InlineExecutor:
         """Whether trials run on a GPU."""
         return choose_device(self._job.device).type == "cuda"
 
-    def run(self, work: Sequence[Sequence[TrialConfig]], on_end: Callable[[Outcome], None]) -> None:
-        """Run all units in this order; ``on_end`` is called with the outcomes of each before the next."""
+    def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
+        """Run all units in this order; the listener hears of each before the next."""
         for unit in work:
             for outcome in run_unit(unit, self._job):
-                on_end(outcome)
+                listener.ended(outcome)
 
-    def search(self, source: UnitSource, on_end: Callable[[Outcome], None]) -> None:
+    def search(self, source: UnitSource, listener: Listener) -> None:
         """Run units as the source gives them, until it has finished."""
         while (unit := source.next()) is not None:
-            self.run([unit], on_end)
+            self.run([unit], listener)

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from gcsr import InvalidInputError
 from tune.trial import SweepJob
 
-__all__ = ["TrialPlan", "plan_trials"]
+__all__ = ["TooSmallError", "TrialPlan", "described", "plan_trials", "worker_resources"]
+
+Resources = Mapping[str, float]
+
+
+class TooSmallError(InvalidInputError):
+    """The cluster, were it empty, could not hold one trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,39 +28,64 @@ class TrialPlan:
     slots: int
 
 
-def plan_trials(job: SweepJob, nodes: Sequence[Mapping[str, float]]) -> TrialPlan:
-    """Place trials of ``job.workers`` workers on a cluster.
-
-    A worker takes ``job.threads`` cores, and one GPU where the job may use GPUs and the cluster has any (NCCL
-    refuses two ranks on one GPU). Its workers may lie on several nodes; each worker lies on one.
+def worker_resources(job: SweepJob, nodes: Sequence[Resources]) -> dict[str, float]:
+    """What one worker of a trial takes: ``job.threads`` cores, and a GPU (or a share of one) if there are any.
 
     Args:
         job: the sweep's job.
-        nodes: resources of each node that is alive.
+        nodes: resources of the nodes that are there, or that could be.
 
     Raises:
-        InvalidInputError: the cluster, empty, could not hold one trial.
+        InvalidInputError: what the job asks for excludes itself.
     """
     if job.workers > 1 and job.cohort not in ("auto", 1):
         raise InvalidInputError(f"cohort: {job.cohort} is not allowed with {job.workers} workers a trial; expected 1")
+    if job.workers > 1 and job.gpu_share < 1:
+        raise InvalidInputError(
+            f"gpu-share: {job.gpu_share:g} is not allowed with {job.workers} workers a trial; expected 1, as NCCL "
+            "refuses two workers of a trial on one GPU"
+        )
     resources: dict[str, float] = {"CPU": job.threads}
     if job.device.startswith("cuda") or (job.device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes)):
-        resources["GPU"] = 1
+        resources["GPU"] = job.gpu_share
+    return resources
+
+
+def plan_trials(job: SweepJob, nodes: Sequence[Resources]) -> TrialPlan:
+    """Place trials of ``job.workers`` workers on a cluster.
+
+    A trial's workers may lie on several nodes; each worker lies on one.
+
+    Args:
+        job: the sweep's job.
+        nodes: resources of each node.
+
+    Raises:
+        TooSmallError: these nodes could not hold one trial.
+        InvalidInputError: what the job asks for excludes itself.
+    """
+    resources = worker_resources(job, nodes)
     for kind, needed in resources.items():
         largest = max((node.get(kind, 0) for node in nodes), default=0)
         if needed > largest:
-            raise InvalidInputError(
+            raise TooSmallError(
                 f"{'threads' if kind == 'CPU' else 'device'}: a trial that needs {needed:g} {kind} a worker can never "
                 f"run; expected at most {largest:g}, the largest node's"
             )
-    places = sum(min(int(node.get(kind, 0) // needed) for kind, needed in resources.items()) for node in nodes)
+    places = sum(min(_times(node.get(kind, 0), needed) for kind, needed in resources.items()) for node in nodes)
     if job.workers > places:
-        raise InvalidInputError(
-            f"workers: {job.workers} workers of {_described(resources)} can never run; expected at most {places}, "
+        raise TooSmallError(
+            f"workers: {job.workers} workers of {described(resources)} can never run; expected at most {places}, "
             "as many as the cluster holds"
         )
     return TrialPlan(resources, places // job.workers)
 
 
-def _described(resources: Mapping[str, float]) -> str:
+def _times(there: float, needed: float) -> int:
+    """How often ``needed`` fits; a share of a GPU never spans two of them."""
+    return int(there) * int(1 / needed + 1e-9) if needed < 1 else int(there // needed)
+
+
+def described(resources: Resources) -> str:
+    """Resources in words."""
     return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: done / running / failed, time left, the latest results."""
+"""What a person sees while a sweep runs: done / running / failed, time left, the latest results, nodes that go."""
 
 import time
 from collections import Counter
@@ -8,13 +8,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tune.trial import Outcome
+
 __all__ = ["SweepProgress"]
 
 _LINE_EVERY = 5.0  # seconds, where the output is no terminal
 
 
+_EVENTS = {
+    "node_joined": "node {node} joined: {nodes} nodes",
+    "node_left": "node {node} left: {nodes} nodes; its trials go on elsewhere",
+    "node_unfit": "node {node} cannot serve this sweep: {problem}",
+    "worker_lost": "the worker of {trials} on {node} was lost; it is tried again",
+}
+
+
 class SweepProgress:
-    """Shows a sweep's progress on a console; a context manager.
+    """Shows a sweep's progress on a console; a context manager and an observer of `tune.recorder.Recorder`.
 
     Args:
         total: trials of the sweep.
@@ -27,6 +37,7 @@ class SweepProgress:
         self.console = console or Console(stderr=True, highlight=False)
         self.statuses: Counter[str] = Counter()
         self._total, self._before, self._slots = total, ended, slots
+        self._running: int | None = None  # told by a cluster's pulse
         self._timed_from = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("trials"),
@@ -48,8 +59,9 @@ class SweepProgress:
     ) -> None:
         self._bar.stop()
 
-    def ended(self, row: dict[str, Any]) -> None:
-        """A trial ended: its row of the store."""
+    def ended(self, outcome: Outcome) -> None:
+        """A trial ended."""
+        row = outcome.row
         self.statuses[row["status"]] += 1
         if self.statuses.total() == self._slots:
             self._timed_from = time.monotonic()
@@ -61,6 +73,13 @@ class SweepProgress:
             text = f"trials {done}/{self._total}, {self._note()}, last: {_result(row)}"
             self.console.print(text, markup=False, soft_wrap=True)
 
+    def noticed(self, event: str, **fields: object) -> None:
+        """Say what a person would want to know; a pulse only renews the number of running trials."""
+        if event == "pulse":
+            self._running = int(str(fields["running"]))
+        elif event in _EVENTS:
+            self.console.print(_EVENTS[event].format_map(fields), markup=False, soft_wrap=True)
+
     def _note(self) -> str:
         counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")
         done = self.statuses.total()
@@ -69,7 +88,8 @@ class SweepProgress:
         timed = done - self._slots
         seconds = (time.monotonic() - self._timed_from) / timed * left if timed > 0 else None
         time_left = "" if seconds is None else f", about {_duration(seconds)} left"
-        return f"{min(left, self._slots)} running" + (f", {counted}" if counted else "") + time_left
+        running = min(left, self._slots if self._running is None else self._running)
+        return f"{running} running" + (f", {counted}" if counted else "") + time_left
 
 
 def _result(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["package_version", "provenance"]
+__all__ = ["commit", "package_version", "provenance"]
 
 _PACKAGES = ("gcsr", "torch", "torchvision", "numpy", "ray", "optuna", "pyarrow", "scipy")
 
@@ -17,7 +17,7 @@ def provenance() -> dict[str, Any]:
     """This machine, its software and the time, as JSON values."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -34,17 +34,20 @@ def package_version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of a checkout that is run in place, with ``+`` if files were changed; None elsewhere."""
+def commit() -> str | None:
+    """The commit of a checkout that is run in place, with ``+`` if files were changed; None elsewhere.
+
+    A job's code is a copy of a checkout: whoever submitted it says which in ``GCSR_COMMIT``.
+    """
     folder = Path(__file__).resolve().parent
     git = ["git", "-C", str(folder)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
-        return None
+        return os.environ.get("GCSR_COMMIT")
     if head.returncode:
-        return None
+        return os.environ.get("GCSR_COMMIT")
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 

@@ -20,9 +20,9 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
     Args:
         source: of the units.
         shared: entries of every Tune config.
-        attempts: how often a unit whose worker was lost is run at most.
+        too_many: told of each unit whose worker was lost; whether to give it up.
         back_off: seconds before its second attempt; doubles.
-        on_lost: called with a unit that was lost as often as that.
+        on_lost: called with a unit that is given up.
     """
 
     def __init__(
@@ -30,13 +30,13 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         source: UnitSource,
         shared: dict[str, Any],
         *,
-        attempts: int,
+        too_many: Callable[[Sequence[TrialConfig]], bool],
         back_off: float,
         on_lost: Callable[[Sequence[TrialConfig]], None],
     ) -> None:
         super().__init__(metric="done", mode="max")
         self._source, self._shared, self._on_lost = source, shared, on_lost
-        self._attempts, self._back_off = attempts, back_off
+        self._too_many, self._back_off = too_many, back_off
         self._running: dict[str, list[TrialConfig]] = {}
         self._again: deque[tuple[float, list[TrialConfig]]] = deque()
         self._lost: Counter[str] = Counter()
@@ -59,10 +59,10 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
             return
         key = unit[0].trial_id
         self._lost[key] += 1
-        if self._lost[key] >= self._attempts:
+        if self._too_many(unit):
             self._on_lost(unit)
         else:
-            self._again.append((time.monotonic() + self._back_off * 2 ** (self._lost[key] - 1), unit))
+            self._again.append((time.monotonic() + self._back_off * 2 ** min(self._lost[key] - 1, 5), unit))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `__getstate__`."""

@@ -3,18 +3,19 @@
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from gcsr import DataError, TrialConfig
 from gcsr.data import load_arrays
-from tune.compaction import SINGLES, compact
 from tune.inline_executor import InlineExecutor
+from tune.node_data import local_root
 from tune.progress import SweepProgress
 from tune.provenance import provenance
+from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
 from tune.store import Store
-from tune.trial import Outcome, SweepJob, checkpoint_name
+from tune.sweep_log import SweepLog
+from tune.trial import Outcome, SweepJob, choose_device
 from tune.units import UnitSource, units
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 __all__ = [
     "EXECUTORS",
     "Executor",
-    "Recorder",
     "RowSource",
     "RunOptions",
-    "check_data",
+    "check_machine",
     "cut_units",
     "job_of",
     "note_run",
     "open_executor",
+    "recording",
     "run_source",
 ]
 
@@ -47,10 +48,13 @@ class RunOptions:
         resume: go on with a store that is there already.
         executor: ``ray``, or ``inline`` for this process.
         address: of a running Ray cluster; None starts Ray on this machine.
+        wait: seconds for a cluster that is too small yet; None: see `tune.capacity.plan_on_cluster`.
         max_concurrent: at most so many trials at once; None for all cores or GPUs.
-        data: data root; None for the default.
+        data: data root, a folder or a URI; None for the default.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads of a trial.
+        gpu_share: of a GPU, that a worker takes.
+        tensorboard: also write each trial's curves as a TensorBoard run.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
         cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
@@ -59,10 +63,13 @@ class RunOptions:
     resume: bool = False
     executor: Executor = "ray"
     address: str | None = None
+    wait: float | None = None
     max_concurrent: int | None = None
     data: str | None = None
     device: str = "auto"
     threads: int = 1
+    gpu_share: float = 1.0
+    tensorboard: bool = False
     stop_collapsed: bool = False
     time_limit: float | None = None
     cohort: int | Literal["auto"] = "auto"
@@ -75,61 +82,59 @@ class RowSource(UnitSource, Protocol):
         """A trial ended: its row of the store."""
 
 
-class Recorder:
-    """Stores every outcome at once and shows the progress; a context manager.
+def open_executor(job: SweepJob, options: RunOptions, trials: Sequence[TrialConfig]) -> "InlineExecutor | RayExecutor":
+    """The executor that the options ask for; enter it before use.
 
     Args:
-        store: where.
-        total: trials of the whole run.
-        stored: ids of those that had ended before; if one runs again, its outcome is dropped.
-        slots: how many run at once.
-        before: how many had ended before.
+        job: what the trials share.
+        options: how to run them.
+        trials: some that use every data set of the run.
     """
-
-    def __init__(self, store: Store, total: int, stored: Set[str], slots: int, before: int) -> None:
-        self.failures: list[str] = []
-        self._store, self._stored = store, stored
-        self._since_merge = SINGLES  # look at the first: an earlier run may have left many
-        self._progress = SweepProgress(total, before, slots)
-
-    def __enter__(self) -> Self:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.__exit__(kind, value, trace)
-        if kind is None:
-            compact(self._store)
-
-    @property
-    def statuses(self) -> dict[str, int]:
-        """How many trials ended how."""
-        return dict(self._progress.statuses)
-
-    def __call__(self, outcome: Outcome) -> None:
-        row = outcome.row
-        if row["trial_id"] in self._stored:
-            return  # it ran again only to keep the others company
-        self._store.write_trial(row, outcome.epochs)
-        self._store.remove(checkpoint_name(row["trial_id"]))
-        if row["status"] == "failed":
-            self.failures.append(f"{row['trial_id']}: {row['error']}")
-        self._progress.ended(row)
-        self._since_merge += 1
-        if self._since_merge >= SINGLES:
-            compact(self._store)
-            self._since_merge = 0
-
-
-def open_executor(job: SweepJob, options: RunOptions) -> "InlineExecutor | RayExecutor":
-    """The executor that the options ask for; enter it before use."""
     if options.executor == "inline":
         return InlineExecutor(job)
     from tune.ray_executor import RayExecutor  # Ray is only imported where it is used: inline needs none
 
-    return RayExecutor(job, address=options.address, max_concurrent=options.max_concurrent)
+    return RayExecutor(
+        job,
+        address=options.address,
+        wait=options.wait,
+        max_concurrent=options.max_concurrent,
+        datasets=sorted({config.dataset for config in trials}),
+    )
+
+
+def recording(
+    store: Store,
+    spec: SweepSpec,
+    options: RunOptions,
+    *,
+    total: int,
+    stored: Set[str],
+    slots: int,
+    before: int,
+) -> Recorder:
+    """The recorder of a run, with all who are to be told.
+
+    Args:
+        store: where outcomes go.
+        spec: of the run.
+        options: of the run.
+        total: trials of the whole run.
+        stored: ids of those that had ended before.
+        slots: how many run at once.
+        before: how many had ended before.
+    """
+    started = {"experiment": spec.experiment, "trials": total, "ended_before": before, "slots": slots}
+    observers: list[Observer] = [SweepLog(store, started | {"executor": options.executor, "address": options.address})]
+    if options.tensorboard:
+        from tune.tensorboard import TensorBoardRuns  # only here: it takes half a second to import
+
+        observers.append(TensorBoardRuns(store))
+    if options.address is not None:
+        from tune.sweep_metrics import SweepMetrics  # only here: it imports Ray
+
+        observers.append(SweepMetrics(spec.experiment, total, before))
+    return Recorder(store, stored, [*observers, SweepProgress(total, before, slots)])
 
 
 def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
@@ -141,6 +146,7 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
         data=options.data,
         device=options.device,
         threads=options.threads,
+        gpu_share=options.gpu_share,
         workers=spec.workers,
         cohort=options.cohort,
         stop_collapsed=options.stop_collapsed,
@@ -148,15 +154,19 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
     )
 
 
-def check_data(trials: Sequence[TrialConfig], options: RunOptions) -> None:
-    """Raise `DataError` before anything is started if this machine's data cannot serve the trials.
+def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
+    """Raise before anything is started if this machine's device or data cannot serve the trials.
 
-    Not for a running cluster: its nodes have data folders of their own.
+    Not for a running cluster: its nodes have devices and data folders of their own (`tune.node_check`).
+
+    Raises:
+        InvalidInputError: the device is not there, or the data is missing, damaged or too small.
     """
     if options.address is not None:
         return
+    choose_device(options.device)
     for name in sorted({config.dataset for config in trials}):
-        images = len(load_arrays(name, options.data)["train_images"])
+        images = len(load_arrays(name, local_root(options.data, name))["train_images"])
         for config in trials:
             if config.dataset == name and config.holdout and not 1 <= round(images * config.holdout) < images:
                 raise DataError(f"holdout: {config.holdout} leaves no images of {name} to train on")
@@ -169,13 +179,22 @@ def cut_units(trials: Sequence[TrialConfig], job: SweepJob, *, gpu: bool) -> lis
 
 def run_source(executor: "InlineExecutor | RayExecutor", source: RowSource, recorder: Recorder) -> None:
     """Run what the source gives until it has finished; it is told of every row once that is stored."""
-
-    def on_end(outcome: Outcome) -> None:
-        recorder(outcome)
-        source.ended(outcome.row)
-
     if not source.finished:
-        executor.search(source, on_end)
+        executor.search(source, _Feeding(source, recorder))
+
+
+class _Feeding:
+    """Tells the recorder, and then the source."""
+
+    def __init__(self, source: RowSource, recorder: Recorder) -> None:
+        self._source, self._recorder = source, recorder
+
+    def ended(self, outcome: Outcome) -> None:
+        self._recorder.ended(outcome)
+        self._source.ended(outcome.row)
+
+    def noticed(self, event: str, **fields: object) -> None:
+        self._recorder.noticed(event, **fields)
 
 
 def note_run(store: Store, spec: SweepSpec, **more: Any) -> None:

@@ -20,7 +20,7 @@ from optuna.distributions import distribution_to_json
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.lines import Line, lines_of
-from tune.runs import Recorder, RunOptions, check_data, cut_units, job_of, note_run, open_executor, run_source
+from tune.runs import RunOptions, check_machine, cut_units, job_of, note_run, open_executor, recording, run_source
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
@@ -107,7 +107,8 @@ def run_search(
     counts = _settings_of_lines(lines, trials)
     if store.exists() and not options.resume:
         raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
-    check_data([config for line in lines for config in line.configs(line.lowest())], options)
+    lowest = [config for line in lines for config in line.configs(line.lowest())]
+    check_machine(lowest, options)
     job = job_of(spec, store, options)
     with store.exclusive():
         recover(store)
@@ -116,7 +117,7 @@ def run_search(
         identity = _known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
-        with open_executor(job, options) as executor:
+        with open_executor(job, options, lowest) as executor:
             if identity is None:
                 identity = _Identity(uuid.uuid4().hex, definition, window or executor.slots + 1, frozenset(stored))
                 _write_identity(store, identity)
@@ -134,14 +135,17 @@ def run_search(
             )
             before = search.replay()
             extra = sum(len(line.seeds) for line in lines) if refit else 0
-            with Recorder(store, search.total + extra, stored.keys(), executor.slots, before) as recorder:
+            total, slots = search.total + extra, executor.slots
+            with recording(
+                store, spec, options, total=total, stored=stored.keys(), slots=slots, before=before
+            ) as recorder:
                 run_source(executor, search, recorder)
                 if refit:
                     ended = stored.keys() | search.rows.keys()
                     again = [config for config in search.refits() if config.trial_id not in ended]
                     executor.run(cut(again), recorder)
             return SearchOutcome(
-                search.total + extra,
+                total,
                 sum(recorder.statuses.values()),
                 recorder.statuses,
                 tuple(recorder.failures),

@@ -303,6 +303,11 @@ class Store:
             data: bytes = file.read()
         return data
 
+    def modified(self, name: str) -> float | None:
+        """When a file was last written, as `time.time` counts; None if it is not there."""
+        info = self._info(self.path(name))
+        return info.mtime.timestamp() if info.is_file and info.mtime is not None else None
+
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
         self._files.remove(self.path(name))

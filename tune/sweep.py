@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tune.compaction import recover
-from tune.runs import Recorder, RunOptions, check_data, cut_units, job_of, note_run, open_executor
+from tune.runs import RunOptions, check_machine, cut_units, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 
@@ -41,7 +41,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
     trials = spec.trials()
     if store.exists() and not options.resume:
         raise StoreError(f"out: {store.location!r} holds a sweep already; add --resume to go on, or name another")
-    check_data(trials, options)
+    check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
         recover(store)
@@ -49,13 +49,19 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
             return SweepOutcome(len(trials), 0, 0, {}, ())
-        with open_executor(job, options) as executor:  # refuses what can never run, before the store is touched
+        with open_executor(
+            job, options, missing
+        ) as executor:  # refuses what can never run, before the store is touched
             note_run(store, spec, trials=[config.trial_id for config in trials])
             # Units are cut from the whole sweep: who is trained with whom does not depend on what a killed run left.
             cut = cut_units(trials, job, gpu=executor.gpu)
             ids = {config.trial_id for config in missing}
             work = [unit for unit in cut if any(config.trial_id in ids for config in unit)]
-            with Recorder(store, len(trials), ended, executor.slots, len(trials) - len(missing)) as recorder:
+            before = len(trials) - len(missing)
+            slots = executor.slots
+            with recording(
+                store, spec, options, total=len(trials), stored=ended, slots=slots, before=before
+            ) as recorder:
                 executor.run(work, recorder)
             ran = sum(recorder.statuses.values())
             left = len(missing) - ran

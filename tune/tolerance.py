@@ -9,7 +9,7 @@ from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import recover
-from tune.runs import Recorder, RunOptions, check_data, cut_units, job_of, note_run, open_executor, run_source
+from tune.runs import RunOptions, check_machine, cut_units, job_of, note_run, open_executor, recording, run_source
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 
@@ -72,16 +72,19 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     methods = _methods(trials)
     if store.exists() and not options.resume:
         raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
-    check_data(trials, options)
+    check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
         recover(store)
         stored = store.ended_rows()
-        with open_executor(job, options) as executor:
+        with open_executor(job, options, trials) as executor:
             note_run(store, spec)
             source = _Bisections(methods, precision, stored, partial(cut_units, job=job, gpu=executor.gpu))
             before = source.replay()
-            with Recorder(store, source.at_most, stored.keys(), executor.slots, before) as recorder:
+            total, slots = source.at_most, executor.slots
+            with recording(
+                store, spec, options, total=total, stored=stored.keys(), slots=slots, before=before
+            ) as recorder:
                 run_source(executor, source, recorder)
             return ToleranceOutcome(
                 tuple(each.level() for each in source.bisections),

@@ -43,6 +43,9 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         self._unit = trials_of(new_config)
         self._job: SweepJob = new_config[JOB]
         torch.set_num_threads(self._job.threads)
+        if self._job.gpu_share < 1 and torch.cuda.is_available():
+            # Ray only counts shares; without this one trial's memory would be another's failure.
+            torch.cuda.set_per_process_memory_fraction(self._job.gpu_share)
         return True
 
     def step(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
 from gcsr.checkpoint import Checkpointer
 from gcsr.errors import OutOfTimeError
+from tune.node_data import local_root
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
 
@@ -34,8 +35,9 @@ class SweepJob:
     Attributes:
         experiment: column of the store.
         store: location of the store, for checkpoints.
-        data: data root; None for each machine's default.
+        data: data root, a folder or a URI; None for each machine's default.
         device: ``cpu``, ``cuda`` or ``auto``.
+        gpu_share: of a GPU, that a worker takes.
         threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
         workers: processes that train one trial together.
         cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
@@ -48,6 +50,7 @@ class SweepJob:
     store: str
     data: str | None = None
     device: str = "auto"
+    gpu_share: float = 1.0
     threads: int = 1
     workers: int = 1
     cohort: int | Literal["auto"] = "auto"
@@ -173,4 +176,4 @@ def dataset_of(config: TrialConfig, job: SweepJob, device: torch.device) -> Data
 @functools.lru_cache(maxsize=2)
 def _dataset(name: str, holdout: float, root: str | None, device: str) -> Dataset:
     """Loaded once a process: a reused worker trains many trials on the same tensors."""
-    return load_dataset(name, holdout=holdout, root=root, device=device)
+    return load_dataset(name, holdout=holdout, root=local_root(root, name), device=device)

@@ -1,0 +1,256 @@
+"""gcsr's jobs on a Ray cluster, through Ray's Jobs API: with the cluster's token, or not at all."""
+
+import asyncio
+import json
+import os
+import shlex
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from cluster.package import SPEC_FOLDER, packed
+from gcsr import InvalidInputError
+
+# Before Ray is imported, which reads it once.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+from ray import job_submission
+
+__all__ = ["ENDED", "Job", "JobCommand", "Jobs", "LostJobError"]
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_METADATA = "gcsr"
+_PROBE_SECONDS = 10.0
+_POLL_SECONDS = 1.0
+_RECONNECTS = 30  # of a log stream, a few seconds apart
+
+
+class LostJobError(Exception):
+    """The cluster no longer answers, or no longer knows the job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobCommand:
+    """What a job runs: kept with it on the cluster, so that it can be resumed from anywhere.
+
+    Attributes:
+        command: ``sweep``, ``search`` or ``tolerance``.
+        spec: a shipped spec's name, or the file name of ``spec_text``.
+        spec_text: YAML of a spec that is not shipped.
+        out: the store.
+        options: further options, word by word.
+        commit: of the code that was submitted, if known.
+    """
+
+    command: str
+    spec: str
+    spec_text: str | None
+    out: str
+    options: tuple[str, ...]
+    commit: str | None
+
+    def words(self) -> list[str]:
+        """The job's command line after ``gcsr``."""
+        spec = self.spec if self.spec_text is None else f"{SPEC_FOLDER}/{self.spec}"
+        return [self.command, spec, "--out", self.out, *self.options]
+
+    def resumed(self) -> "JobCommand":
+        """The command that goes on with what this one began."""
+        return self if "--resume" in self.options else replace(self, options=(*self.options, "--resume"))
+
+    @classmethod
+    def of(cls, metadata: dict[str, str] | None) -> Self | None:
+        """From a job's metadata; None if it is no job of gcsr's."""
+        try:
+            fields = json.loads((metadata or {})[_METADATA])
+            return cls(**(fields | {"options": tuple(fields["options"])}))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the cluster knows it.
+
+    Attributes:
+        name: its submission id.
+        status: Ray's word: ``PENDING``, ``RUNNING``, ``STOPPED``, ``SUCCEEDED`` or ``FAILED``.
+        command: what it runs.
+        exit_code: of its driver; None while it runs, or if it never did.
+        message: Ray's line about it.
+        started, ended: as `time.time` counts.
+    """
+
+    name: str
+    status: str
+    command: JobCommand
+    exit_code: int | None
+    message: str
+    started: float | None
+    ended: float | None
+
+
+class Jobs:
+    """The jobs of one cluster.
+
+    Args:
+        address: of its dashboard, ``http://HOST:PORT`` or ``https://…``.
+
+    Raises:
+        InvalidInputError: nobody answers there, there is no token, the token is refused, or the cluster asks for none.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        if not self.address.startswith(("http://", "https://")):
+            raise InvalidInputError(
+                f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
+            )
+        _require_token(self.address)
+        with self._refused():
+            self._client = job_submission.JobSubmissionClient(self.address)
+
+    def submit(self, command: JobCommand) -> str:
+        """Pack the code and the spec, upload them and start the job.
+
+        Returns:
+            The job's name.
+        """
+        name = f"gcsr-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+        environment = {"GCSR_RESUME_COMMAND": f"gcsr submit resume {name} --address {self.address}"}
+        if command.commit is not None:
+            environment["GCSR_COMMIT"] = command.commit
+        own = command.spec if command.spec_text is not None else None
+        with packed(own, command.spec_text or "") as folder, self._refused():
+            self._client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "cluster.run", *command.words()]),
+                submission_id=name,
+                runtime_env={"working_dir": str(folder), "env_vars": environment},
+                metadata={_METADATA: json.dumps(asdict(command))},
+            )
+        return name
+
+    def job(self, name: str) -> Job:
+        """A job by its name.
+
+        Raises:
+            InvalidInputError: the cluster knows no such job of gcsr's.
+        """
+        with self._refused():
+            found = next((job for job in self.all() if job.name == name), None)
+        if found is None:
+            raise InvalidInputError(
+                f"job: {name!r} is not known to {self.address}; expected one that gcsr submit status lists"
+            )
+        return found
+
+    def all(self) -> list[Job]:
+        """All jobs of gcsr's, the newest first."""
+        with self._refused():
+            details = self._client.list_jobs()
+        jobs = [job for each in details if (job := _job(each)) is not None]
+        return sorted(jobs, key=lambda job: job.started or 0.0, reverse=True)
+
+    def logs(self, name: str) -> str:
+        """What the job has printed so far."""
+        self.job(name)
+        with self._refused():
+            return str(self._client.get_job_logs(name))
+
+    def follow(self, name: str, write: Callable[[str], None]) -> Job:
+        """Pass on what the job prints until it ends; a broken connection is taken up again.
+
+        Raises:
+            LostJobError: the cluster no longer answers.
+        """
+        passed, failures = 0, 0
+        while True:
+            try:
+                passed = asyncio.run(self._tail(name, passed, write))
+                job = self.job(name)
+                if job.status in ENDED:
+                    return job
+                failures = 0
+            except (RuntimeError, ConnectionError, OSError, InvalidInputError) as error:
+                failures += 1
+                if failures > _RECONNECTS:
+                    raise LostJobError(f"{self.address} no longer answers: {' '.join(str(error).split())}") from None
+            time.sleep(_POLL_SECONDS if not failures else 2 * _POLL_SECONDS)
+
+    async def _tail(self, name: str, passed: int, write: Callable[[str], None]) -> int:
+        """Pass on the log from character number ``passed`` on; Ray sends it from its beginning each time."""
+        seen = 0
+        async for text in self._client.tail_job_logs(name):
+            new = text[max(0, passed - seen) :]
+            seen += len(text)
+            if new:
+                write(new)
+                passed += len(new)
+        return passed
+
+    def stop(self, name: str) -> None:
+        """End a job: its driver is told, and killed if it does not listen. Every ended trial is stored."""
+        self.job(name)
+        with self._refused():
+            self._client.stop_job(name)
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Ray's ways of saying no as one line."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            token = "the cluster's token is another than ours"
+            raise InvalidInputError(f"address: {self.address} refused us: {token} ({_first_line(error)})") from None
+        except (RuntimeError, ConnectionError, ValueError, OSError) as error:
+            if isinstance(error, InvalidInputError):
+                raise
+            raise InvalidInputError(f"address: {self.address} cannot be used: {_first_line(error)}") from None
+
+
+def _job(details: Any) -> Job | None:
+    command = JobCommand.of(details.metadata)
+    if command is None or details.submission_id is None:
+        return None
+    started, ended = (None if ms is None else ms / 1000 for ms in (details.start_time, details.end_time))
+    status = str(getattr(details.status, "value", details.status))
+    message = " ".join((details.message or "").split())
+    return Job(details.submission_id, status, command, details.driver_exit_code, message, started, ended)
+
+
+def _require_token(address: str) -> None:
+    """Token authentication is not optional, unless somebody says so in RAY_AUTH_MODE."""
+    if os.environ["RAY_AUTH_MODE"].lower() == "disabled":
+        return
+    given = os.environ.get("RAY_AUTH_TOKEN")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not given and not file.is_file():
+        raise InvalidInputError(
+            f"token: there is none in {file}; expected the cluster's, which ray get-auth-token --generate makes before "
+            "the cluster is started"
+        )
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return
+        raise InvalidInputError(f"address: {address} is no Ray dashboard: it answers {error.code}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise InvalidInputError(f"address: {address} cannot be reached: {_first_line(reason)}") from None
+    raise InvalidInputError(
+        f"address: {address} lets everybody in who can reach it; start the cluster with RAY_AUTH_MODE=token, or set "
+        "RAY_AUTH_MODE=disabled to go on without"
+    )
+
+
+def _first_line(error: object) -> str:
+    return (" ".join(str(error).strip().splitlines()[:1]) or type(error).__name__)[:200]

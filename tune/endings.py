@@ -1,0 +1,104 @@
+"""How a command ends: every outcome and error as one line and an exit code."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+
+from gcsr import CheckpointError, InvalidInputError
+
+__all__ = [
+    "BAD_INPUT",
+    "DONE",
+    "FAILED",
+    "INTERRUPTED",
+    "InterruptedRunError",
+    "WorkFailedError",
+    "command_line",
+    "main_of",
+    "resumable",
+    "resuming",
+    "run_as_program",
+]
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class WorkFailedError(Exception):
+    """The work was done and did not succeed: exit code 1, with this line."""
+
+
+class InterruptedRunError(Exception):
+    """Ctrl-C, or a time limit: exit code 130, with this line."""
+
+
+def command_line() -> str:
+    """What was typed, as a shell takes it."""
+    return shlex.join(["gcsr", *sys.argv[1:]])
+
+
+def resuming(resume: bool) -> str:
+    """The command that goes on with what this one began; whoever started a job knows another one for it."""
+    return os.environ.get("GCSR_RESUME_COMMAND") or command_line() + ("" if resume else " --resume")
+
+
+@contextlib.contextmanager
+def resumable(resume: bool) -> Iterator[None]:
+    """Ctrl-C and a failing disk end the run with the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"every ended trial is stored; resume with: {resuming(resume)}") from None
+    except OSError as error:
+        line = f"{_os_line(error)}; every ended trial is stored; resume with: {resuming(resume)}"
+        raise WorkFailedError(line) from None
+
+
+def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
+    try:
+        given = None if arguments is None else list(arguments)
+        code = group.main(given, prog_name="gcsr", standalone_mode=False)
+        return code if isinstance(code, int) else DONE
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return BAD_INPUT
+    except click.ClickException as error:
+        return _end(BAD_INPUT, " ".join(error.format_message().split()))
+    except (InvalidInputError, CheckpointError) as error:
+        return _end(BAD_INPUT, str(error))
+    except WorkFailedError as error:
+        return _end(FAILED, str(error))
+    except InterruptedRunError as error:
+        return _end(INTERRUPTED, f"interrupted; {error}")
+    except (click.Abort, KeyboardInterrupt):
+        return _end(INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # head closed the pipe: not our failure
+        return DONE
+    except OSError as error:
+        return _end(FAILED, _os_line(error))
+
+
+def run_as_program(group: click.Group, arguments: Sequence[str] | None = None) -> None:
+    """Run a command line as a process of its own, and exit."""
+    signal.signal(signal.SIGTERM, _interrupt)  # batch systems end a job with it: as Ctrl-C, with the line that resumes
+    sys.exit(main_of(group, arguments))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(code: int, line: str) -> int:
+    click.echo(f"gcsr: {line}", err=True)
+    return code
+
+
+def _os_line(error: OSError) -> str:
+    text = " ".join((error.strerror or str(error)).split())
+    return text + (f": {error.filename}" if error.filename else "")

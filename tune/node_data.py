@@ -1,0 +1,96 @@
+"""Data sets that lie behind a URI: each machine fetches them once, checked by checksum."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gcsr import DataError
+from gcsr.data import checksum_file, data_root
+from gcsr.files import write_atomically
+from tune.filesystem import Files, one_line
+
+__all__ = ["local_root"]
+
+_CHUNK = 4 << 20  # bytes
+
+
+def local_root(data: str | None, name: str) -> str | None:
+    """The folder of this machine to load a data set from.
+
+    A folder is its own answer. From a URI ``NAME.npz`` is fetched into the user's cache folder, by one process of a
+    machine while the others wait, unless the file of that checksum is there already.
+
+    Args:
+        data: data root: a folder, a URI that holds ``NAME.npz`` and ``NAME.npz.sha256``, or None for the default.
+        name: of the data set.
+
+    Raises:
+        DataError: the URI cannot be read, or what it gave is not what the checksum says.
+    """
+    if data is None or "://" not in data or name == "digits":
+        return data
+    files = Files(data, "data")
+    source = f"{files.root}/{name}.npz"
+    expected = _noted_checksum(files, source, data)
+    folder = data_root(None) / "fetched" / hashlib.sha256(data.encode()).hexdigest()[:16]
+    with _alone(folder):
+        target = folder / f"{name}.npz"
+        if not _is_there(target, expected):
+            _fetch(files, source, target, expected)
+    return str(folder)
+
+
+def _noted_checksum(files: Files, source: str, data: str) -> str:
+    noted = f"{source}.sha256"
+    try:
+        with files.reading(noted) as file:
+            words = bytes(file.read()).decode().split()
+    except (OSError, UnicodeDecodeError) as error:
+        base = source.rpartition("/")[2]
+        raise DataError(
+            f"dataset: {data} must hold {base} and {base}.sha256, as gcsr data writes them: {one_line(error)}"
+        ) from None
+    if not words or len(words[0]) != 64:
+        raise DataError(f"dataset: {noted} holds no SHA-256")
+    return words[0]
+
+
+def _is_there(target: Path, expected: str) -> bool:
+    try:  # it was checked when it was fetched, and its checksum written last
+        return target.exists() and checksum_file(target).read_text().split()[:1] == [expected]
+    except OSError:
+        return False
+
+
+def _fetch(files: Files, source: str, target: Path, expected: str) -> None:
+    digest = hashlib.sha256()
+    try:
+        checksum_file(target).unlink(missing_ok=True)
+        with files.reading(source) as incoming, write_atomically(target) as file:
+            while chunk := bytes(incoming.read(_CHUNK)):
+                digest.update(chunk)
+                file.write(chunk)
+            if digest.hexdigest() != expected:
+                raise DataError(f"dataset: {source} has the sha256 {digest.hexdigest()}; expected {expected}")
+        with write_atomically(checksum_file(target)) as file:
+            file.write(f"{expected}  {target.name}\n".encode())
+    except OSError as error:
+        raise DataError(f"dataset: {source} cannot be fetched: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DataError(f"dataset: {folder} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

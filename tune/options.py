@@ -1,0 +1,200 @@
+"""The command line's options that several commands share, and what they mean."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import click
+
+from gcsr import InvalidInputError, TrialConfig
+from gcsr.data import data_root
+from tune.runs import EXECUTORS, RunOptions
+from tune.schema import CONFIG_FIELDS
+from tune.spec import SweepSpec, load_spec, parse_assignment
+
+__all__ = [
+    "TIME",
+    "Asked",
+    "asked_for",
+    "config_options",
+    "data_option",
+    "device_option",
+    "run_options",
+    "stop_option",
+    "threads_option",
+]
+
+
+class _Time(click.ParamType[float]):
+    """A time such as ``90s``, ``9m`` or ``1h30m``, in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,7})s)?", value)
+        seconds = 0
+        if found is not None:
+            hours, minutes, rest = (int(part or 0) for part in found.groups())
+            seconds = 3600 * hours + 60 * minutes + rest
+        if not seconds:
+            raise InvalidInputError(f"{_named(param)}: {value!r} is not allowed; expected a time as 90s, 9m or 1h30m")
+        return float(seconds)
+
+
+class _Cohort(click.ParamType[int | Literal["auto"]]):
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["auto"]:
+        if value == "auto" or isinstance(value, int):
+            return value  # type: ignore[no-any-return]
+        if not (value.isascii() and value.isdecimal() and 1 <= int(value) <= 1024):
+            raise InvalidInputError(
+                f"{_named(param)}: {value!r} is not allowed; expected auto, or an integer from 1 to 1024"
+            )
+        return int(value)
+
+
+class _Share(click.ParamType[float]):
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            share = float(value)
+        except ValueError:
+            share = 0.0
+        if not 0.01 <= share <= 1:
+            raise InvalidInputError(f"{_named(param)}: {value!r} is not allowed; expected a number from 0.01 to 1")
+        return share
+
+
+class _Assignment(click.ParamType[tuple[str, Any]]):
+    name = "FIELD=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        return value if isinstance(value, tuple) else parse_assignment(value)
+
+
+def _named(param: click.Parameter | None) -> str:
+    return "value" if param is None or param.name is None else param.name.replace("_", "-")
+
+
+TIME = _Time()
+
+data_option = click.option(
+    "--data", metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a worker."
+)
+
+
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each field of `TrialConfig`, by the field's name."""
+    for name in reversed(CONFIG_FIELDS):
+        default = TrialConfig.__dataclass_fields__[name].default
+        shown = "" if default is None else f" [default: {default}]"
+        flags = [f"--{name.replace('_', '-')}"] + ([f"--{name}"] if "_" in name else [])
+        command = click.option(*flags, name, metavar="VALUE", help=f"{_FIELD_HELP[name]}{shown}")(command)
+    return command
+
+
+_FIELD_HELP = {
+    "dataset": "digits, cifar10, cifar100 or svhn.",
+    "model": "mlpK, alexnet, vgg11, vgg16 or vgg19.",
+    "width": "Multiplies the width of every hidden layer.",
+    "regularizer": "l1, l2, or none.",
+    "mode": "none, baseline, ours (eq. 11) or ours_orig (eq. 8).",
+    "lam": "λ, the regularization strength.",
+    "mu": "μ of ours_orig [default there: 0.6].",
+    "gamma": "γ of ours: free epochs, or auto [default there: 5].",
+    "gamma_threshold": "Mean π that gamma auto waits for [default there: 0.6].",
+    "seed": "Of initialization, order, augmentation and dropout.",
+    "epochs": "Epochs [default: 60 on digits, else 300].",
+    "batch_size": "Images a step.",
+    "lr": "Learning rate.",
+    "momentum": "Of SGD.",
+    "lr_decay": "Factor on the learning rate …",
+    "lr_decay_epochs": "… every so many epochs.",
+    "dropout": "Drop probability [default: 0.5; 0 for mlpK].",
+    "augment": "Flip and crop: true or false [default: true on CIFAR].",
+    "precision": "fp32, tf32 or bf16.",
+    "holdout": "Share of the training images kept to choose λ on.",
+}
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What ``sweep``, ``search`` and ``tolerance`` share; `asked_for` takes them."""
+    options = (
+        click.argument("spec"),
+        click.option("--out", required=True, metavar="DIR", help="Store: a folder, or a URI such as s3://bucket/name."),
+        click.option("--resume", is_flag=True, help="Run what DIR lacks."),
+        click.option("--set", "assignments", multiple=True, type=_Assignment(), help="Replace a field by YAML."),
+        click.option(
+            "--executor", type=click.Choice(EXECUTORS), default="ray", show_default=True, help="inline: no Ray."
+        ),
+        click.option("--address", metavar="ADDR", help="A running Ray cluster; none starts Ray on this machine."),
+        click.option(
+            "--wait", type=TIME, help="For a cluster that is too small yet [default: 30m if it grows itself]."
+        ),
+        click.option("--max-concurrent", type=click.IntRange(1), metavar="N", help="At most N trials at once."),
+        threads_option,
+        click.option(
+            "--gpu-share", type=_Share(), default=1.0, show_default=True, help="Of a GPU, that a worker takes."
+        ),
+        click.option(
+            "--cohort", type=_Cohort(), default="auto", show_default=True, help="Trials trained as one batch."
+        ),
+        click.option("--tensorboard", is_flag=True, help="Also write each trial's curves under DIR/tensorboard."),
+        data_option,
+        device_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def stop_option(default: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``--stop-collapsed``, on or off by default."""
+    shown = "on" if default else "off"
+    text = f"End trials that cannot learn any more [default: {shown}]."
+    return click.option("--stop-collapsed/--no-stop-collapsed", default=default, help=text)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a command line asks for: which trials, and how to run them."""
+
+    spec: SweepSpec
+    options: RunOptions
+
+
+def asked_for(spec: str, assignments: Sequence[tuple[str, Any]], data: str | None, **options: Any) -> Asked:
+    """The spec and the run options of a command line; nothing is looked for on this machine but the spec's file.
+
+    Raises:
+        InvalidInputError: they are not allowed.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in assignments:
+        if name in fields:
+            raise InvalidInputError(f"set: {name} is given twice; expected each field once")
+        fields[name] = value
+    run = RunOptions(data=_data_location(data), **options)
+    if run.executor == "inline":
+        given = {"address": run.address, "max-concurrent": run.max_concurrent, "wait": run.wait}
+        for option, value in given.items():
+            if value:
+                raise InvalidInputError(f"{option}: {value!r} is not allowed; expected it with --executor ray")
+    return Asked(load_spec(spec, fields), run)
+
+
+def _data_location(given: str | None) -> str | None:
+    location = given or os.environ.get("GCSR_DATA")
+    if not location or "://" in location:
+        return location or None
+    return str(data_root(location).resolve())

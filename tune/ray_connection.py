@@ -1,0 +1,94 @@
+"""The connection to Ray: a local one of our own, or a running cluster's, reached, authenticated and watched."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from typing import Any
+
+from gcsr import InvalidInputError
+
+# Ray reads these when it is imported or started, and its workers inherit them.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store is the log; saves half the overhead
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative data paths mean what they say
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach us, not be swallowed
+
+import ray
+
+__all__ = ["connect", "watch_head"]
+
+_PROBE_SECONDS = 5.0
+_HEAD_PROBES = 3  # in a row that fail before the head counts as dead
+
+
+def connect(address: str | None) -> None:
+    """Connect to a running cluster, or start Ray on this machine.
+
+    Raises:
+        InvalidInputError: the cluster cannot be reached, or does not let us in.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is our line, not its traceback
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
+    if address is None:
+        ray.init(include_dashboard=False, **quiet)
+    else:
+        _probe(address)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in front, which only prints a stack and dies
+
+
+def watch_head() -> None:
+    """End this process with one line if the cluster's head dies: Ray would wait a minute and end it without."""
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+
+    def answers() -> bool:
+        try:
+            socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    def watch() -> None:
+        missed = 0
+        while ray.is_initialized() and missed < _HEAD_PROBES:
+            time.sleep(_PROBE_SECONDS)
+            missed = 0 if answers() else missed + 1
+        if ray.is_initialized():
+            line = f"gcsr: the Ray head at {address} stopped answering; every ended trial is stored: with the cluster "
+            sys.stderr.write(f"\n{line}up again, the same command with --resume goes on\n")
+            sys.stderr.flush()
+            os._exit(1)  # the main thread is inside Ray, which does not give up
+
+    if answers():
+        threading.Thread(target=watch, daemon=True, name="gcsr-head-watch").start()
+
+
+def _probe(address: str) -> None:
+    """Say at once that nobody answers there: Ray itself tries for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidInputError(f"address: {address!r} is not allowed; expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None

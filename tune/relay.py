@@ -1,0 +1,120 @@
+"""Between Tune's experiment and the sweep: outcomes, lost workers, nodes that come and go."""
+
+import time
+from typing import Any
+
+from ray import tune as ray_tune
+
+from gcsr import TrialConfig
+from tune.capacity import alive_nodes
+from tune.node_check import NodeChecks
+from tune.recorder import Listener
+from tune.trainable import OUTCOME, trials_of
+
+__all__ = ["NodeWatch", "Relay", "StopOnError"]
+
+_PULSE_SECONDS = 5.0
+
+
+class NodeWatch:
+    """Looks at the cluster's nodes every few seconds, checks those that join, and tells what changed.
+
+    Args:
+        checks: that the nodes so far have passed.
+    """
+
+    def __init__(self, checks: NodeChecks) -> None:
+        self._checks = checks
+        self._known = {node["NodeID"]: node for node in alive_nodes()}
+        self._next = 0.0
+
+    def look(self, running: int, listener: Listener) -> None:
+        """Tell the listener, if it is time again.
+
+        Args:
+            running: how many trials run.
+            listener: to be told.
+        """
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _PULSE_SECONDS
+        now = {node["NodeID"]: node for node in alive_nodes()}
+        for name in self._known.keys() - now.keys():
+            listener.noticed("node_left", node=self._known[name]["NodeManagerAddress"], nodes=len(now))
+        for name in now.keys() - self._known.keys():
+            listener.noticed("node_joined", node=now[name]["NodeManagerAddress"], nodes=len(now))
+            self._checks.start(now[name])
+        self._known = now
+        for node, problem in self._checks.finished():
+            if problem is not None:
+                listener.noticed("node_unfit", node=node["NodeManagerAddress"], problem=problem)
+        listener.noticed("pulse", running=running, nodes=len(now))
+
+
+class Relay(ray_tune.Callback):  # type: ignore[misc]
+    """Hands what Tune tells about its trials on to the sweep.
+
+    Tune does not let a callback's exception out: it is kept, `StopOnError` ends the experiment, and we raise it then.
+
+    Args:
+        listener: to be told.
+        watch: of the cluster's nodes; None on a Ray of our own.
+    """
+
+    def __init__(self, listener: Listener, watch: NodeWatch | None) -> None:
+        self._listener, self._watch = listener, watch
+        self.error: Exception | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks into its experiment state, which we never restore: the store is the truth.
+        return {"_listener": None, "_watch": None, "error": None}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A unit ended."""
+        try:
+            for outcome in result[OUTCOME] if self.error is None else ():
+                self._listener.ended(outcome)
+        except Exception as error:  # the disk is full, the store is gone
+            self.error = error
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A unit's worker was lost; Tune tries it again."""
+        self._lost(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A unit's worker was lost again; the executor tries it later."""
+        self._lost(trial)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune goes once round its loop."""
+        if self._watch is not None and self.error is None:
+            running = sum(trial.status == "RUNNING" for trial in trials)
+            try:
+                self._watch.look(running, self._listener)
+            except Exception as error:
+                self.error = error
+
+    def _lost(self, trial: Any) -> None:
+        if self.error is None:
+            node = getattr(trial, "node_ip", None) or "an unknown node"
+            self._listener.noticed("worker_lost", trials=_named(trials_of(trial.config)), node=node)
+
+
+class StopOnError(ray_tune.Stopper):  # type: ignore[misc]
+    """Ends the experiment once an outcome could not be stored."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._relay.error is not None
+
+
+def _named(unit: list[TrialConfig]) -> str:
+    first = f"{unit[0].model} {unit[0].regularizer} {unit[0].mode} λ={unit[0].lam:g} seed {unit[0].seed}"
+    return first if len(unit) == 1 else f"{first} and {len(unit) - 1} more"

@@ -1,0 +1,91 @@
+"""Trials as TensorBoard runs: one event file a trial, with its curves and, for the HParams tab, its config."""
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import hparams, scalar
+
+from tune.schema import CONFIG_FIELDS, EPOCHS
+from tune.store import Store
+from tune.trial import Outcome
+
+__all__ = ["FOLDER", "TensorBoardRuns", "run_name"]
+
+FOLDER = "tensorboard"
+_CURVES = tuple(name for name in EPOCHS.names if name not in ("trial_id", "epoch"))
+_FINAL = ("test_accuracy", "sparsity", "pi", "train_loss")
+
+
+class TensorBoardRuns:
+    """Writes ``DIR/tensorboard/RUN/`` when a trial has ended; a context manager and an observer.
+
+    A trial that runs again replaces its file. Works on every store, as the files are whole objects.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def ended(self, outcome: Outcome) -> None:
+        """Write the trial's run; one that failed has none."""
+        if outcome.row["status"] != "failed":
+            name = f"{FOLDER}/{run_name(outcome.row)}/events.out.tfevents.0.gcsr"
+            self._store.write_bytes(name, event_file(outcome))
+
+    def noticed(self, event: str, **fields: object) -> None:
+        """Nothing: only trials have curves."""
+
+
+def run_name(row: dict[str, Any]) -> str:
+    """A trial's run: what people look for first, then its identity."""
+    method = f"{row['dataset']}-{row['model']}-{row['regularizer']}-{row['mode']}"
+    return f"{method}-lam{row['lam']:g}-seed{row['seed']}-{row['trial_id'][:8]}"
+
+
+def event_file(outcome: Outcome) -> bytes:
+    """The bytes of a TensorBoard event file."""
+    row = outcome.row
+    end = row["finished_at"].timestamp()
+    times = _times(outcome.epochs, end)
+    values = {
+        name: row[name] if isinstance(row[name], int | float | bool) else str(row[name]) for name in CONFIG_FIELDS
+    }
+    final = {f"final/{name}": row[name] for name in _FINAL if row[name] is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "events"
+        writer = RecordWriter(str(path))
+        _write(writer, Event(wall_time=times[0] if times else end, file_version="brain.Event:2"))
+        for summary in hparams(values, final):
+            _write(writer, Event(wall_time=end, summary=summary))
+        for epoch, when in zip(outcome.epochs, times, strict=True):
+            for name in _CURVES:
+                if epoch[name] is not None:
+                    _write(writer, Event(wall_time=when, step=epoch["epoch"], summary=scalar(name, epoch[name])))
+        for name, value in final.items():
+            _write(writer, Event(wall_time=end, step=row["epochs_run"], summary=scalar(name, value)))
+        writer.close()
+        return path.read_bytes()
+
+
+def _times(epochs: list[dict[str, Any]], end: float) -> list[float]:
+    """When each epoch ended, counted back from the trial's end."""
+    times: list[float] = []
+    for epoch in reversed(epochs):
+        times.append(end)
+        end -= epoch["seconds"] or 0.0
+    return times[::-1]
+
+
+def _write(writer: RecordWriter, event: Event) -> None:
+    writer.write(event.SerializeToString())
