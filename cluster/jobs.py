@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import time
@@ -21,6 +22,7 @@ from gcsr import InvalidInputError
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from ray import job_submission
+from ray.exceptions import AuthenticationError
 
 __all__ = ["ENDED", "Job", "JobCommand", "Jobs", "LostJobError"]
 
@@ -113,6 +115,7 @@ class Jobs:
                 f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
             )
         _require_token(self.address)
+        logging.getLogger("ray").setLevel(logging.WARNING)  # uploads and closed sockets are no news
         with self._refused():
             self._client = job_submission.JobSubmissionClient(self.address)
 
@@ -203,8 +206,6 @@ class Jobs:
     @contextmanager
     def _refused(self) -> Iterator[None]:
         """Ray's ways of saying no as one line."""
-        from ray.exceptions import AuthenticationError
-
         try:
             yield
         except AuthenticationError as error:

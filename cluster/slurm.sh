@@ -86,8 +86,10 @@ print(f'slurm.sh: {len(ray.nodes())} of $nodes nodes take part', flush=True)
 
 python -m cluster.run "$@" &
 sweep=$!
-trap 'kill -TERM $sweep' TERM # to the sweep alone: to end well it needs Ray
-code=0
-wait $sweep || code=$?
-while kill -0 $sweep 2> /dev/null; do code=0 && wait $sweep || code=$?; done # the signal ended the wait before its time
+trap 'signalled=yes; kill -TERM $sweep 2> /dev/null || true' TERM # to the sweep alone: to end well it needs Ray
+signalled=yes code=0
+while [ -n "$signalled" ]; do # a signal ends a wait before its time
+  signalled='' code=0
+  wait $sweep || code=$?
+done
 exit $code

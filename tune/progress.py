@@ -19,7 +19,7 @@ _EVENTS = {
     "node_joined": "node {node} joined: {nodes} nodes",
     "node_left": "node {node} left: {nodes} nodes; its trials go on elsewhere",
     "node_unfit": "node {node} cannot serve this sweep: {problem}",
-    "worker_lost": "the worker of {trials} on {node} was lost; it is tried again",
+    "worker_lost": "the worker of {trials} was lost; what it had is tried again",
 }
 
 

@@ -98,8 +98,7 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
 
     def _lost(self, trial: Any) -> None:
         if self.error is None:
-            node = getattr(trial, "node_ip", None) or "an unknown node"
-            self._listener.noticed("worker_lost", trials=_named(trials_of(trial.config)), node=node)
+            self._listener.noticed("worker_lost", trials=_named(trials_of(trial.config)))
 
 
 class StopOnError(ray_tune.Stopper):  # type: ignore[misc]

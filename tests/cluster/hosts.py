@@ -156,6 +156,10 @@ class Host:
         """Pull the network cable: nothing is told to anybody."""
         _ip("-n", self._lan.name, "link", "set", self._port, "down")
 
+    def plug_in(self) -> None:
+        """Put the cable back."""
+        _ip("-n", self._lan.name, "link", "set", self._port, "up")
+
     def end(self) -> None:
         """Switch the host off."""
         self._unshare.kill()  # --kill-child takes the whole process space with it
