@@ -45,7 +45,7 @@ class Files:
             )
         try:
             if "://" in location:
-                self.filesystem, root = pafs.FileSystem.from_uri(location)
+                self.filesystem, root = pafs.FileSystem.from_uri(_in_one_request(location))
             else:
                 self.filesystem, root = pafs.LocalFileSystem(), os.path.abspath(location)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
@@ -53,6 +53,7 @@ class Files:
                 f"{field}: {location!r} is no path or URI that pyarrow knows: {one_line(error)}"
             ) from None
         self.root: str = root.rstrip("/") or "/"
+        self._made: set[str] = set()  # folders that are there: asking again costs a remote store three requests
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def info(self, path: str) -> pafs.FileInfo:
@@ -84,7 +85,7 @@ class Files:
     def writing(self, path: str) -> Iterator[BinaryIO]:
         """A file that takes its name when the block ends well, and leaves nothing otherwise."""
         parent, _, base = path.rpartition("/")
-        self._patiently(lambda: self.filesystem.create_dir(parent, recursive=True))
+        self._make(parent)
         if not self.is_local:
             with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
                 yield spooled  # type: ignore[misc]
@@ -116,8 +117,13 @@ class Files:
     def move(self, path: str, target: str) -> None:
         """Give a file another name; where that is not atomic, it has both for a moment."""
         parent = target.rpartition("/")[0]
-        self._patiently(lambda: self.filesystem.create_dir(parent, recursive=True))
+        self._make(parent)
         self._patiently(lambda: self.filesystem.move(path, target))
+
+    def _make(self, folder: str) -> None:
+        if self.is_local or folder not in self._made:
+            self._patiently(lambda: self.filesystem.create_dir(folder, recursive=True))
+            self._made.add(folder)
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         for attempt in range(1 if self.is_local else _ATTEMPTS):
@@ -130,6 +136,14 @@ class Files:
             except OSError as error:
                 last = error
         raise last
+
+
+def _in_one_request(location: str) -> str:
+    """The URI, such that S3 gets a small file by one request instead of the three of a multi-part upload."""
+    option = "allow_delayed_open"
+    if not location.startswith("s3://") or option in location:
+        return location
+    return f"{location}{'&' if '?' in location else '?'}{option}=true"
 
 
 def one_line(error: BaseException) -> str:

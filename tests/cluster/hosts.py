@@ -137,10 +137,22 @@ class Host:
         return done
 
     def start(self, *words: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
-        """Start a command on this host."""
+        """Start a command on this host; `stop` ends it."""
         return subprocess.Popen(
-            self.command(words), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
+            self.command(words),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
+
+    @staticmethod
+    def stop(process: subprocess.Popen[str]) -> None:
+        """Kill a command that `start` has started: it is a child of what entered the host's name spaces."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file on this host; ``~`` is its home folder."""

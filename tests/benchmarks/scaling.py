@@ -1,0 +1,172 @@
+"""How the service scales: trials that only wait, on nodes that only count cores; what a trial costs the driver."""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as pads
+
+from gcsr import EpochRecord, TrialConfig, TrialResult
+from tests.benchmarks.timing import Timing
+from tune.runs import RunOptions
+from tune.schema import epoch_rows, trial_row
+from tune.spec import SweepSpec
+from tune.store import Store
+from tune.sweep import run_sweep
+from tune.trainable import OUTCOME, SweepTrainable
+from tune.trial import Outcome
+
+__all__ = ["driver_cost", "nodes", "store_cost"]
+
+_CORES = 4  # of a simulated node
+_EPOCHS = 300  # rows of curves a trial, as in the paper's recipe
+_WAIT = "GCSR_BENCHMARK_WAIT"  # seconds that a trial takes
+
+
+class WaitingTrainable(SweepTrainable):
+    """Everything but the training: the unit comes, time passes, outcomes of real size go back."""
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(float(os.environ.get(_WAIT, "0")))
+        return {OUTCOME: [outcome(config) for config in self._unit], "done": True}
+
+
+def outcome(config: TrialConfig) -> Outcome:
+    """What a trial of 300 epochs sends back."""
+    record = EpochRecord(
+        epoch=0,
+        train_loss=0.1234567,
+        test_accuracy=0.98,
+        val_accuracy=None,
+        pi=0.71,
+        imposed_fraction=1.0,
+        grad_abs_mean=1e-3,
+        weight_abs_mean=1e-2,
+        sparsity=0.0,
+        lr=0.05,
+        lam_effective=config.lam,
+        seconds=0.4,
+    )
+    result = TrialResult(
+        status="finished",
+        test_accuracy=0.98,
+        val_accuracy=None,
+        sparsity=0.0,
+        pi=0.71,
+        imposed_fraction=1.0,
+        train_loss=0.1234567,
+        grad_abs_mean=1e-3,
+        weight_abs_mean=1e-2,
+        gamma_used=None,
+        parameters=100_000,
+        seconds=120.0,
+        device="cpu",
+        world_size=1,
+        epochs=(record,) * _EPOCHS,
+    )
+    rows = [row | {"epoch": epoch} for epoch, row in enumerate(epoch_rows(config, result))]
+    return Outcome(trial_row(config, "scaling", result), rows)
+
+
+def nodes(wait: float = 4.0, each: int = 10) -> dict[str, Timing]:
+    """Trials an hour on 1, 2 and 4 nodes of four cores each: every core gets so many trials of so many seconds."""
+    rates = {count: _rate(count, wait, each * count * _CORES) for count in (1, 2, 4)}
+    ideal = {count: count * rates[1] for count in rates}
+    return {
+        f"{count} nodes, {count * _CORES} cores: {3600 * rate:,.0f} trials an hour": Timing(
+            1 / rate, rate / ideal[count]
+        )
+        for count, rate in rates.items()
+    }
+
+
+def driver_cost(trials: int = 600) -> dict[str, Timing]:
+    """A trial that takes no time: what Tune, Ray and a store on a disk take of the driver's one thread."""
+    few, many = 1 / _rate(1, 0.0, trials), 1 / _rate(4, 0.0, trials)
+    return {
+        f"a trial, {_CORES} workers, local store": Timing(few, 1.0),
+        f"a trial, {4 * _CORES} workers, local store": Timing(many, many / few),
+    }
+
+
+def store_cost(latency: float = 0.03, trials: int = 40) -> dict[str, Timing]:
+    """Storing one trial on a disk, and in an object store whose every request takes so long."""
+    spec = SweepSpec(experiment="scaling", grid={"seed": list(range(trials)), "mode": "baseline", "lam": 1e-3})
+    outcomes = [outcome(config) for config in spec.trials()]
+
+    def each(location: str) -> float:
+        from tune.recorder import Recorder
+
+        store = Store(location)
+        with Recorder(store, set(), []) as recorder:
+            began = time.perf_counter()
+            for one in outcomes:
+                recorder.ended(one)
+            return (time.perf_counter() - began) / trials
+
+    with tempfile.TemporaryDirectory() as folder, _object_store(latency) as (location, requests):
+        local = each(str(Path(folder) / "out"))
+        remote = each(location)
+        count = requests() / trials
+    return {
+        "storing a trial on a disk": Timing(local, 1.0),
+        f"… in S3, {1000 * latency:.0f} ms a request: {count:.1f} requests": Timing(remote, remote / local),
+    }
+
+
+def _rate(count: int, wait: float, trials: int) -> float:
+    """Trials a second between the first end and the last, on so many nodes."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    import tune.ray_executor
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # it lives on this machine, and for this measurement
+    os.environ[_WAIT] = str(wait)
+    real, tune.ray_executor.SweepTrainable = tune.ray_executor.SweepTrainable, WaitingTrainable  # type: ignore[misc]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(count):
+            cluster.add_node(num_cpus=_CORES)
+        grid = {"seed": list(range(trials)), "mode": "baseline", "lam": 1e-3}
+        with tempfile.TemporaryDirectory() as folder:
+            options = RunOptions(address=cluster.address, cohort=1)
+            run_sweep(SweepSpec(experiment="scaling", grid=grid), Store(str(Path(folder) / "out")), options)
+            ends = sorted(pads.dataset(Path(folder) / "out" / "trials").to_table()["finished_at"].to_pylist())
+        skipped = count * _CORES  # the workers are still starting
+        return (len(ends) - 1 - skipped) / (ends[-1] - ends[skipped]).total_seconds()
+    finally:
+        tune.ray_executor.SweepTrainable = real  # type: ignore[misc]
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@contextmanager
+def _object_store(latency: float) -> Iterator[tuple[str, Any]]:
+    import boto3
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    backend, counted = DomainDispatcherApplication(create_backend_app), []
+
+    def slow(environ: Any, start_response: Any) -> Any:
+        counted.append(environ["REQUEST_METHOD"])
+        time.sleep(latency)
+        return backend(environ, start_response)
+
+    os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_EC2_METADATA_DISABLED="true")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server("127.0.0.1", 0, slow, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server.server_port}", region_name="us-east-1")
+    client.create_bucket(Bucket="scaling")
+    counted.clear()
+    query = f"scheme=http&endpoint_override=127.0.0.1:{server.server_port}&region=us-east-1"
+    yield f"s3://scaling/out?{query}", lambda: len(counted)
+    server.shutdown()

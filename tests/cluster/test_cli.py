@@ -1,0 +1,175 @@
+"""``gcsr submit``: what is refused before the cluster is asked, what a job takes with it, and clusters that say no.
+
+Jobs on a real cluster: `tests.cluster.onprem`.
+"""
+
+import http.server
+import json
+import threading
+from dataclasses import asdict
+
+import pytest
+
+from cluster.cli import _job_command, cli, main
+from cluster.jobs import JobCommand
+from cluster.package import packed
+from cluster.run import cluster_arguments
+from gcsr import InvalidInputError
+
+OUT = ["--out", "s3://bucket/sweep"]
+
+
+def test_the_surface():
+    options = {name: {o for p in command.params for o in p.opts} for name, command in cli.commands.items()}
+    assert set(options) == {"train", "sweep", "search", "tolerance", "report", "data", "specs", "submit"}
+    submit = cli.commands["submit"]
+    assert set(submit.commands) == {"run", "status", "logs", "stop", "resume"}
+    assert {"--out", "--address", "--no-wait", "--command"} <= {
+        o for p in submit.commands["run"].params for o in p.opts
+    }
+    assert all("--address" in {o for p in command.params for o in p.opts} for command in submit.commands.values())
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+BAD = {
+    "no out": (["digits"], "Missing option '--out'"),
+    "relative out": (["digits", "--out", "runs/x"], "out: 'runs/x' is not allowed in a job; expected a URI"),
+    "relative data": (["digits", *OUT, "--data", "here"], "data: 'here' is not allowed in a job"),
+    "spec": (["digitz", *OUT], "spec: 'digitz'"),
+    "spec last": (["--set", "lam=1", "digits", *OUT], "expected SPEC before the options"),
+    "value": (["digits", *OUT, "--set", "lam=-1"], "lam: -1 is not allowed"),
+    "field twice": (["digits", *OUT, "--set", "seed=0", "--set", "seed=1"], "seed is given twice"),
+    "option": (["digits", *OUT, "--fast"], "No such option"),
+    "time": (["digits", *OUT, "--time-limit", "9"], "time-limit: '9' is not allowed"),
+    "share": (["digits", *OUT, "--gpu-share", "2"], "gpu-share: '2' is not allowed; expected a number from 0.01 to 1"),
+    "executor": (["digits", *OUT, "--executor", "inline"], "executor: is not allowed in a job"),
+    "password": (["digits", "--out", "s3://key:secret@bucket/x"], "a URL with a password is not allowed"),
+    "storage": (
+        ["digits", *OUT, "--command", "search", "--trials", "9", "--storage", "postgresql://me:secret@db/x"],
+        "a URL with a password is not allowed",
+    ),
+    "search without trials": (["digits", *OUT, "--command", "search"], "Missing option '--trials'"),
+    "command": (["digits", *OUT, "--command", "train"], "Invalid value for '--command'"),
+    "address": (
+        ["digits", *OUT, "--address", "10.0.0.1:8265"],
+        "address: '10.0.0.1:8265' is not allowed; expected http",
+    ),
+    "nobody": (["digits", *OUT, "--address", "http://127.0.0.1:9"], "http://127.0.0.1:9 cannot be reached"),
+    "no job": (["logs"], "Missing argument 'JOB'"),
+}
+
+
+@pytest.fixture
+def token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2(case, capsys, token):
+    arguments, words = BAD[case]
+    code, out, err = run(capsys, "submit", *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("gcsr: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert "secret" not in err
+
+
+def test_without_a_token_nothing_is_asked(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    code, _, err = run(capsys, "submit", "status", "--address", "http://127.0.0.1:9")
+    assert code == 2
+    assert f"token: there is none in {tmp_path / 'token'}; expected the cluster's" in err
+
+
+@pytest.fixture
+def answering():
+    """Makes a server that answers every request with one status."""
+    servers = []
+
+    def started(status):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield started
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(200, "lets everybody in who can reach it"), (404, "is no Ray dashboard: it answers 404"), (403, "refused us")],
+)
+def test_a_cluster_that_is_open_or_closed_to_us(status, words, answering, token, capsys):
+    code, _, err = run(capsys, "submit", "status", "--address", answering(status))
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_jobs_command_goes_to_the_cluster_and_back_word_for_word(tmp_path):
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("experiment: mine\ngrid: {lam: 1e-3, mode: ours}\n")
+    options = ("--set", "seed=[0, 1]", "--threads", "2")
+    command = _job_command("sweep", str(spec), "s3://bucket/a b", options)
+    assert command.words() == ["sweep", "submitted/mine.yaml", "--out", "s3://bucket/a b", *options]
+    assert JobCommand.of({"gcsr": json.dumps(asdict(command))}) == command
+    assert command.resumed().words() == [*command.words(), "--resume"]
+    assert command.resumed().resumed() == command.resumed()
+    assert _job_command("sweep", "digits", "s3://b/x", ()).words() == ["sweep", "digits", "--out", "s3://b/x"]
+    for foreign in (None, {}, {"gcsr": "no"}, {"gcsr": "{}"}):
+        assert JobCommand.of(foreign) is None
+
+
+def test_a_spec_that_does_not_parse_is_refused(tmp_path):
+    spec = tmp_path / "mine.yaml"
+    spec.write_text("experiment: mine\ngrid: {lam: }\n")
+    with pytest.raises(InvalidInputError, match="lam"):
+        _job_command("sweep", str(spec), "s3://bucket/x", ())
+
+
+def test_a_package_is_the_code_and_the_spec_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("PASSWORD=1")
+    with packed("mine.yaml", "experiment: mine\n") as folder:
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert {"gcsr/kernels.c", "tune/specs/digits.yaml", "cluster/run.py", "submitted/mine.yaml"} <= found
+        assert any(name.startswith("tune/templates/") for name in found)
+        assert {name.split("/")[0] for name in found} == {"gcsr", "tune", "cluster", "submitted"}
+        assert not [name for name in found if "__pycache__" in name or "/." in name]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "run"),
+    [
+        (["sweep", "digits"], ["sweep", "digits", "--address", "auto"]),
+        (["search", "digits"], ["search", "digits", "--address", "auto"]),
+        (["tolerance", "digits"], ["tolerance", "digits", "--address", "auto"]),
+        (["sweep", "digits", "--address", "10.0.0.1:6379"], ["sweep", "digits", "--address", "10.0.0.1:6379"]),
+        (["sweep", "digits", "--executor=inline"], ["sweep", "digits", "--executor=inline"]),
+        (["report", "s3://bucket/x"], ["report", "s3://bucket/x"]),
+        ([], []),
+    ],
+)
+def test_on_the_cluster_a_sweep_runs_on_the_cluster(given, run):
+    assert cluster_arguments(given) == run

@@ -1,0 +1,83 @@
+"""Data behind a URI: fetched once a machine, checked, and fetched again only when it is another."""
+
+import hashlib
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from gcsr import DataError
+from gcsr.data import digest, load_arrays
+from tune.node_data import local_root
+
+
+def write(folder, seed=0, name="cifar10"):
+    random = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    arrays = {
+        f"{split}_{kind}": random.integers(0, 10 if kind == "labels" else 256, shape, dtype=np.uint8)
+        for split, n in (("train", 20), ("test", 10))
+        for kind, shape in (("images", (n, 32, 32, 3)), ("labels", (n,)))
+    }
+    np.savez(folder / f"{name}.npz", **arrays)
+    found = hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest()
+    (folder / f"{name}.npz.sha256").write_text(f"{found}  {name}.npz\n")
+    return arrays
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GCSR_DATA", raising=False)
+    write(tmp_path / "shared")
+    return tmp_path / "shared"
+
+
+def test_folders_are_their_own_answer():
+    assert local_root(None, "cifar10") is None
+    assert local_root("/data", "cifar10") == "/data"
+    assert local_root("s3://nowhere/at/all", "digits") == "s3://nowhere/at/all", "digits need no files"
+
+
+def test_it_is_fetched_once_and_again_when_it_is_another(shared):
+    uri = f"file://{shared}"
+    root = local_root(uri, "cifar10")
+    first = load_arrays("cifar10", root)
+    npz = next(path for path in (shared.parent / "cache").rglob("cifar10.npz"))
+    written = npz.stat().st_mtime_ns
+    assert local_root(uri, "cifar10") == root
+    assert npz.stat().st_mtime_ns == written
+    other = write(shared, seed=1)
+    assert digest(load_arrays("cifar10", local_root(uri, "cifar10"))) == digest(other) != digest(first)
+
+
+def _fetch(uri):
+    return local_root(uri, "cifar10")
+
+
+def test_processes_of_one_machine_wait_for_the_one_that_fetches(shared):
+    uri = f"file://{shared}"
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        roots = pool.map(_fetch, [uri] * 8)
+    assert len(set(roots)) == 1
+    assert load_arrays("cifar10", roots[0])["train_images"].shape == (20, 32, 32, 3)
+
+
+def test_what_is_damaged_or_missing_is_said_and_leaves_nothing(shared, tmp_path):
+    npz = shared / "cifar10.npz"
+    npz.write_bytes(npz.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"has the sha256 .*; expected"):
+        local_root(f"file://{shared}", "cifar10")
+    assert not list((tmp_path / "cache").rglob("cifar10.npz"))
+    with pytest.raises(DataError, match=r"must hold cifar100\.npz and cifar100\.npz\.sha256"):
+        local_root(f"file://{shared}", "cifar100")
+    (shared / "cifar10.npz.sha256").write_text("nonsense")
+    with pytest.raises(DataError, match="holds no SHA-256"):
+        local_root(f"file://{shared}", "cifar10")
+
+
+def test_a_digest_is_of_the_content(shared):
+    arrays = dict(load_arrays("cifar10", shared))
+    assert digest(arrays) == digest({key: value.copy(order="F") for key, value in arrays.items()})
+    changed = arrays | {"test_labels": arrays["test_labels"][::-1].copy()}
+    assert digest(arrays) != digest(changed)
