@@ -15,14 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from cluster.package import SPEC_FOLDER, packed
-from gcsr import InvalidInputError
-
-# Before Ray is imported, which reads it once.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 from ray import job_submission
 from ray.exceptions import AuthenticationError
+
+from cluster.package import SPEC_FOLDER, packed
+from gcsr import InvalidInputError
 
 __all__ = ["ENDED", "Job", "JobCommand", "Jobs", "LostJobError"]
 
@@ -114,10 +111,10 @@ class Jobs:
             raise InvalidInputError(
                 f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
             )
-        _require_token(self.address)
+        headers = _authorization(self.address)
         logging.getLogger("ray").setLevel(logging.WARNING)  # uploads and closed sockets are no news
         with self._refused():
-            self._client = job_submission.JobSubmissionClient(self.address)
+            self._client = job_submission.JobSubmissionClient(self.address, headers=headers)
 
     def submit(self, command: JobCommand) -> str:
         """Pack the code and the spec, upload them and start the job.
@@ -227,17 +224,26 @@ def _job(details: Any) -> Job | None:
     return Job(details.submission_id, status, command, details.driver_exit_code, message, started, ended)
 
 
-def _require_token(address: str) -> None:
-    """Token authentication is not optional, unless somebody says so in RAY_AUTH_MODE."""
-    if os.environ["RAY_AUTH_MODE"].lower() == "disabled":
-        return
-    given = os.environ.get("RAY_AUTH_TOKEN")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if not given and not file.is_file():
-        raise InvalidInputError(
-            f"token: there is none in {file}; expected the cluster's, which ray get-auth-token --generate makes before "
-            "the cluster is started"
-        )
+def _authorization(address: str) -> dict[str, str]:
+    """The header that shows the token; it is not optional, unless somebody says so in RAY_AUTH_MODE."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if not token:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        try:
+            token = file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            raise InvalidInputError(
+                f"token: there is none in {file}; expected the cluster's, which ray get-auth-token --generate makes "
+                "before the cluster is started"
+            ) from None
+    _require_closed(address)
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _require_closed(address: str) -> None:
+    """Refuse a cluster that asks for no token, before it is shown ours."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=_PROBE_SECONDS).close()
     except urllib.error.HTTPError as error:

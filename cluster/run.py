@@ -7,10 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-# Before Ray is imported. A shell that `ray submit` opens on the head does not know how the cluster was started.
-if (Path.home() / ".ray" / "auth_token").exists() or os.environ.get("RAY_AUTH_TOKEN"):
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 from tune.cli import cli
 from tune.endings import run_as_program
 
@@ -28,4 +24,7 @@ def cluster_arguments(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    # A shell that `ray submit` opens on the head does not know how the cluster was started. Ray is not imported yet.
+    if (Path.home() / ".ray" / "auth_token").exists() or os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     run_as_program(cli, cluster_arguments(sys.argv[1:]))

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cohort, gate, service
+from tests.benchmarks import cohort, gate, scaling, service
 from tests.benchmarks.timing import Timing
 
-PARTS = ("gate", "training", "cohort", "service", "growth")
+PARTS = ("gate", "training", "cohort", "service", "growth", "scaling")
 
 
 @click.command()
@@ -38,6 +38,11 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
         ],
         "cohort": [(f"Cohorts of {model}, a trial", _cohorts(device, model)) for model in ("mlp2", "mlp6")],
         "service": [("Sweep beside a bare loop", lambda: service.sweep_beside_bare_loop(os.cpu_count() or 1))],
+        "scaling": [
+            ("Trials an hour, beside as many times one node's", scaling.nodes),
+            ("What a trial costs the driver", scaling.driver_cost),
+            ("What storing a trial costs the driver", scaling.store_cost),
+        ],
         "growth": [("Cost of a trial as the sweep goes on", lambda: service.growth(trials))],
     }
     for part in parts or PARTS:

@@ -21,7 +21,7 @@ from typing import IO, Self
 __all__ = ["CHECKOUT", "Host", "Lan", "why_impossible"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-_PROGRAMS = ("ip", "unshare", "nsenter", "mount", "sshd", "ssh", "ssh-keygen", "rsync")
+_PROGRAMS = ("ip", "unshare", "nsenter", "mount", "sshd", "ssh", "ssh-keygen", "rsync", "curl")
 _SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _HOME = Path(pwd.getpwuid(os.getuid()).pw_dir)
 

@@ -164,8 +164,10 @@ class Scenario:
             self._step(f"  worker2 ({self.worker2.address}) is cut off, worker3 ({self.worker3.address}) switched on")
             code = process.wait(timeout=600)
             output.seek(0)
-            assert code == 0, output.read()
-        events = [json.loads(line) for line in self._object("cluster/log.jsonl").splitlines()]
+            said = output.read()
+        assert code == 0, said
+        assert "cannot be written" not in said, said
+        events = [json.loads(line) for line in self._log(out).splitlines()]
         nodes = {(event["event"], event.get("node")) for event in events}
         assert ("node_left", self.worker2.address) in nodes, nodes
         assert ("node_joined", self.worker3.address) in nodes, nodes
@@ -189,7 +191,7 @@ class Scenario:
         spec = "experiment: mine\ngrid: {model: mlp2, mode: ours_orig, regularizer: l2, lam: [1e-3, 3e-3]}\n"
         self.laptop.write("~/mine.yaml", spec)
         out = f"s3://{BUCKET}/mine"
-        options = "--set 'seed=[0, 1, 2, 3]' --set epochs=400 --cohort 1 --wait 5s"
+        options = "--set 'seed=[0, 1, 2, 3, 4, 5]' --set epochs=300 --cohort 1 --wait 5s"
         name = self._gcsr(f"submit ~/mine.yaml --out {out} {options} --no-wait").stdout.strip().splitlines()[-1]
         self._wait_for_trials("mine", 2, None)
         metrics = self._metrics()
@@ -199,9 +201,9 @@ class Scenario:
         assert f"gcsr submit resume {name}" in stopped
         self._wait_for_status(name, "stopped")
         before = len(self._rows(out))
-        assert 2 <= before < 8
+        assert 2 <= before < 12
         resumed = self._gcsr(f"submit resume {name}")
-        assert f"8 trials, {8 - before} run now: {8 - before} finished" in resumed.stdout, resumed.stdout
+        assert f"12 trials, {12 - before} run now: {12 - before} finished" in resumed.stdout, resumed.stdout
         # An exit code that is not 0 comes back as it is: the store is there, and nobody said --resume.
         again = self._gcsr(f"submit ~/mine.yaml --out {out} --wait 5s", check=False)
         assert again.returncode == 2, again.stdout
@@ -237,8 +239,9 @@ class Scenario:
         finally:
             Host.stop(process)
 
-    def _object(self, name: str) -> str:
-        return self.store.run("curl", "-sf", f"http://127.0.0.1:{PORT}/{BUCKET}/{name}").stdout
+    def _log(self, out: str) -> str:
+        script = "import sys; from tune.store import Store; print(Store(sys.argv[1]).read_bytes('log.jsonl').decode())"
+        return self._on_laptop(shlex.join(["python", "-c", script, out])).strip()
 
     def _rows(self, out: str) -> list[dict[str, object]]:
         script = (
@@ -307,10 +310,11 @@ def _furnish(host: Host, endpoint: str) -> None:
 @click.command()
 @click.option("--set", "assignments", multiple=True, help="Of the digits sweep, for a shorter one.")
 def main(assignments: tuple[str, ...]) -> None:
-    """Play the scenario, and say what happens."""
+    """Play the scenario, and say what happens; exit code 77 where there can be no hosts."""
     impossible = why_impossible()
     if impossible is not None:
-        raise click.ClickException(f"there can be no hosts on this machine: {impossible}")
+        click.echo(f"skipped: there can be no hosts on this machine: {impossible}", err=True)
+        sys.exit(77)
     with Lan() as lan:
         options = tuple(word for assignment in assignments for word in ("--set", assignment))
         Scenario(lan, click.echo, options).play()

@@ -1,5 +1,6 @@
 """What a cluster has and may grow to; waiting for nodes on a real one."""
 
+import multiprocessing
 import time
 
 import pytest
@@ -33,24 +34,21 @@ def test_the_launchers_file():
     assert (onprem.least, onprem.largest, onprem.grows) == (3, None, False)
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@pytest.mark.slow
+def test_it_refuses_waits_and_goes_on_when_a_node_has_joined(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the cluster lives on this machine, and for this test …
+    process = multiprocessing.get_context("spawn").Process(target=_wait_for_a_node)  # … and Ray reads it once a process
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == 0
+
+
+def _wait_for_a_node():
+    import ray
     from ray.cluster_utils import Cluster
 
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # it lives on this machine, and for this module
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    import ray
-
-    ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
-    yield found
-    ray.shutdown()
-    found.shutdown()
-    patch.undo()
-
-
-@pytest.mark.slow
-def test_it_refuses_waits_and_goes_on_when_a_node_has_joined(cluster):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     said = []
     with pytest.raises(TooSmallError, match=r"threads: a trial that needs 1 CPU a worker can never run") as refused:
         plan_on_cluster(job(), None, said.append)
@@ -67,9 +65,9 @@ def test_it_refuses_waits_and_goes_on_when_a_node_has_joined(cluster):
     plan = plan_on_cluster(job(workers=2), 60.0, say)
     assert plan.slots == 1
     assert "a trial takes 2 workers of 1 CPU" in said[-1]
-    import ray
-
     deadline = time.monotonic() + 20
     while ray.available_resources().get("CPU") != 3 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 3, "what was asked for is given back"
+    ray.shutdown()
+    cluster.shutdown()
