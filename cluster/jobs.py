@@ -142,8 +142,7 @@ class Jobs:
         Raises:
             InvalidInputError: the cluster knows no such job of gcsr's.
         """
-        with self._refused():
-            found = next((job for job in self.all() if job.name == name), None)
+        found = next((job for job in self.all() if job.name == name), None)
         if found is None:
             raise InvalidInputError(
                 f"job: {name!r} is not known to {self.address}; expected one that gcsr submit status lists"
@@ -169,10 +168,10 @@ class Jobs:
         Raises:
             LostJobError: the cluster no longer answers.
         """
-        passed, failures = 0, 0
+        once, failures = _Once(write), 0
         while True:
             try:
-                passed = asyncio.run(self._tail(name, passed, write))
+                asyncio.run(self._tail(name, once))
                 job = self.job(name)
                 if job.status in ENDED:
                     return job
@@ -183,16 +182,10 @@ class Jobs:
                     raise LostJobError(f"{self.address} no longer answers: {' '.join(str(error).split())}") from None
             time.sleep(_POLL_SECONDS if not failures else 2 * _POLL_SECONDS)
 
-    async def _tail(self, name: str, passed: int, write: Callable[[str], None]) -> int:
-        """Pass on the log from character number ``passed`` on; Ray sends it from its beginning each time."""
-        seen = 0
+    async def _tail(self, name: str, once: "_Once") -> None:
+        once.begin()
         async for text in self._client.tail_job_logs(name):
-            new = text[max(0, passed - seen) :]
-            seen += len(text)
-            if new:
-                write(new)
-                passed += len(new)
-        return passed
+            once.write(text)
 
     def stop(self, name: str) -> None:
         """End a job: its driver is told, and killed if it does not listen. Every ended trial is stored."""
@@ -212,6 +205,26 @@ class Jobs:
             if isinstance(error, InvalidInputError):
                 raise
             raise InvalidInputError(f"address: {self.address} cannot be used: {_first_line(error)}") from None
+
+
+class _Once:
+    """Passes on each character of a log once, however often the log is sent from its beginning."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._passed = self._position = 0
+
+    def begin(self) -> None:
+        """The log is sent from its beginning."""
+        self._position = 0
+
+    def write(self, text: str) -> None:
+        """The next part of the log."""
+        new = text[max(0, self._passed - self._position) :]
+        self._position += len(text)
+        if new:
+            self._write(new)
+            self._passed = self._position
 
 
 def _job(details: Any) -> Job | None:

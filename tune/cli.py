@@ -1,4 +1,4 @@
-"""The console script ``gcsr``: parses, calls, and turns every error into one line and an exit code."""
+"""The commands of ``gcsr`` that run where they are called; `cluster.cli` adds those for jobs on a cluster."""
 
 import shlex
 import sys

@@ -185,7 +185,8 @@ class Store:
         while True:
             tables, damaged, moved = [], [], False
             # Of a trial that is in two files the first counts: a file of its own is the newest.
-            for info in sorted(self.files("trials"), key=lambda i: i.base_name.startswith(_PART)) + self._compacting():
+            found, merging = self._listing("trials")
+            for info in sorted(found, key=lambda i: i.base_name.startswith(_PART)) + merging:
                 try:
                     with self._files.reading(info.path) as file:
                         tables.append(_conform(pq.read_table(file, columns=wanted), wanted))
@@ -226,12 +227,16 @@ class Store:
 
     def epoch_files(self) -> list[str]:
         """The files that hold every row of ``epochs/`` once."""
-        files = {info.path for info in self.files("epochs")}
-        for info in self.files("compacting"):  # a merge under way, or one that was killed
-            if info.base_name.startswith("epochs-"):
-                files -= {self.path("epochs", name) for name in self.sources(info.path)}
-                files.add(info.path)
-        return sorted(files)
+        while True:
+            found, merging = self._listing("epochs")
+            files = {info.path for info in found}
+            try:
+                for info in merging:
+                    files -= {self.path("epochs", name) for name in self.sources(info.path)}
+                    files.add(info.path)
+                return sorted(files)
+            except FileNotFoundError:
+                continue  # that merge has just ended
 
     # -- files ------------------------------------------------------------------------------------------------
 
@@ -243,8 +248,17 @@ class Store:
             raise self._unreachable(error) from None
         return [i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(_BUSY)]
 
-    def _compacting(self) -> list[pafs.FileInfo]:
-        return [info for info in self.files("compacting") if info.base_name.startswith("trials-")]
+    def _listing(self, folder: str) -> tuple[list[pafs.FileInfo], list[pafs.FileInfo]]:
+        """The files of a folder, and those of merges under way (or killed) that replace some of them.
+
+        A merge that ends between the two listings would be in neither: then they are made again.
+        """
+        while True:
+            found = self.files(folder)
+            merging = [info for info in self.files("compacting") if info.base_name.startswith(f"{folder}-")]
+            before = {info.base_name for info in found}
+            if all(i.base_name in before for i in self.files(folder) if i.base_name.startswith(_PART)):
+                return found, merging
 
     def is_readable(self, path: str) -> bool:
         """Whether a Parquet file's footer and schema can be read."""

@@ -204,13 +204,14 @@ class Scenario:
         assert 2 <= before < 12
         resumed = self._gcsr(f"submit resume {name}")
         assert f"12 trials, {12 - before} run now: {12 - before} finished" in resumed.stdout, resumed.stdout
-        # An exit code that is not 0 comes back as it is: the store is there, and nobody said --resume.
-        again = self._gcsr(f"submit ~/mine.yaml --out {out} --wait 5s", check=False)
-        assert again.returncode == 2, again.stdout
-        assert "holds a sweep already; add --resume" in again.stdout
+        # An exit code that is not 0 comes back as it is: here of a folder that is on the head alone.
+        apart = self._gcsr("submit ~/mine.yaml --out /root/apart --wait 5s", check=False)
+        assert apart.returncode == 2, apart.stdout
+        assert "out: '/root/apart' is not shared with this node" in apart.stdout, apart.stdout
+        assert self.head.run("test", "-e", "/root/apart", check=False).returncode == 1, "nothing is left behind"
         listed = re.findall(r"^ *(gcsr-\S+) +(\w+)", self._gcsr("submit status").stdout, re.MULTILINE)
         assert [status for _, status in listed] == ["failed", "succeeded", "stopped"], listed
-        assert "holds a sweep already" in self._gcsr(f"submit logs {listed[0][0]}").stdout
+        assert "is not shared with this node" in self._gcsr(f"submit logs {listed[0][0]}").stdout
         secret = self.laptop.read("~/.ray/auth_token").strip()
         found = self.head.run("grep", "-rlF", secret, "/tmp/ray", check=False)
         assert found.returncode == 1, f"the token stands in {found.stdout}"

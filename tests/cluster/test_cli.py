@@ -14,7 +14,7 @@ from dataclasses import asdict
 import pytest
 
 from cluster.cli import _job_command, cli, main
-from cluster.jobs import JobCommand
+from cluster.jobs import JobCommand, _Once
 from cluster.package import packed
 from cluster.run import cluster_arguments
 from gcsr import InvalidInputError
@@ -149,6 +149,16 @@ def test_a_jobs_command_goes_to_the_cluster_and_back_word_for_word(tmp_path):
     assert _job_command("sweep", "digits", "s3://b/x", ()).words() == ["sweep", "digits", "--out", "s3://b/x"]
     for foreign in (None, {}, {"gcsr": "no"}, {"gcsr": "{}"}):
         assert JobCommand.of(foreign) is None
+
+
+def test_a_log_that_is_sent_again_is_shown_once():
+    shown = []
+    once = _Once(shown.append)
+    for parts in (["one\n", "two\n"], ["one\ntw"], ["one\ntwo\nthr", "ee\n"], []):
+        once.begin()
+        for part in parts:
+            once.write(part)
+    assert "".join(shown) == "one\ntwo\nthree\n"
 
 
 def test_a_spec_that_does_not_parse_is_refused(tmp_path):

@@ -151,3 +151,24 @@ def test_a_damaged_file_is_not_merged_and_a_damaged_part_is_put_aside(tmp_path):
     recover(store)
     assert not store.ended()  # all of them run again
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == [f"trials-{part}"]
+
+
+def test_a_merge_that_ends_between_two_listings_is_missed_by_none(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(8))
+    names = [f"{row['trial_id']}.parquet" for row in rows]
+    for folder in ("trials", "epochs"):
+        store.write_merged(f"compacting/{folder}-part-0-a.parquet", [f"{folder}/{name}" for name in names])
+        for name in names:
+            store.remove(f"{folder}/{name}")
+    listed = store.files
+
+    def files(folder):
+        if folder == "compacting":  # the reader has seen the folder itself by now
+            for each in ("trials", "epochs"):
+                if store.modified(f"compacting/{each}-part-0-a.parquet") is not None:
+                    store.move(f"compacting/{each}-part-0-a.parquet", f"{each}/part-0-a.parquet")
+        return listed(folder)
+
+    monkeypatch.setattr(store, "files", files)
+    assert len(store.read_trials(["seed"]).table) == 8
