@@ -31,7 +31,8 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
     """
     found = [info for info in store.files("trials") if not _PART.fullmatch(info.base_name)]
     if len(found) >= singles:
-        names = [info.base_name for info in found if store.has_ended(info.base_name)]
+        ended = store.each(store.has_ended, [info.base_name for info in found])
+        names = [info.base_name for info, has in zip(found, ended, strict=True) if has]
         if len(names) >= singles:
             there = {info.base_name for info in store.files("epochs")}
             # Rows first: epochs without a row are no harm, a row without its epochs would be.
@@ -68,7 +69,8 @@ def _level(info: pafs.FileInfo) -> int | None:
 
 
 def _merge(store: Store, folder: str, names: Sequence[str], *, level: int) -> None:
-    readable = [name for name in names if store.is_readable(store.path(folder, name))]
+    fit = store.each(store.is_readable, [store.path(folder, name) for name in names])
+    readable = [name for name, good in zip(names, fit, strict=True) if good]
     if len(readable) < 2:
         return
     part = f"part-{level}-{uuid.uuid4().hex}.parquet"
@@ -80,6 +82,5 @@ def _merge(store: Store, folder: str, names: Sequence[str], *, level: int) -> No
 
 
 def _finish(store: Store, folder: str, part: str, replaced: Sequence[str]) -> None:
-    for name in replaced:
-        store.remove(f"{folder}/{name}")
+    store.each(store.remove, [f"{folder}/{name}" for name in replaced])
     store.move(f"compacting/{folder}-{part}", f"{folder}/{part}")

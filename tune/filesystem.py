@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ class Files:
             ) from None
         self.root: str = root.rstrip("/") or "/"
         self._made: set[str] = set()  # folders that are there: asking again costs a remote store three requests
+        self._making = threading.Lock()
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def info(self, path: str) -> pafs.FileInfo:
@@ -121,9 +123,13 @@ class Files:
         self._patiently(lambda: self.filesystem.move(path, target))
 
     def _make(self, folder: str) -> None:
-        if self.is_local or folder not in self._made:
-            self._patiently(lambda: self.filesystem.create_dir(folder, recursive=True))
-            self._made.add(folder)
+        if self.is_local:
+            self.filesystem.create_dir(folder, recursive=True)
+            return
+        with self._making:  # several threads write at once
+            if folder not in self._made:
+                self._patiently(lambda: self.filesystem.create_dir(folder, recursive=True))
+                self._made.add(folder)
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         for attempt in range(1 if self.is_local else _ATTEMPTS):

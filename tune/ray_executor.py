@@ -18,6 +18,7 @@ from gcsr import TrialConfig
 from tune.capacity import alive_nodes, plan_on_cluster
 from tune.node_check import NodeChecks
 from tune.placement import TrialPlan, plan_trials
+from tune.ray_scheduler import SparingScheduler
 from tune.ray_searcher import UnitSearcher
 from tune.recorder import Listener
 from tune.relay import NodeWatch, Relay, StopOnError
@@ -153,6 +154,7 @@ class RayExecutor:
                 param_space=space | (self._shared if searcher is None else {}),
                 tune_config=ray_tune.TuneConfig(
                     search_alg=searcher,
+                    scheduler=SparingScheduler(self.slots),
                     num_samples=1 if searcher is None else -1,
                     reuse_actors=not several,
                     # A searcher is asked for as many as may run; a grid's trials wait in Tune.

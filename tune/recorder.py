@@ -1,13 +1,14 @@
 """What happens while trials run, told to all who want to know: the store first, then logs, metrics and the screen."""
 
 import contextlib
+import threading
 from collections.abc import Sequence, Set
 from types import TracebackType
 from typing import Protocol, Self
 
-from tune.compaction import SINGLES, compact
 from tune.store import Store
-from tune.trial import Outcome, checkpoint_name
+from tune.store_writer import StoreWriter
+from tune.trial import Outcome
 
 __all__ = ["Listener", "Observer", "Recorder"]
 
@@ -36,51 +37,57 @@ class Observer(Listener, Protocol):
 
 
 class Recorder:
-    """Stores every outcome at once, then tells the observers; a context manager and a `Listener`.
+    """Stores every outcome, then tells the observers; a context manager and a `Listener`.
+
+    Storing goes on beside the run (`tune.store_writer`): an outcome that could not be stored raises at the next call,
+    and at the end of the block at the latest.
 
     Args:
         store: where.
         stored: ids of the trials that had ended before; if one runs again, its outcome is dropped.
-        observers: in the order in which they are told.
+        observers: in the order in which they are told, one call at a time, by whichever thread.
     """
 
     def __init__(self, store: Store, stored: Set[str], observers: Sequence[Observer]) -> None:
         self.failures: list[str] = []
         self.statuses: dict[str, int] = {}
-        self._store, self._stored, self._observers = store, stored, observers
-        self._since_merge = SINGLES  # look at the first: an earlier run may have left many
+        self._before, self._observers = stored, observers
+        self._telling = threading.Lock()
+        self._writer = StoreWriter(store, self._stored)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         for observer in self._observers:
             self._stack.enter_context(observer)
+        self._stack.enter_context(self._writer)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, value, trace)
-        if kind is None:
-            compact(self._store)
 
     def ended(self, outcome: Outcome) -> None:
-        """A trial ended: its row is on disk when the observers hear of it."""
-        row = outcome.row
-        if row["trial_id"] in self._stored:
-            return  # it ran again only to keep the others company
-        self._store.write_trial(row, outcome.epochs)
-        self._store.remove(checkpoint_name(row["trial_id"]))
-        self.statuses[row["status"]] = self.statuses.get(row["status"], 0) + 1
-        if row["status"] == "failed":
-            self.failures.append(f"{row['trial_id']}: {row['error']}")
-        for observer in self._observers:
-            observer.ended(outcome)
-        self._since_merge += 1
-        if self._since_merge >= SINGLES:
-            compact(self._store)
-            self._since_merge = 0
+        """A trial ended: its row will be in the store when the observers hear of it."""
+        if outcome.row["trial_id"] not in self._before:  # else it ran again only to keep the others company
+            self._writer.write(outcome)
 
     def noticed(self, event: str, **fields: object) -> None:
         """Something else happened: passed on."""
-        for observer in self._observers:
-            observer.noticed(event, **fields)
+        self._writer.check()
+        with self._telling:
+            for observer in self._observers:
+                observer.noticed(event, **fields)
+
+    def wait(self) -> None:
+        """Return when every outcome so far is stored and told."""
+        self._writer.wait()
+
+    def _stored(self, outcome: Outcome) -> None:
+        row = outcome.row
+        with self._telling:
+            self.statuses[row["status"]] = self.statuses.get(row["status"], 0) + 1
+            if row["status"] == "failed":
+                self.failures.append(f"{row['trial_id']}: {row['error']}")
+            for observer in self._observers:
+                observer.ended(outcome)

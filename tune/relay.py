@@ -1,6 +1,7 @@
 """Between Tune's experiment and the sweep: outcomes, lost workers, nodes that come and go."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray import tune as ray_tune
@@ -28,11 +29,11 @@ class NodeWatch:
         self._known = {node["NodeID"]: node for node in alive_nodes()}
         self._next = 0.0
 
-    def look(self, running: int, listener: Listener) -> None:
+    def look(self, trials: Sequence[Any], listener: Listener) -> None:
         """Tell the listener, if it is time again.
 
         Args:
-            running: how many trials run.
+            trials: Tune's.
             listener: to be told.
         """
         if time.monotonic() < self._next:
@@ -48,6 +49,7 @@ class NodeWatch:
         for node, problem in self._checks.finished():
             if problem is not None:
                 listener.noticed("node_unfit", node=node["NodeManagerAddress"], problem=problem)
+        running = sum(trial.status == "RUNNING" for trial in trials)
         listener.noticed("pulse", running=running, nodes=len(now))
 
 
@@ -73,8 +75,9 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A unit ended."""
+        outcomes = result.pop(OUTCOME)  # Tune keeps each trial's last result for as long as the experiment lasts
         try:
-            for outcome in result[OUTCOME] if self.error is None else ():
+            for outcome in outcomes if self.error is None else ():
                 self._listener.ended(outcome)
         except Exception as error:  # the disk is full, the store is gone
             self.error = error
@@ -90,9 +93,8 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune goes once round its loop."""
         if self._watch is not None and self.error is None:
-            running = sum(trial.status == "RUNNING" for trial in trials)
             try:
-                self._watch.look(running, self._listener)
+                self._watch.look(trials, self._listener)
             except Exception as error:
                 self.error = error
 

@@ -191,6 +191,7 @@ class _Feeding:
 
     def ended(self, outcome: Outcome) -> None:
         self._recorder.ended(outcome)
+        self._recorder.wait()
         self._source.ended(outcome.row)
 
     def noticed(self, event: str, **fields: object) -> None:

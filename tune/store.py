@@ -9,12 +9,14 @@ hold several trials each (`tune.compaction`). ``DIR`` is a path or a URI of pyar
 import contextlib
 import fcntl
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -26,13 +28,16 @@ from tune.filesystem import Files, one_line
 from tune.lease import lease
 from tune.schema import EPOCHS, TRIALS
 
-__all__ = ["DamagedStoreError", "Store", "StoreError", "Trials"]
+__all__ = ["CONCURRENT", "DamagedStoreError", "Store", "StoreError", "Trials"]
 
+CONCURRENT = 16  # requests to an object store at once
 _MANIFEST = "sweep.json"
 _LOCK = ".lock"
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"
 _ROW_GROUP = 100_000  # rows
+T = TypeVar("T")
+R = TypeVar("R")
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
 
@@ -282,15 +287,29 @@ class Store:
             pq.ParquetWriter(stream, schema, compression="zstd") as writer,
         ):
             waiting: list[pa.Table] = []
-            for source in sources:
-                with self._files.reading(self.path(source)) as file:
-                    for table in _batches(file, source, schema):
-                        waiting.append(table)
-                        if sum(map(len, waiting)) >= _ROW_GROUP:
-                            writer.write_table(pa.concat_tables(waiting))
-                            waiting = []
+            for table in self._tables(sources, schema):
+                waiting.append(table)
+                if sum(map(len, waiting)) >= _ROW_GROUP:
+                    writer.write_table(pa.concat_tables(waiting))
+                    waiting = []
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
+
+    def _tables(self, sources: list[str], schema: pa.Schema) -> Iterator[pa.Table]:
+        """The rows of some files of a folder, in order; of parts, which may be large, a piece at a time."""
+
+        def whole(source: str) -> list[pa.Table]:
+            with self._files.reading(self.path(source)) as file:
+                return list(_batches(file, source, schema))
+
+        for start in range(0, len(sources), CONCURRENT):
+            few = sources[start : start + CONCURRENT]
+            if any(source.rpartition("/")[2].startswith(_PART) for source in few):
+                for source in few:
+                    with self._files.reading(self.path(source)) as file:
+                        yield from _batches(file, source, schema)
+            else:
+                yield from itertools.chain.from_iterable(self.each(whole, few))
 
     def sources(self, path: str) -> list[str]:
         """Names of the files that a merged one replaces."""
@@ -301,6 +320,13 @@ class Store:
     def move(self, name: str, target: str) -> None:
         """Give a file another name; where that is not atomic, it has both names for a moment."""
         self._files.move(self.path(name), self.path(target))
+
+    def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """The function of each item, in order: on an object store many at once, as each waits for the network."""
+        if self.is_local or len(items) < 2:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(min(CONCURRENT, len(items)), "gcsr-store") as pool:
+            return list(pool.map(function, items))
 
     # -- bytes ------------------------------------------------------------------------------------------------
 

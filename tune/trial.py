@@ -70,6 +70,10 @@ class Outcome:
     row: dict[str, Any]
     epochs: list[dict[str, Any]]
 
+    def __repr__(self) -> str:
+        # Tune formats every result for debug messages that nobody reads: 300 epochs would cost milliseconds each time.
+        return f"Outcome({self.row['trial_id']}, {self.row['status']}, {len(self.epochs)} epochs)"
+
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is the GPU if there is one.

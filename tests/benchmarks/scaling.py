@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.dataset as pads
 
 from gcsr import EpochRecord, TrialConfig, TrialResult
@@ -76,52 +78,60 @@ def outcome(config: TrialConfig) -> Outcome:
 
 def nodes(wait: float = 4.0, each: int = 10) -> dict[str, Timing]:
     """Trials an hour on 1, 2 and 4 nodes of four cores each: every core gets so many trials of so many seconds."""
-    rates = {count: _rate(count, wait, each * count * _CORES) for count in (1, 2, 4)}
-    ideal = {count: count * rates[1] for count in rates}
+    rates = {count: 1 / _cost(count, wait, each * count * _CORES, first=count * _CORES).wall for count in (1, 2, 4)}
     return {
         f"{count} nodes, {count * _CORES} cores: {3600 * rate:,.0f} trials an hour": Timing(
-            1 / rate, rate / ideal[count]
+            1 / rate, rate / (count * rates[1])
         )
         for count, rate in rates.items()
     }
 
 
-def driver_cost(trials: int = 600) -> dict[str, Timing]:
-    """A trial that takes no time: what Tune, Ray and a store on a disk take of the driver's one thread."""
-    few, many = 1 / _rate(1, 0.0, trials), 1 / _rate(4, 0.0, trials)
+def driver_cost(trials: int = 1200) -> dict[str, Timing]:
+    """A trial that takes no time: what Tune, Ray and a store on a disk take of the driver, once all workers are up."""
+    few, many = (_cost(count, 0.0, trials, first=trials // 2) for count in (1, 4))
     return {
-        f"a trial, {_CORES} workers, local store": Timing(few, 1.0),
-        f"a trial, {4 * _CORES} workers, local store": Timing(many, many / few),
+        f"{_CORES} workers: from one trial's end to the next": Timing(few.wall, 1.0),
+        f"{_CORES} workers: processor time of the driver": Timing(few.processor, few.processor / few.wall),
+        f"{4 * _CORES} workers: from one trial's end to the next": Timing(many.wall, many.wall / few.wall),
+        f"{4 * _CORES} workers: processor time of the driver": Timing(many.processor, many.processor / few.wall),
     }
 
 
-def store_cost(latency: float = 0.03, trials: int = 40) -> dict[str, Timing]:
-    """Storing one trial on a disk, and in an object store whose every request takes so long."""
+def store_cost(latency: float = 0.03, trials: int = 512) -> dict[str, Timing]:
+    """A trial's way into a store on a disk, and into an object store whose every request takes so long."""
+    from tune.recorder import Recorder
+
     spec = SweepSpec(experiment="scaling", grid={"seed": list(range(trials)), "mode": "baseline", "lam": 1e-3})
     outcomes = [outcome(config) for config in spec.trials()]
 
     def each(location: str) -> float:
-        from tune.recorder import Recorder
-
-        store = Store(location)
-        with Recorder(store, set(), []) as recorder:
-            began = time.perf_counter()
+        began = time.perf_counter()
+        with Recorder(Store(location), set(), []) as recorder:
             for one in outcomes:
                 recorder.ended(one)
-            return (time.perf_counter() - began) / trials
+        return (time.perf_counter() - began) / trials
 
     with tempfile.TemporaryDirectory() as folder, _object_store(latency) as (location, requests):
         local = each(str(Path(folder) / "out"))
         remote = each(location)
         count = requests() / trials
     return {
-        "storing a trial on a disk": Timing(local, 1.0),
+        "a trial into a store on a disk, merged": Timing(local, 1.0),
         f"… in S3, {1000 * latency:.0f} ms a request: {count:.1f} requests": Timing(remote, remote / local),
     }
 
 
-def _rate(count: int, wait: float, trials: int) -> float:
-    """Trials a second between the first end and the last, on so many nodes."""
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Seconds a trial: on the clock, and of the driver's processor time."""
+
+    wall: float
+    processor: float
+
+
+def _cost(count: int, wait: float, trials: int, *, first: int) -> _Cost:
+    """Of a trial on so many nodes, from the end of the `first` on: before that, workers are still starting."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -135,16 +145,35 @@ def _rate(count: int, wait: float, trials: int) -> float:
         for _ in range(count):
             cluster.add_node(num_cpus=_CORES)
         grid = {"seed": list(range(trials)), "mode": "baseline", "lam": 1e-3}
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _clock() as ticks:
             options = RunOptions(address=cluster.address, cohort=1)
             run_sweep(SweepSpec(experiment="scaling", grid=grid), Store(str(Path(folder) / "out")), options)
-            ends = sorted(pads.dataset(Path(folder) / "out" / "trials").to_table()["finished_at"].to_pylist())
-        skipped = count * _CORES  # the workers are still starting
-        return (len(ends) - 1 - skipped) / (ends[-1] - ends[skipped]).total_seconds()
+            table = pads.dataset(Path(folder) / "out" / "trials").to_table()
+        ends = sorted(end.timestamp() for end in table["finished_at"].to_pylist())
+        used = np.interp([ends[first], ends[-1]], *zip(*ticks, strict=True))
+        timed = len(ends) - 1 - first
+        return _Cost((ends[-1] - ends[first]) / timed, float(used[1] - used[0]) / timed)
     finally:
         tune.ray_executor.SweepTrainable = real  # type: ignore[misc]
         ray.shutdown()
         cluster.shutdown()
+
+
+@contextmanager
+def _clock() -> Iterator[list[tuple[float, float]]]:
+    """Time and this process's processor time, noted twice a second."""
+    ticks, done = [(time.time(), time.process_time())], threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.5):
+            ticks.append((time.time(), time.process_time()))
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    yield ticks
+    done.set()
+    thread.join()
+    ticks.append((time.time(), time.process_time()))
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_pa
     left, calls = 2, 0
     while left:
         # Ray's first worker needs seconds to start, and the limit is counted from the command.
-        limit, at_once = (0.4, None) if executor == "inline" else (12.0, 1)
+        limit, at_once = (0.4, None) if executor == "inline" else (12.0 + 6.0 * calls, 1)
         options = RunOptions(executor=executor, resume=True, cohort=1, time_limit=limit, max_concurrent=at_once)
         outcome = run_sweep(spec, pieces, options)
         left, calls = outcome.left, calls + 1
