@@ -55,6 +55,7 @@ class Checkpointer:
         storage: where.
         every_epochs: save after every so many epochs.
         min_seconds: but not sooner than this after the last save (a short trial is cheaper to repeat than to save).
+        max_share: of the time, that saving may take: storage that is slow, or shared with many, is used less often.
         deadline: as `time.time` counts; once it has passed every epoch is saved, and training stops there.
     """
 
@@ -64,19 +65,21 @@ class Checkpointer:
         *,
         every_epochs: int = 1,
         min_seconds: float = 0.0,
+        max_share: float = 1.0,
         deadline: float | None = None,
     ) -> None:
         self.storage = storage
         self._deadline = deadline
         self._every_epochs = every_epochs
         self._min_seconds = min_seconds
-        self._last = time.monotonic()
+        self._max_share = max_share
+        self._next = time.monotonic() + min_seconds
 
     def due(self, epochs_done: int) -> bool:
         """Whether a checkpoint is to be saved after ``epochs_done`` epochs."""
         if self.out_of_time():
             return True
-        waited = time.monotonic() - self._last >= self._min_seconds
+        waited = time.monotonic() >= self._next
         return waited and epochs_done % self._every_epochs == 0
 
     def out_of_time(self) -> bool:
@@ -85,10 +88,12 @@ class Checkpointer:
 
     def save(self, trial_id: str, state: dict[str, Any]) -> None:
         """Write ``state`` (tensors and plain values) for the trial."""
+        began = time.monotonic()
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "trial_id": trial_id, "state": state}, buffer)
         self.storage.write(buffer.getvalue())
-        self._last = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(self._min_seconds, (now - began) * (1 / self._max_share - 1))
 
     def load(self, trial_id: str, device: torch.device) -> dict[str, Any] | None:
         """The state last saved for this trial; None if there is none.

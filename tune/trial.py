@@ -27,6 +27,8 @@ __all__ = [
     "train_trial",
 ]
 
+_CHECKPOINT_SHARE = 0.05  # of a trial's time: a thousand GPUs share one store
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepJob:
@@ -124,7 +126,9 @@ def train_trial(
     """
     storage = StoredCheckpoint(Store(job.store), config.trial_id)
     data = dataset_of(config, job, device)
-    checkpointer = Checkpointer(storage, min_seconds=job.checkpoint_seconds, deadline=job.deadline)
+    checkpointer = Checkpointer(
+        storage, min_seconds=job.checkpoint_seconds, max_share=_CHECKPOINT_SHARE, deadline=job.deadline
+    )
 
     def trained() -> TrialResult:
         return train(config, data, checkpointer=checkpointer, group=group, stop_collapsed=job.stop_collapsed)

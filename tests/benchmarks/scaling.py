@@ -78,7 +78,7 @@ def outcome(config: TrialConfig) -> Outcome:
 
 def nodes(wait: float = 4.0, each: int = 10) -> dict[str, Timing]:
     """Trials an hour on 1, 2 and 4 nodes of four cores each: every core gets so many trials of so many seconds."""
-    rates = {count: 1 / _cost(count, wait, each * count * _CORES, first=count * _CORES).wall for count in (1, 2, 4)}
+    rates = {count: 1 / _cost(count, wait, each * count * _CORES, first=count * _CORES - 1).wall for count in (1, 2, 4)}
     return {
         f"{count} nodes, {count * _CORES} cores: {3600 * rate:,.0f} trials an hour": Timing(
             1 / rate, rate / (count * rates[1])
