@@ -151,7 +151,7 @@ def _title(process: psutil.Process) -> str:
 def test_a_trial_over_two_workers_on_ray_survives_one_of_them(tmp_path):
     spec = tmp_path / "spec.yaml"
     spec.write_text(
-        "experiment: test\nworkers: 2\ngrid: {model: mlp6, mode: ours_orig, lam: 1e-3, epochs: 600, seed: 0}\n"
+        "experiment: test\nworkers: 2\ngrid: {model: mlp6, mode: ours_orig, lam: 1e-3, epochs: 300, seed: 0}\n"
     )
     out = tmp_path / "out"
     driver = _sweep_process(spec, out)
@@ -184,11 +184,10 @@ def test_a_fault_of_the_trials_own_is_not_tried_again_by_workers(tmp_path, monke
     spec = SPEC.replace(
         {"dataset": "cifar10", "mode": "baseline", "regularizer": "l2", "lam": 1e-3, "seed": 0, "workers": 2}
     )
-    began = time.monotonic()
     outcome = run_sweep(spec, Store(str(tmp_path / "out")), RunOptions(data=str(tmp_path)))
     assert outcome.statuses == {"failed": 1}
     assert "DataError: dataset: cifar10 is not in" in outcome.failures[0]
-    assert time.monotonic() - began < 60, "tried more than once"
+    assert '"worker_lost"' not in (tmp_path / "out" / "log.jsonl").read_text(), "taken for a fault of the machine"
 
 
 @pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
