@@ -30,14 +30,14 @@ from tune.schema import EPOCHS, TRIALS
 
 __all__ = ["CONCURRENT", "DamagedStoreError", "Store", "StoreError", "Trials"]
 
+T = TypeVar("T")
+R = TypeVar("R")
 CONCURRENT = 16  # requests to an object store at once
 _MANIFEST = "sweep.json"
 _LOCK = ".lock"
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"
 _ROW_GROUP = 100_000  # rows
-T = TypeVar("T")
-R = TypeVar("R")
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
 

@@ -1,10 +1,9 @@
 """Writes to the store beside the run: who hands an outcome over waits neither for the disk nor for the network."""
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tune.compaction import SINGLES, compact
 from tune.store import CONCURRENT, Store
@@ -12,6 +11,7 @@ from tune.trial import Outcome, checkpoint_name
 
 __all__ = ["StoreWriter"]
 
+T = TypeVar("T")
 _WAITING = 256  # outcomes that are handed over and not yet stored, at most
 
 
@@ -32,7 +32,6 @@ class StoreWriter:
         self._merger = ThreadPoolExecutor(1, "gcsr-merge")
         self._merging: Future[None] | None = None
         self._since_merge = SINGLES  # look at the first: an earlier run may have left many
-        self._room = threading.BoundedSemaphore(_WAITING)
         self._waiting: set[Future[None]] = set()
         self._error: BaseException | None = None
 
@@ -60,14 +59,13 @@ class StoreWriter:
             OSError, pyarrow.ArrowException: an earlier one could not be stored.
         """
         self.check()
-        self._room.acquire()
-        future = self._writers.submit(self._write, outcome)
-        self._waiting.add(future)
-        future.add_done_callback(self._done)
+        if len(self._waiting) >= _WAITING:
+            self._waiting = wait(self._waiting, return_when=FIRST_COMPLETED).not_done
+        self._waiting.add(self._writers.submit(self._guarded, self._write, outcome))
         self._since_merge += 1
         if self._since_merge >= SINGLES and (self._merging is None or self._merging.done()):
             self._since_merge = 0
-            self._merging = self._merger.submit(self._merge)
+            self._merging = self._merger.submit(self._guarded, compact, self._store)
 
     def wait(self) -> None:
         """Return when everything handed over is stored.
@@ -75,26 +73,19 @@ class StoreWriter:
         Raises:
             OSError, pyarrow.ArrowException: something could not be.
         """
-        for future in list(self._waiting):
-            future.result()
+        self._waiting = wait(self._waiting).not_done
         self.check()
 
     def _write(self, outcome: Outcome) -> None:
+        self._store.write_trial(outcome.row, outcome.epochs)
+        self._store.remove(checkpoint_name(outcome.row["trial_id"]))
+        self._stored(outcome)
+
+    def _guarded(self, work: Callable[[T], None], item: T) -> None:
+        """In a thread: the first error is kept for the thread that hands outcomes over, and ends all other work."""
         if self._error is not None:
             return  # a store that is gone would be waited for once an outcome
         try:
-            self._store.write_trial(outcome.row, outcome.epochs)
-            self._store.remove(checkpoint_name(outcome.row["trial_id"]))
-            self._stored(outcome)
-        except BaseException as error:  # kept for the thread that hands outcomes over
-            self._error = self._error or error
-
-    def _merge(self) -> None:
-        try:
-            compact(self._store)
+            work(item)
         except BaseException as error:
             self._error = self._error or error
-
-    def _done(self, future: Future[None]) -> None:
-        self._waiting.discard(future)
-        self._room.release()
