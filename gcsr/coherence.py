@@ -1,8 +1,8 @@
 """The gradient sign coherence rate π (eq. 9, footnote 2): counting without a float sum or a product.
 
-`count_reference` is the formula, readable. `CoherenceCounter` gives the same integers, fast: float32 on CPUs in
-one compiled pass (`gcsr.native`), everything else with torch, where small tensors are gathered into one buffer and
-large ones cut into pieces, so that every operation but the first reads from cache. Under data parallelism each rank
+`count_reference` is the formula, readable. `CoherenceCounter` gives the same integers, fast: float32 in one compiled
+pass (`gcsr.memory_pass`), everything else with torch, where small tensors are gathered into one buffer and large
+ones cut into pieces, so that every operation but the first reads from cache. Under data parallelism each rank
 counts its own slice of the flattened parameters, or its shard.
 
 The sum ``g + λ∇Ω`` is rounded twice (product, then sum; never a fused multiply-add), so that a penalty
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gcsr.native import ParameterPass, eligible, library
+from gcsr.parameter_pass import ParameterPass, can_pass
 from gcsr.penalty import Regularizer, penalty_gradient
 
 if TYPE_CHECKING:
@@ -149,11 +149,10 @@ class CoherenceCounter:
         self._scale = 2 * lam if regularizer == "l2" else lam
         self._device = self.params[0].device
         slices = counted_slices(self.params, rank, world_size)
-        loaded = library() if eligible(self.params) else None
-        self._native: ParameterPass | None = None
-        if loaded is not None:
+        self._pass: ParameterPass | None = None
+        if can_pass(self.params):
             counted = {index: (start, stop) for index, start, stop in slices}
-            self._native = ParameterPass(loaded, self.params, counted, lam, regularizer)
+            self._pass = ParameterPass(self.params, counted, lam, regularizer)
         piece = _CPU_PIECE if self._device.type == "cpu" else 1 << 62
         self._gathered: list[list[tuple[int, int, int]]] = []  # groups of small slices
         self._pieces: list[tuple[int, int, int]] = []
@@ -170,10 +169,15 @@ class CoherenceCounter:
 
     def count(self) -> Counts:
         """Counts over the parameters' current ``.grad`` and values (see `Counts`)."""
-        if self._native is not None and self._native.point():
-            self._native.run(count=True)
-            return Counts(*self._native.counts())
+        if self._pass is not None and self._pass.point():
+            self._pass.memory.run(count=True)
+            return Counts(*self._pass.counts())
         return self._count_with_torch()
+
+    def after_capture(self) -> None:
+        """See `gcsr.optim.GatedOptimizer.after_capture`."""
+        if self._pass is not None:
+            self._pass.memory.after_capture()
 
     def _count_with_torch(self) -> Counts:
         grads = [None if p.grad is None else local(p.grad) for p in self.params]

@@ -23,8 +23,9 @@ from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.gate import Gate, choose_gamma
+from gcsr.graph import ReplayedStep, capture_for
 from gcsr.optim import regularized_parameters
-from gcsr.precision import autocast, matmul_precision
+from gcsr.precision import arithmetic, autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.trainer import new_network
 
@@ -60,7 +61,7 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
     device = data.train_images.device
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        matmul_precision(configs[0].precision),
+        arithmetic(configs[0].precision),
     ):
         cohort = _Cohort(configs, data, stop_collapsed)
         for epoch in range(configs[0].epochs):  # type: ignore[arg-type]
@@ -86,6 +87,7 @@ class _Cohort:
         stacked, _ = stack_module_state(models)
         self.weights: dict[str, Tensor] = {name: p.detach().requires_grad_() for name, p in stacked.items()}
         self.stepper = stepper(self.weights, self.regularized, configs, {})
+        self.capture = capture_for(self.device)
         self.size = sum(self.weights[name][0].numel() for name in self.regularized)
         self.skeleton = models[0].to("meta")
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
@@ -102,6 +104,12 @@ class _Cohort:
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
 
     def _set_vectors(self) -> None:
+        """What steps read, for the trials that are in the cohort now."""
+        self.step = ReplayedStep(
+            self._step, self.capture, decisions=lambda: self.decided, after_capture=self.stepper.after_capture
+        )
+        self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
+        self.sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)
         self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
@@ -115,27 +123,36 @@ class _Cohort:
         began = time.perf_counter()
         self._choose_gammas(epoch)
         lrs = [config.lr * config.lr_decay ** (epoch // config.lr_decay_epochs) for config in self.configs]
-        self.stepper.start_epoch(lrs)
-        certain = torch.tensor([gate.imposed_in(epoch) for gate in self.gates], device=self.device)
+        self._decide([gate.imposed_in(epoch) for gate in self.gates], lrs)
         labels = self.data.train_labels
         order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
         crops = None
         if self.inputs is None:
             crops = torch.stack([draw_crops(len(labels), generator) for generator in self.generators])
-        sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)  # steps π imposed |g| loss
+        self.sums.zero_()
         for low in range(0, len(labels), self.first.batch_size):
-            rows = order[:, low : low + self.first.batch_size]
-            images = self._batch(rows, None if crops is None else crops[:, low : low + self.first.batch_size])
-            loss = self._losses(images, labels[rows])
-            grads = dict(zip(self.weights, torch.autograd.grad(loss.sum(), list(self.weights.values())), strict=True))
-            with torch.no_grad():
-                pi, grad_sum = self.stepper.coherence(grads)
-                imposed = torch.where(self.by_pi, pi > self.mu, certain)
-                self.stepper.update(grads, imposed * self.lam)
-                ones = torch.ones_like(pi)
-                measured = (ones, pi, imposed.double(), grad_sum / self.size, loss.double() * rows.shape[1])
-                sums += torch.stack(measured, 1)
-        self._record(epoch, sums, lrs, began)
+            batch = slice(low, low + self.first.batch_size)
+            rows = order[:, batch]
+            self.step(rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
+        self._record(epoch, self.sums, lrs, began)
+
+    def _decide(self, imposed: list[bool], lrs: list[float]) -> None:
+        if self.decided != (imposed, lrs):  # what a captured step reads stays where it is as long as it is the same
+            self.decided = imposed, lrs
+            self.certain = torch.tensor(imposed, device=self.device)
+            self.stepper.start_epoch(lrs)
+
+    def _step(self, size: int, rows: Tensor, crops: Tensor | None = None) -> None:
+        """Train each trial on its ``rows`` ``[K, size]``."""
+        loss = self._losses(self._batch(rows, crops), self.data.train_labels[rows])
+        grads = dict(zip(self.weights, torch.autograd.grad(loss.sum(), list(self.weights.values())), strict=True))
+        with torch.no_grad():
+            pi, grad_sum = self.stepper.coherence(grads)
+            imposed = torch.where(self.by_pi, pi > self.mu, self.certain)
+            self.stepper.update(grads, imposed * self.lam)
+            ones = torch.ones_like(pi)
+            measured = (ones, pi, imposed.double(), grad_sum / self.size, loss.double() * size)
+            self.sums += torch.stack(measured, 1)
 
     def _choose_gammas(self, epoch: int) -> None:
         for k, (config, gate) in enumerate(zip(self.configs, self.gates, strict=True)):
@@ -224,12 +241,12 @@ class _Cohort:
         for name in ("configs", "places", "gates", "generators", "records"):
             kept = getattr(self, name)
             setattr(self, name, [kept[k] for k in stay])
-        self._set_vectors()
         if not stay:
             return
         momentum = {name: buffer[stay] for name, buffer in self.stepper.momentum().items()}
         self.weights = {name: w.detach()[stay].requires_grad_() for name, w in self.weights.items()}
         self.stepper = stepper(self.weights, self.regularized, self.configs, momentum)
+        self._set_vectors()
 
     def _correct(self, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
         """How many images each trial classifies correctly: int64 ``[K]``."""

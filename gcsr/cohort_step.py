@@ -1,6 +1,5 @@
 """The gated step of a cohort: coherence (eq. 9) and update (eq. 2, 10) of K trials whose weights are stacked."""
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -9,9 +8,10 @@ from torch import Tensor
 
 from gcsr.coherence import coherence_rate
 from gcsr.config import TrialConfig
-from gcsr.native import NativePass, PassTensor, eligible, library
+from gcsr.memory_pass import PassTensor
+from gcsr.parameter_pass import can_pass, memory_pass
 
-__all__ = ["NativeStep", "Stepper", "TorchStep", "stepper"]
+__all__ = ["PassStep", "Stepper", "TorchStep", "stepper"]
 
 
 class Stepper(Protocol):
@@ -34,6 +34,9 @@ class Stepper(Protocol):
     def momentum(self) -> dict[str, Tensor]:
         """The momentum of every weight ``[K, …]``; empty before the first step."""
 
+    def after_capture(self) -> None:
+        """To be called once a CUDA graph that holds a step is captured, before its first replay."""
+
 
 def stepper(
     weights: Mapping[str, Tensor],
@@ -49,9 +52,8 @@ def stepper(
         configs: the trials.
         momentum: to go on with, as `Stepper.momentum` gave it; empty to begin.
     """
-    loaded = library()
-    if loaded is not None and eligible([weight.detach() for weight in weights.values()]):
-        return NativeStep(loaded, weights, regularized, configs, momentum)
+    if can_pass([weight.detach() for weight in weights.values()]):
+        return PassStep(weights, regularized, configs, momentum)
     return TorchStep(weights, regularized, configs, momentum)
 
 
@@ -75,6 +77,9 @@ class TorchStep:
 
     def momentum(self) -> dict[str, Tensor]:
         return self._buffers
+
+    def after_capture(self) -> None:
+        pass
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
@@ -112,12 +117,11 @@ class TorchStep:
                 w.sub_(torch.clamp(w, -z, z))
 
 
-class NativeStep:
-    """With the compiled passes: float32 on CPUs. A trial is a group of the pass."""
+class PassStep:
+    """With the compiled passes (float32). A trial is a group of the pass."""
 
     def __init__(
         self,
-        loaded: ctypes.CDLL,
         weights: Mapping[str, Tensor],
         regularized: Sequence[str],
         configs: Sequence[TrialConfig],
@@ -136,7 +140,8 @@ class NativeStep:
                 tensors.append(
                     PassTensor(elements=size, high=counted, lam=config.lam, regularizer=penalty, group=group)  # type: ignore[arg-type]
                 )
-        self._pass = NativePass(loaded, tensors, groups=len(configs))
+        device = next(iter(weights.values())).device
+        self._pass = memory_pass(device, tensors, groups=len(configs))
         entries = iter(self._pass.table)
         for name, weight in weights.items():
             for k, config in enumerate(configs):
@@ -147,6 +152,9 @@ class NativeStep:
 
     def momentum(self) -> dict[str, Tensor]:
         return {} if self._fresh else self._buffers
+
+    def after_capture(self) -> None:
+        self._pass.after_capture()
 
     def start_epoch(self, lrs: Sequence[float]) -> None:
         entries = iter(self._pass.table)

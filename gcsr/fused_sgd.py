@@ -1,4 +1,4 @@
-"""torch.optim.SGD's step, the penalty and the count in one pass over memory (float32 on CPUs)."""
+"""torch.optim.SGD's step, the penalty and the count in one pass over memory (float32)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gcsr.coherence import Counts
-from gcsr.native import ParameterPass, eligible, library
+from gcsr.parameter_pass import ParameterPass, can_pass
 from gcsr.penalty import Regularizer
 
 __all__ = ["FusedSGD"]
@@ -35,8 +35,6 @@ class FusedSGD:
         lam: float,
         regularizer: Regularizer,
     ) -> None:
-        loaded = library()
-        assert loaded is not None, "ask suits() first"
         counted = {id(params[index]): (start, stop) for index, start, stop in slices}
         regularized = {id(p) for p in params}
         self._inner = inner
@@ -44,14 +42,13 @@ class FusedSGD:
         self._params: list[Tensor] = [p for group in inner.param_groups for p in group["params"]]
         self._regularized = [id(p) in regularized for p in self._params]
         own = {index: counted[id(p)] for index, p in enumerate(self._params) if id(p) in counted}
-        self._pass = ParameterPass(loaded, self._params, own, lam, regularizer)
+        self._pass = ParameterPass(self._params, own, lam, regularizer)
 
     @staticmethod
     def suits(inner: torch.optim.Optimizer) -> bool:
         """Whether ``inner`` is a plain SGD over parameters that the compiled pass can take."""
-        if type(inner) is not torch.optim.SGD or library() is None:
-            return False
-        return eligible([p for group in inner.param_groups for p in group["params"]])
+        parameters = [p for group in inner.param_groups for p in group["params"]]
+        return type(inner) is torch.optim.SGD and can_pass(parameters)
 
     def ready(self) -> bool:
         """Whether this step can be fused: called before every step, as hooks, groups and gradients may change."""
@@ -66,21 +63,25 @@ class FusedSGD:
 
     def count(self) -> Counts:
         """Eq. 9's counts over this rank's share."""
-        self._pass.run(count=True)
+        self._pass.memory.run(count=True)
         return self._counts()
 
     def update(self, lam_t: Tensor, *, count: bool) -> Counts | None:
         """The step with ``lam_t`` (float32, 0-dim); with ``count`` also the counts, as they were before it."""
         self._fill()
-        self._pass.run(count=count, lam_t=lam_t)
+        self._pass.memory.run(count=count, lam_t=lam_t)
         self._inner._opt_called = True  # type: ignore[attr-defined] # as the step that a scheduler wrapped would
         return self._counts() if count else None
+
+    def after_capture(self) -> None:
+        """See `gcsr.optim.GatedOptimizer.after_capture`."""
+        self._pass.memory.after_capture()
 
     def _counts(self) -> Counts:
         return Counts(*self._pass.counts())
 
     def _fill(self) -> None:
-        table, index = self._pass.table, 0
+        table, index = self._pass.memory.table, 0
         for group in self._inner.param_groups:
             lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
             for p in group["params"]:

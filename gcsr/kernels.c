@@ -12,7 +12,14 @@
 #include <string.h>
 
 #define BLOCK 4096 /* elements; a multiple of LANES that 32 bit lane counters and float lane sums bear */
+/* As many as a register of the processor has: vectors of two registers are compared element by element by GCC. */
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define AHEAD 1024 /* elements; how far ahead of its use memory is asked for */
 
 typedef float floats __attribute__((vector_size(4 * LANES)));

@@ -74,7 +74,7 @@ class GatedOptimizer:
     optimizer step on ∂L/∂w alone and then shrinks ``w ← S(w, lr·lam_t)`` with the learning rate of the
     parameter's group. Nothing is read back by the host in a step; `metrics` reads once.
 
-    A plain float32 `torch.optim.SGD` on the CPU is not called but fused with the method into one pass over memory
+    A plain float32 `torch.optim.SGD` is not called but fused with the method into one pass over memory
     (`gcsr.fused_sgd`), unless it has hooks.
 
     ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
@@ -225,6 +225,20 @@ class GatedOptimizer:
 
     def _lam_at(self, vote: "_Vote") -> Tensor:
         return torch.where(self.gate.imposed(self.epoch, vote.pi()), self._lam, self._zero)
+
+    def after_capture(self) -> None:
+        """To be called once a `torch.cuda.graph` that holds a `step` is captured, before its first replay.
+
+        A replay does what the captured step did: with its learning rates, and with its decision in the modes that do
+        not ask π. Capture anew when `decisions` change.
+        """
+        self._counter.after_capture()
+        if self._fused is not None:
+            self._fused.after_capture()
+
+    def decisions(self) -> tuple[object, ...]:
+        """What a captured `step` cannot ask again: whether λ is imposed without asking π, and the learning rates."""
+        return (self.gate.imposed_in(self.epoch), *(group["lr"] for group in self.optimizer.param_groups))
 
     def metrics(self) -> GateMetrics:
         """The running epoch's means. Reads the device once (this waits for it); with several workers, call it on all.

@@ -1,4 +1,4 @@
-"""Arithmetic of the convolutions and matrix products; weights, gradients, penalty and π are always float32."""
+"""Arithmetic of convolutions and matrix products; weights, gradients, penalty and π are always float32."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-__all__ = ["PRECISIONS", "Precision", "autocast", "matmul_precision"]
+__all__ = ["PRECISIONS", "Precision", "arithmetic", "autocast"]
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -20,17 +20,23 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 @contextlib.contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Around a training: whether NVIDIA GPUs may round float32 factors to TF32. The former setting comes back.
+def arithmetic(precision: str) -> Iterator[None]:
+    """Around a training: what NVIDIA GPUs may do. The former settings come back.
 
-    torch allows it in convolutions by default, so that ``fp32`` has to forbid it.
+    Whether they may round float32 factors to TF32: torch allows it in convolutions by default, so that ``fp32`` has to
+    forbid it. And only convolutions that give the same bits every time: a trial that resumes ends as one that was
+    never interrupted.
     """
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    cudnn = torch.backends.cudnn
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv)  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
+    deterministic = cudnn.deterministic
     try:
         for place in places:
             place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        cudnn.deterministic = True
         yield
     finally:
+        cudnn.deterministic = deterministic
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value

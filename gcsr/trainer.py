@@ -17,11 +17,12 @@ from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import CheckpointError, NonFiniteGradientError, OutOfTimeError
+from gcsr.graph import ReplayedStep, capture_for
 from gcsr.metrics import count_correct, sparsity, weight_abs_mean
 from gcsr.models import build_model, is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
-from gcsr.precision import autocast, matmul_precision
+from gcsr.precision import arithmetic, autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 
 __all__ = ["new_network", "train"]
@@ -59,7 +60,7 @@ def train(
     workers = Workers.of(group)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        matmul_precision(config.precision),
+        arithmetic(config.precision),
     ):
         torch.manual_seed(config.seed)
         run = _Run(config, data, workers)
@@ -138,6 +139,13 @@ class _Run:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.inputs = None if config.augment else data.normalized(data.train_images)
         self.constant_loss = constant_loss(data.train_labels)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.step = ReplayedStep(
+            self._step,
+            capture_for(self.device) if workers.group is None else None,
+            decisions=self.optimizer.decisions,
+            after_capture=self.optimizer.after_capture,
+        )
         self.records: list[EpochRecord] = []
 
     def _layout(self) -> torch.memory_format:
@@ -161,21 +169,12 @@ class _Run:
         order = torch.randperm(len(labels), generator=self.generator, device=self.device)
         # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
         crops = draw_crops(len(labels), self.generator) if self.inputs is None else order
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        batch_size = self.config.batch_size
+        self.loss_sum.zero_()
+        batch_size, share = self.config.batch_size, self.workers.share
         for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
-            rows = self.workers.share(index)
-            images = self._batch(rows, self.workers.share(crop))
-            with autocast(self.config.precision, self.device):
-                logits = self.network(images)
-            # Averaged over ranks by DDP, this is the mean over the whole batch, however uneven the shares are.
-            loss = cross_entropy(logits.float(), labels[rows], reduction="sum") / len(index)
-            self.optimizer.zero_grad()
-            (loss * self.workers.world_size).backward()
-            self.optimizer.step()
-            loss_sum += loss.detach() * len(index)
+            self.step(len(index), share(index), share(crop))
         self.schedule.step()
-        train_loss = self.workers.sum(loss_sum).item() / len(labels)
+        train_loss = self.workers.sum(self.loss_sum).item() / len(labels)
         try:
             gate = self.optimizer.metrics()
         except NonFiniteGradientError:
@@ -200,6 +199,17 @@ class _Run:
         )
         self.records.append(record)
         return record
+
+    def _step(self, size: int, rows: Tensor, crops: Tensor) -> None:
+        """Train on this rank's ``rows`` of a batch of ``size`` images."""
+        with autocast(self.config.precision, self.device):
+            logits = self.network(self._batch(rows, crops))
+        # Averaged over ranks by DDP, this is the mean over the whole batch, however uneven the shares are.
+        loss = cross_entropy(logits.float(), self.data.train_labels[rows], reduction="sum") / size
+        self.optimizer.zero_grad()
+        (loss * self.workers.world_size).backward()
+        self.optimizer.step()
+        self.loss_sum += loss.detach() * size
 
     def _batch(self, rows: Tensor, crops: Tensor) -> Tensor:
         """Network input for some rows of the training images."""

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cohort, gate, scaling, service
+from tests.benchmarks import cohort, epoch, gate, scaling, service
 from tests.benchmarks.timing import Timing
 
-PARTS = ("gate", "training", "cohort", "service", "growth", "scaling")
+PARTS = ("gate", "training", "epoch", "at-once", "cohort", "service", "growth", "scaling")
 
 
 @click.command()
@@ -21,12 +21,14 @@ PARTS = ("gate", "training", "cohort", "service", "growth", "scaling")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), show_default=True, help="CPU threads.")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Turns of each short timing.")
 @click.option("--trials", type=click.IntRange(8), default=2000, show_default=True, help="Trivial trials of growth.")
-def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials: int) -> None:
+@click.option("--images", type=click.IntRange(256), help="Of an epoch.  [default: 50000 on a GPU, 1280 on CPUs]")
+def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials: int, images: int | None) -> None:
     """Measure PARTS (all by default)."""
     console = Console(width=120)
     torch.set_num_threads(threads)
     where = torch.cuda.get_device_name() if device == "cuda" else _processor()
     console.print(f"{where}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}")
+    images = images or (50_000 if device == "cuda" else 1280)
     runs: dict[str, list[tuple[str, Callable[[], Mapping[str, Timing]]]]] = {
         "gate": [
             ("Counting, VGG-16", lambda: gate.counting(device, rounds)),
@@ -36,6 +38,8 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
             (f"Training step, VGG-16, batch 128, {precision}", _training(device, precision, max(3, rounds // 3)))
             for precision in ("fp32", "bf16")
         ],
+        "epoch": [(f"An epoch of {model}, batch 128", _epoch(device, model, images)) for model in ("alexnet", "vgg16")],
+        "at-once": [("An epoch of AlexNet in bf16, a trial", lambda: epoch.trials_at_once(device, "alexnet", images))],
         "cohort": [(f"Cohorts of {model}, a trial", _cohorts(device, model)) for model in ("mlp2", "mlp6")],
         "service": [("Sweep beside a bare loop", lambda: service.sweep_beside_bare_loop(os.cpu_count() or 1))],
         "scaling": [
@@ -52,6 +56,10 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
 
 def _cohorts(device: str, model: str) -> Callable[[], Mapping[str, Timing]]:
     return lambda: cohort.cohorts(device, model)
+
+
+def _epoch(device: str, model: str, images: int) -> Callable[[], Mapping[str, Timing]]:
+    return lambda: epoch.beside_plain_loop(device, model, images)
 
 
 def _training(device: str, precision: str, rounds: int) -> Callable[[], Mapping[str, Timing]]:

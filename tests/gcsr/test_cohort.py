@@ -10,11 +10,6 @@ from gcsr.cohort import COMMON_FIELDS, cohort_key, train_cohort
 from gcsr.data import Dataset
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
-
-
 def close(together, alone, rel=1e-3):
     assert together.status == alone.status
     assert together.gamma_used == alone.gamma_used

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gcsr import TrialConfig, load_dataset, train
+from gcsr import TrialConfig, train
 from gcsr.cohort import train_cohort
 from gcsr.collapse import WINDOW, constant_loss, has_collapsed
 from gcsr.records import EpochRecord
@@ -28,11 +28,6 @@ DYING = [
     )
     for epoch in range(WINDOW + 1)
 ]
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 def test_constant_loss_is_the_entropy_of_the_labels(digits):

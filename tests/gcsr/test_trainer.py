@@ -6,28 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gcsr import CheckpointError, Dataset, TrialConfig, load_dataset, train
+from gcsr import CheckpointError, TrialConfig, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.files import write_atomically
 from gcsr.metrics import is_chance, sparsity, weight_abs_mean
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    """150 small colour images in 10 classes: enough for a convolutional network to be trained on."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (150, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(150) % 10
-    one = torch.ones(1, 3, 1, 1)
-    return Dataset(
-        name="cifar10", train_images=images[:100], train_labels=labels[:100], val_images=None, val_labels=None,
-        test_images=images[100:], test_labels=labels[100:], scale=one / 64, shift=-2 * one, classes=10,
-    )  # fmt: skip
 
 
 def measured(result):

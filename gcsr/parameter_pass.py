@@ -1,0 +1,109 @@
+"""Passes over parameters and their ``.grad``, by whatever can run them where the parameters are."""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from gcsr.memory_pass import MemoryPass, PassTensor
+from gcsr.native import NativePass, library
+from gcsr.penalty import Regularizer
+
+__all__ = ["ParameterPass", "can_pass", "memory_pass"]
+
+
+def can_pass(params: Sequence[Tensor]) -> bool:
+    """Whether a pass can take these tensors: plain float32, dense in memory, on one device that has one."""
+    return (
+        len({p.device for p in params}) == 1
+        and all(
+            type(p) in (Tensor, torch.nn.Parameter)
+            and p.dtype == torch.float32
+            and p.layout == torch.strided
+            and _dense(p)
+            for p in params
+        )
+        and _available(params[0].device.type)
+    )
+
+
+def _available(device_type: str) -> bool:
+    if device_type == "cpu":
+        return library() is not None
+    return device_type == "cuda" and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    on_nvidia = torch.version.cuda is not None and os.environ.get("GCSR_NATIVE") != "0"
+    return on_nvidia and find_spec("triton") is not None
+
+
+def memory_pass(device: torch.device, tensors: Sequence[PassTensor], groups: int = 1) -> MemoryPass:
+    """The pass of a device, over tensors that `can_pass`."""
+    if device.type == "cuda":
+        from gcsr.triton_pass import TritonPass  # importing Triton takes longer than all of gcsr
+
+        return TritonPass(device, tensors, groups)
+    loaded = library()
+    assert loaded is not None, "ask can_pass() first"
+    return NativePass(loaded, tensors, groups)
+
+
+def _dense(tensor: Tensor) -> bool:
+    """No gaps and no overlaps, in whatever order of dimensions."""
+    expected = 1
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: (pair[1], pair[0])):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+class ParameterPass:
+    """Passes over parameters and their ``.grad``, in one group.
+
+    Args:
+        params: tensors that `can_pass`.
+        counted: index of a parameter → the range of its elements that is counted here; none of the others'.
+        lam: target λ.
+        regularizer: ``"l1"`` or ``"l2"``.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        counted: Mapping[int, tuple[int, int]],
+        lam: float,
+        regularizer: Regularizer,
+    ) -> None:
+        tensors = []
+        for index, p in enumerate(params):
+            low, high = counted.get(index, (0, 0))
+            tensors.append(PassTensor(elements=p.numel(), low=low, high=high, lam=lam, regularizer=regularizer))
+        self.memory = memory_pass(params[0].device, tensors)
+        self._params = list(params)
+        self._strides = [p.stride() for p in self._params]
+
+    def point(self) -> bool:
+        """Look where weights and gradients are now; False if a gradient is not of its weight's dtype and layout."""
+        for entry, p, strides in zip(self.memory.table, self._params, self._strides, strict=True):
+            g = p.grad
+            if g is None:
+                entry.g = None
+                continue
+            if g.dtype != torch.float32 or g.layout != torch.strided or p.stride() != strides:
+                return False
+            if g.stride() != strides and not (g.is_contiguous() and p.is_contiguous()):
+                return False
+            entry.g, entry.w = g.data_ptr(), p.data_ptr()
+        return True
+
+    def counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`MemoryPass.totals` of the only group: 0-dim."""
+        coherent, n, grad_sum = self.memory.totals()
+        return coherent[0], n[0], grad_sum[0]

@@ -1,0 +1,154 @@
+"""Captured steps: what a graph would do (tests/gcsr/replaying.py; with a GPU, a real one) is what every step does."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import gcsr.cohort
+import gcsr.parameter_pass
+import gcsr.trainer
+from gcsr import TrialConfig, train
+from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.cohort import train_cohort
+from gcsr.graph import ReplayedStep
+from tests.gcsr.replaying import NotedCapture
+
+CASES = {
+    "dropout, crops, γ, a ragged batch": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "ours", "gamma": 3}),
+    "λ by π, L1": ("pictures", {"model": "vgg11", "width": 0.05, "mode": "ours_orig", "mu": 0.5, "regularizer": "l1"}),
+    "a falling learning rate": ("digits", {"model": "mlp2", "mode": "baseline", "lr_decay_epochs": 2}),
+    "bf16": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "baseline", "precision": "bf16"}),
+    "γ = auto": ("digits", {"model": "mlp2", "mode": "ours", "gamma": "auto", "gamma_threshold": 0.5}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """Steps on the CPU are captured, too; torch's operations are what such a capture sees."""
+    capture = NotedCapture()
+    monkeypatch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)
+    for module in (gcsr.trainer, gcsr.cohort):
+        monkeypatch.setattr(module, "capture_for", lambda device: capture)
+    return capture
+
+
+def measured(result):
+    plain = dataclasses.asdict(result)
+    plain.pop("seconds")
+    plain["epochs"] = [{k: v for k, v in record.items() if k != "seconds"} for record in plain["epochs"]]
+    return plain
+
+
+def config_of(case, **more):
+    fixture, fields = CASES[case]
+    batch = {"batch_size": 32, "dataset": "cifar10"} if fixture == "pictures" else {}
+    return fixture, TrialConfig(**{"lam": 1e-3, "epochs": 5} | batch | fields | more)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replayed_steps_are_the_steps(case, request, noted, monkeypatch):
+    fixture, config = config_of(case)
+    data = request.getfixturevalue(fixture)
+    replayed = train(config, data)
+    assert noted.captures >= 2, "whole batches, and the ragged last one"
+    assert noted.replays > noted.captures
+    monkeypatch.setattr(gcsr.trainer, "capture_for", lambda device: None)
+    assert measured(replayed) == measured(train(config, data))
+
+
+COHORTS = {
+    "every mode, one that leaves": ("digits", [
+        {"model": "mlp2", "lam": 1e-3} | fields
+        for fields in (
+            {"mode": "baseline"},
+            {"mode": "baseline", "lr": 1000},
+            {"mode": "ours", "gamma": 3, "seed": 1, "lr_decay_epochs": 2},
+            {"mode": "ours_orig", "regularizer": "l1", "mu": 0.5},
+        )
+    ]),
+    "crops and dropout": ("pictures", [
+        {"dataset": "cifar10", "model": "alexnet", "width": 0.1, "batch_size": 32, "mode": "ours_orig", "lam": lam}
+        for lam in (1e-3, 1e-2)
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COHORTS)
+def test_a_cohorts_replayed_steps_are_its_steps(case, request, noted, monkeypatch):
+    fixture, fields = COHORTS[case]
+    data = request.getfixturevalue(fixture)
+    configs = [TrialConfig(epochs=6, **each) for each in fields]
+    replayed = train_cohort(configs, data)
+    assert noted.replays > noted.captures >= 2
+    monkeypatch.setattr(gcsr.cohort, "capture_for", lambda device: None)
+    expected = train_cohort(configs, data)
+    assert [measured(result) for result in replayed] == [measured(result) for result in expected]
+    if fixture == "digits":
+        assert [result.status for result in replayed].count("diverged") == 1
+
+
+def test_steps_are_captured_anew_when_what_they_cannot_ask_changes(digits, noted):
+    train(TrialConfig(model="mlp1", mode="baseline", lam=1e-3, epochs=6, batch_size=1347), digits)
+    assert (noted.captures, noted.replays) == (1, 3)
+    train(TrialConfig(model="mlp1", mode="ours", gamma=5, lam=1e-3, epochs=8, batch_size=1347), digits)
+    assert (noted.captures, noted.replays) == (3, 3 + 2 + 2)  # each time after one step that is not captured
+
+
+def test_a_trial_resumes_into_replayed_steps(pictures, noted, tmp_path, monkeypatch):
+    _, config = config_of("dropout, crops, γ, a ragged batch", epochs=6)
+    whole = train(config, pictures)
+    path = FileStorage(tmp_path / "trial.pt")
+
+    def stop(record):
+        if record.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, pictures, checkpointer=Checkpointer(path, min_seconds=0), on_epoch=stop)
+    assert measured(train(config, pictures, checkpointer=Checkpointer(path))) == measured(whole)
+
+
+def test_the_simulation_refuses_what_a_gpu_refuses():
+    total = torch.zeros(())
+    for step in (
+        lambda size, x: x.sum().item(),
+        lambda size, x: x.nonzero(),
+        lambda size, x: total.add_(torch.tensor(1.0)),
+    ):
+        replayed = ReplayedStep(step, NotedCapture(), decisions=lambda: 0, after_capture=lambda: None)
+        with pytest.raises(RuntimeError, match="not permitted"):
+            for _ in range(5):
+                replayed(1, torch.ones(3))
+
+
+def test_a_replay_has_the_numbers_of_its_capture_and_the_inputs_of_its_call():
+    state, factor, told = torch.zeros(()), [1.0], []
+    capture = NotedCapture()
+    step = ReplayedStep(
+        lambda size, x: state.add_(factor[0] * x.sum()),
+        capture,
+        decisions=lambda: None,
+        after_capture=lambda: told.append(1),
+    )
+    for number in range(1, 5):
+        step(1, torch.tensor([float(number)]))
+    assert (state.item(), capture.replays, told) == (1 + 2 + 3 + 4, 1, [1])
+    factor[0] = 100.0  # not among the decisions: the graph does not hear of it
+    step(1, torch.tensor([5.0]))
+    assert state.item() == 15
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("case", CASES)
+def test_a_real_graph_is_the_steps(case, request, monkeypatch):
+    fixture, config = config_of(case)
+    data = on_gpu(request.getfixturevalue(fixture))
+    replayed = train(config, data)
+    monkeypatch.setenv("GCSR_GRAPHS", "0")
+    assert measured(replayed) == measured(train(config, data))
+
+
+def on_gpu(data):
+    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    return dataclasses.replace(data, **{k: v.cuda() for k, v in fields.items() if isinstance(v, torch.Tensor)})
