@@ -105,11 +105,11 @@ class _Cohort:
 
     def _set_vectors(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
-        self.step = ReplayedStep(
-            self._step, self.capture, decisions=lambda: self.decided, after_capture=self.stepper.after_capture
-        )
+        self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         self.sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)
+        self.counting = ReplayedStep(self.capture, after_capture=lambda: None)
+        self.correct = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
         self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
@@ -133,7 +133,7 @@ class _Cohort:
         for low in range(0, len(labels), self.first.batch_size):
             batch = slice(low, low + self.first.batch_size)
             rows = order[:, batch]
-            self.step(rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
+            self.step(self._step, self.decided, rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
         self._record(epoch, self.sums, lrs, began)
 
     def _decide(self, imposed: list[bool], lrs: list[float]) -> None:
@@ -250,12 +250,17 @@ class _Cohort:
 
     def _correct(self, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
         """How many images each trial classifies correctly: int64 ``[K]``."""
-        correct = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
+        self.correct.zero_()
         self.skeleton.eval()
         for batch, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            correct += (self._logits(self.data.normalized(batch), same=True).argmax(2) == target).sum(1)
+            self.counting(self._count, None, len(batch), batch, target)
         self.skeleton.train()
-        return correct
+        return self.correct.clone()
+
+    @torch.no_grad()
+    def _count(self, size: int, images: Tensor, labels: Tensor) -> None:
+        """Add each trial's correct answers on a batch ``[size, …]``."""
+        self.correct += (self._logits(self.data.normalized(images), same=True).argmax(2) == labels).sum(1)
 
     def results(self) -> list[TrialResult]:
         """How each trial ended, in the caller's order."""

@@ -65,56 +65,47 @@ class _Captured:
 
 
 class ReplayedStep:
-    """Calls a step for what it does to tensors that outlive it; after a few calls it is a replay.
+    """Does a step for what it changes in tensors that outlive it; after a few calls by replaying it.
+
+    It holds no reference to the step, so that what a step belongs to is freed with its last user, and at once: graphs
+    hold a GPU's memory.
 
     Args:
-        step: ``step(size, *inputs)``; reads nothing back and copies nothing from the host.
-        capture: how; None to call ``step`` every time.
-        decisions: what a captured step cannot ask again; when it changes, steps are captured anew.
+        capture: how; None to do the step itself every time.
         after_capture: called after each capture.
     """
 
-    def __init__(
-        self,
-        step: Callable[..., None],
-        capture: Capture | None,
-        decisions: Callable[[], object],
-        after_capture: Callable[[], None],
-    ) -> None:
-        self._step, self._capture = step, capture
-        self._decisions, self._after_capture = decisions, after_capture
+    def __init__(self, capture: Capture | None, after_capture: Callable[[], None]) -> None:
+        self._capture, self._after_capture = capture, after_capture
         self._decided: object = None
         self._warm: dict[int, int] = {}
         self._captured: dict[int, _Captured] = {}
 
-    def __call__(self, size: int, *inputs: Tensor) -> None:
-        """One step.
+    def __call__(self, step: Callable[..., None], decided: object, size: int, *inputs: Tensor) -> None:
+        """Do ``step(size, *inputs)``.
 
         Args:
-            size: a number that ``step`` gets; the shapes of ``inputs`` depend on nothing else.
-            inputs: tensors that ``step`` gets.
+            step: the same every time; reads nothing back and copies nothing from the host.
+            decided: what a captured step cannot ask again; when it changes, the step is captured anew.
+            size: the shapes of ``inputs`` depend on nothing else.
+            inputs: tensors.
         """
         if self._capture is None:
-            self._step(size, *inputs)
+            step(size, *inputs)
             return
-        decided = self._decisions()
         if decided != self._decided:
             self._decided = decided
             self._captured.clear()
             self._warm = {known: min(count, _WARM_UP - 1) for known, count in self._warm.items()}  # other kernels run
-        if size not in self._captured:
-            if self._warm.get(size, 0) < _WARM_UP:
-                self._warm[size] = self._warm.get(size, 0) + 1
-                self._capture.warm_up(lambda: self._step(size, *inputs))
-                return
-            self._captured[size] = self._captures(self._capture, size, inputs)
-        captured = self._captured[size]
-        for held, given in zip(captured.inputs, inputs, strict=True):
-            held.copy_(given)
+        captured = self._captured.get(size)
+        if captured is None and self._warm.get(size, 0) < _WARM_UP:
+            self._warm[size] = self._warm.get(size, 0) + 1
+            self._capture.warm_up(lambda: step(size, *inputs))
+            return
+        if captured is None:
+            held = tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
+            captured = self._captured[size] = _Captured(held, self._capture.capture(lambda: step(size, *held)))
+            self._after_capture()
+        for place, given in zip(captured.inputs, inputs, strict=True):
+            place.copy_(given)
         captured.replay()
-
-    def _captures(self, capture: Capture, size: int, inputs: tuple[Tensor, ...]) -> _Captured:
-        held = tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
-        replay = capture.capture(lambda: self._step(size, *held))
-        self._after_capture()
-        return _Captured(held, replay)

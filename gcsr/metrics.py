@@ -1,27 +1,12 @@
-"""What is measured of a network: accuracy, sparsity, mean |w|; and what counts as collapsed."""
+"""What is measured of a network beside its accuracy: sparsity, mean |w|; and what counts as chance."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["count_correct", "is_chance", "sparsity", "weight_abs_mean"]
-
-
-@torch.no_grad()
-def count_correct(logits: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
-    """How many images are classified correctly: int64, 0-dim, on the device.
-
-    Args:
-        logits: ``[N, classes]`` from images, called with a batch at a time.
-        images: ``[N, C, H, W]``; may be empty.
-        labels: int64 ``[N]``.
-    """
-    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
-    for batch, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        correct += (logits(batch).argmax(1) == target).sum()
-    return correct
+__all__ = ["is_chance", "sparsity", "weight_abs_mean"]
 
 
 @torch.no_grad()

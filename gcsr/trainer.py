@@ -17,8 +17,9 @@ from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import CheckpointError, NonFiniteGradientError, OutOfTimeError
+from gcsr.fused_sgd import QuickSGD
 from gcsr.graph import ReplayedStep, capture_for
-from gcsr.metrics import count_correct, sparsity, weight_abs_mean
+from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import build_model, is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
@@ -26,6 +27,8 @@ from gcsr.precision import arithmetic, autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 
 __all__ = ["new_network", "train"]
+
+_TEST_BATCH = 1000
 
 
 def train(
@@ -122,7 +125,7 @@ class _Run:
         workers.seed(config.seed, epoch=0)
         self.params = regularized_parameters(self.model)
         fused = self.device.type in ("cpu", "cuda")
-        inner = torch.optim.SGD(self.model.parameters(), config.lr, momentum=config.momentum, fused=fused)
+        inner = QuickSGD(self.model.parameters(), config.lr, momentum=config.momentum, fused=fused)
         self.schedule = torch.optim.lr_scheduler.StepLR(inner, config.lr_decay_epochs, config.lr_decay)
         self.optimizer = GatedOptimizer(
             inner,
@@ -140,12 +143,10 @@ class _Run:
         self.inputs = None if config.augment else data.normalized(data.train_images)
         self.constant_loss = constant_loss(data.train_labels)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.step = ReplayedStep(
-            self._step,
-            capture_for(self.device) if workers.group is None else None,
-            decisions=self.optimizer.decisions,
-            after_capture=self.optimizer.after_capture,
-        )
+        capture = capture_for(self.device) if workers.group is None else None
+        self.step = ReplayedStep(capture, self.optimizer.after_capture)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.counting = ReplayedStep(capture, after_capture=lambda: None)
         self.records: list[EpochRecord] = []
 
     def _layout(self) -> torch.memory_format:
@@ -170,9 +171,9 @@ class _Run:
         # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
         crops = draw_crops(len(labels), self.generator) if self.inputs is None else order
         self.loss_sum.zero_()
-        batch_size, share = self.config.batch_size, self.workers.share
+        batch_size, share, decided = self.config.batch_size, self.workers.share, self.optimizer.decisions()
         for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
-            self.step(len(index), share(index), share(crop))
+            self.step(self._step, decided, len(index), share(index), share(crop))
         self.schedule.step()
         train_loss = self.workers.sum(self.loss_sum).item() / len(labels)
         try:
@@ -226,15 +227,23 @@ class _Run:
         if data.val_images is not None and data.val_labels is not None:
             splits.append((data.val_images, data.val_labels))
 
-        def logits(images: Tensor) -> Tensor:
-            with autocast(self.config.precision, self.device):
-                return self.model(data.normalized(images).contiguous(memory_format=self._layout()))  # type: ignore[no-any-return]
-
-        share = self.workers.share
+        counts = []
         self.model.eval()
-        counts = [count_correct(logits, share(images), share(labels)) for images, labels in splits]
+        for images, labels in splits:
+            self.correct.zero_()
+            own = (self.workers.share(images), self.workers.share(labels))
+            for batch, target in zip(*(part.split(_TEST_BATCH) for part in own), strict=True):
+                self.counting(self._count, None, len(batch), batch, target)
+            counts.append(self.correct.clone())
         self.model.train()
         return self.workers.sum(torch.stack(counts))
+
+    @torch.no_grad()
+    def _count(self, size: int, images: Tensor, labels: Tensor) -> None:
+        """Add the correct answers on a batch ``[size, …]``."""
+        with autocast(self.config.precision, self.device):
+            logits = self.model(self.data.normalized(images).contiguous(memory_format=self._layout()))
+        self.correct += (logits.argmax(1) == labels).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from; all ranks call it, and get the same."""

@@ -37,9 +37,9 @@ from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, S
 from tune.spec import MAX_TRIALS, load_spec, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
-from tune.tables import lam_text, method_text
 from tune.tolerance import run_tolerance
 from tune.train import LostWorkerError, TrainRun, run_train
+from tune.words import lam_text, method_text
 
 __all__ = ["cli", "main"]
 

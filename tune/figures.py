@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tune.aggregate import Setting, Summary
 from tune.curves import Curve
-from tune.tables import lam_text, method_text, network, percent
+from tune.tables import network
+from tune.words import lam_text, method_text, percent
 
 __all__ = ["COLORS", "Figure", "Series", "figures"]
 

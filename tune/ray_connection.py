@@ -44,7 +44,8 @@ def connect(address: str | None) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
     if address is None:
-        ray.init(include_dashboard=False, **quiet)
+        # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
+        ray.init(address="local", include_dashboard=False, **quiet)
     else:
         _probe(address)
         try:

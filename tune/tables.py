@@ -1,14 +1,13 @@
-"""A summary as tables of text: the one place where numbers become words."""
+"""A summary as tables of text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
+from tune.words import NONE, lam_text, method_text, number, percent, probability
 
-__all__ = ["TextTable", "lam_text", "method_text", "network", "percent", "probability", "setting_cells", "text_tables"]
-
-_NONE = "–"
+__all__ = ["TextTable", "network", "setting_cells", "text_tables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +17,6 @@ class TextTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def lam_text(lam: float | None) -> str:
-    """λ in the shortest form that reads back as the same number."""
-    return _NONE if lam is None else f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
-
-
-def percent(value: float | None, half_width: float | None = None) -> str:
-    """A fraction in percent, with its half interval if there is one."""
-    if value is None:
-        return _NONE
-    return f"{100 * value:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else "") + " %"
-
-
-def probability(p: float | None) -> str:
-    """A p-value."""
-    return _NONE if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def network(of: Setting | Compared | Tolerance | Compression) -> str:
@@ -61,15 +43,6 @@ def text_tables(summary: Summary) -> list[TextTable]:
     return tables
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return _NONE if value is None else f"{value:.{digits}f}"
-
-
-def method_text(mode: str, *, mu: float | None, gamma: int | str | None) -> str:
-    """A mode with the μ or γ that it reads."""
-    return mode + (f" γ={gamma}" if gamma is not None else f" μ={mu:g}" if mu is not None else "")
-
-
 def _method(of: Setting | Compared | Tolerance) -> str:
     if isinstance(of, Compared):
         return method_text(of.mode, mu=of.ours_mu, gamma=of.ours_gamma)
@@ -86,9 +59,9 @@ def setting_cells(s: Setting) -> tuple[str, ...]:
         lam_text(s.lam),
         str(s.n),
         percent(s.accuracy_mean, s.accuracy_ci95),
-        _number(s.sparsity_mean),
-        _number(s.pi_mean),
-        _number(s.imposed_fraction_mean, 2),
+        number(s.sparsity_mean),
+        number(s.pi_mean),
+        number(s.imposed_fraction_mean, 2),
         ", ".join(notes),
     )
 
@@ -107,13 +80,13 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
             f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {lam_text(c.baseline_lam)}",
             _method(c),
             f"{percent(c.ours_accuracy, c.ours_ci95)} at {lam_text(c.ours_lam)}",
-            _NONE if c.relative_improvement is None else f"{c.relative_improvement:+z.2%}",
+            NONE if c.relative_improvement is None else f"{c.relative_improvement:+z.2%}",
             probability(c.p_value),
             probability(c.p_value_holm),
-            _number(c.hedges_g, 2),
+            number(c.hedges_g, 2),
             _interval(c.difference_low, c.difference_high),
-            _number(c.probability_of_improvement, 2),
-            {None: _NONE, True: "yes", False: "no"}[c.significant],
+            number(c.probability_of_improvement, 2),
+            {None: NONE, True: "yes", False: "no"}[c.significant],
         )
         for c in comparisons
     )
@@ -135,7 +108,7 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return _NONE if low is None or high is None else f"{100 * low:+z.2f} … {100 * high:+z.2f}"
+    return NONE if low is None or high is None else f"{100 * low:+z.2f} … {100 * high:+z.2f}"
 
 
 def _tolerance(levels: Sequence[Tolerance]) -> TextTable:
@@ -150,14 +123,14 @@ def _compression(found: Sequence[Compression]) -> TextTable:
     rows = tuple(
         (
             network(c),
-            f"{_number(c.baseline_sparsity)} at {lam_text(c.baseline_lam)}",
+            f"{number(c.baseline_sparsity)} at {lam_text(c.baseline_lam)}",
             percent(c.baseline_accuracy),
-            _NONE if c.ours_mode is None else f"{c.ours_mode} {_number(c.ours_sparsity)} at {lam_text(c.ours_lam)}",
+            NONE if c.ours_mode is None else f"{c.ours_mode} {number(c.ours_sparsity)} at {lam_text(c.ours_lam)}",
             percent(c.ours_accuracy),
-            _NONE if c.compression is None else f"{c.compression:.1f}×",
-            _NONE if c.near_mode is None else f"{c.near_mode} {_number(c.near_sparsity)} at {lam_text(c.near_lam)}",
+            NONE if c.compression is None else f"{c.compression:.1f}×",
+            NONE if c.near_mode is None else f"{c.near_mode} {number(c.near_sparsity)} at {lam_text(c.near_lam)}",
             percent(c.near_accuracy),
-            _NONE if c.near_compression is None else f"{c.near_compression:.1f}×",
+            NONE if c.near_compression is None else f"{c.near_compression:.1f}×",
         )
         for c in found
     )
@@ -184,11 +157,11 @@ def _paper(summary: Summary) -> TextTable:
                 (network(c), f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
                  percent(c.ours_accuracy, c.ours_ci95)),
                 (network(c), f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
-                 _NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %"),
+                 NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %"),
             ]  # fmt: skip
     for k in summary.compression:
         rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None
         if rate:
-            ours = _NONE if k.compression is None else f"{k.compression:.1f}×"
+            ours = NONE if k.compression is None else f"{k.compression:.1f}×"
             rows.append((network(k), "L1 compression", f"{rate.compression:.1f}×", ours))
     return TextTable("Beside the paper", ("network", "what", "paper", "here"), tuple(rows))

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
-from tune.tables import lam_text, network, percent, probability
+from tune.tables import network
+from tune.words import lam_text, percent, probability
 
 __all__ = ["caveats", "headline", "sentences"]
 

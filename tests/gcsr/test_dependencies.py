@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gcsr.native import library
+
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
     "gcsr": {"ray", "optuna", "pyarrow", "tune", "cluster", "click", "pydantic", "rich", "scipy", "statsmodels"},
@@ -14,10 +16,28 @@ FORBIDDEN = {
 }
 
 
-def test_gcsr_alone_loads_nothing_of_the_service():
-    code = "import sys, gcsr; print(sorted({'ray','optuna','pyarrow','tune','cluster','sklearn'} & set(sys.modules)))"
+def loaded(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
+    return set(done.stdout.split())
+
+
+def test_gcsr_alone_loads_nothing_of_the_service():
+    service = {"ray", "optuna", "pyarrow", "tune", "cluster", "sklearn"}
+    assert not service & loaded("import sys, gcsr; print(*sys.modules)")
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler here")
+def test_a_trial_does_not_wait_for_torchs_compiler():
+    code = (
+        "import sys; from gcsr import TrialConfig, load_dataset, train;"
+        "train(TrialConfig(model='mlp1', mode='ours', lam=1e-3, epochs=1), load_dataset('digits')); print(*sys.modules)"
+    )
+    assert not {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp"} & loaded(code)
+
+
+def test_the_command_line_does_not_wait_for_what_only_reports_need():
+    needed_by_others = {"scipy", "statsmodels", "duckdb", "matplotlib", "plotly", "optuna", "ray", "sklearn", "aiohttp"}
+    assert not needed_by_others & loaded("import sys, cluster.cli; print(*sys.modules)")
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

@@ -1,6 +1,8 @@
 """Captured steps: what a graph would do (tests/gcsr/replaying.py; with a GPU, a real one) is what every step does."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -90,9 +92,10 @@ def test_a_cohorts_replayed_steps_are_its_steps(case, request, noted, monkeypatc
 
 def test_steps_are_captured_anew_when_what_they_cannot_ask_changes(digits, noted):
     train(TrialConfig(model="mlp1", mode="baseline", lam=1e-3, epochs=6, batch_size=1347), digits)
-    assert (noted.captures, noted.replays) == (1, 3)
+    assert (noted.captures, noted.replays) == (1 + 1, 3 + 3)  # steps, and the test images
     train(TrialConfig(model="mlp1", mode="ours", gamma=5, lam=1e-3, epochs=8, batch_size=1347), digits)
-    assert (noted.captures, noted.replays) == (3, 3 + 2 + 2)  # each time after one step that is not captured
+    # γ = 5: after one more step that is not captured.
+    assert (noted.captures, noted.replays) == (2 + 2 + 1, 6 + (2 + 2) + 5)
 
 
 def test_a_trial_resumes_into_replayed_steps(pictures, noted, tmp_path, monkeypatch):
@@ -116,27 +119,49 @@ def test_the_simulation_refuses_what_a_gpu_refuses():
         lambda size, x: x.nonzero(),
         lambda size, x: total.add_(torch.tensor(1.0)),
     ):
-        replayed = ReplayedStep(step, NotedCapture(), decisions=lambda: 0, after_capture=lambda: None)
+        replayed = ReplayedStep(NotedCapture(), after_capture=lambda: None)
         with pytest.raises(RuntimeError, match="not permitted"):
             for _ in range(5):
-                replayed(1, torch.ones(3))
+                replayed(step, 0, 1, torch.ones(3))
 
 
 def test_a_replay_has_the_numbers_of_its_capture_and_the_inputs_of_its_call():
     state, factor, told = torch.zeros(()), [1.0], []
     capture = NotedCapture()
-    step = ReplayedStep(
-        lambda size, x: state.add_(factor[0] * x.sum()),
-        capture,
-        decisions=lambda: None,
-        after_capture=lambda: told.append(1),
-    )
+    replayed = ReplayedStep(capture, after_capture=lambda: told.append(1))
+
+    def step(size, x):
+        state.add_(factor[0] * x.sum())
+
     for number in range(1, 5):
-        step(1, torch.tensor([float(number)]))
+        replayed(step, None, 1, torch.tensor([float(number)]))
     assert (state.item(), capture.replays, told) == (1 + 2 + 3 + 4, 1, [1])
-    factor[0] = 100.0  # not among the decisions: the graph does not hear of it
-    step(1, torch.tensor([5.0]))
+    factor[0] = 100.0  # what was decided is still the same: the graph does not hear of it
+    replayed(step, None, 1, torch.tensor([5.0]))
     assert state.item() == 15
+
+
+@pytest.mark.parametrize("trained", [train, lambda config, data: train_cohort([config], data)])
+def test_nothing_of_a_trial_outlives_it(trained, digits, noted, monkeypatch):
+    """A worker trains many trials, and a graph holds a GPU's memory: it must not wait for the garbage collector."""
+    alive = []
+    new_network = gcsr.trainer.new_network
+
+    def watched(*arguments):
+        network = new_network(*arguments)
+        alive.extend(weakref.ref(p) for p in network.parameters())
+        return network
+
+    for module in (gcsr.trainer, gcsr.cohort):
+        monkeypatch.setattr(module, "new_network", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        trained(TrialConfig(model="mlp1", mode="ours", lam=1e-3, epochs=2), digits)
+        assert alive
+        assert not [ref for ref in alive if ref() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from glob import glob
 from pathlib import Path
 
@@ -253,8 +254,11 @@ def postgres(tmp_path_factory):
     if user:
         for folder in (data, data.parent):
             shutil.chown(folder, "nobody")
-        for folder in (data.parent.parent, data.parent.parent.parent):
-            folder.chmod(0o755)
+        for folder in data.parent.parents:
+            if folder.stat().st_uid == os.geteuid() and folder != Path(tempfile.gettempdir()):
+                folder.chmod(folder.stat().st_mode | 0o055)
+            else:
+                break
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,0 +1,11 @@
+import os
+
+# The tests' networks are so small that a second thread only waits for the first, and several processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: two processes share the tests, and neither should end with a long one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
