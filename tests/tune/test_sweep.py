@@ -181,7 +181,7 @@ def test_a_trial_over_two_workers_on_ray_survives_one_of_them(tmp_path):
 def test_a_fault_of_the_trials_own_is_not_tried_again_by_workers(tmp_path, monkeypatch):
     # As on a cluster, whose nodes have data of their own: only the workers notice.
     monkeypatch.setattr("tune.sweep.check_machine", lambda *_: None)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody said --address: Ray is started here, whatever runs elsewhere
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no --address: Ray is started here
     spec = SPEC.replace(
         {"dataset": "cifar10", "mode": "baseline", "regularizer": "l2", "lam": 1e-3, "seed": 0, "workers": 2}
     )
