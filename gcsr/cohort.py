@@ -99,14 +99,15 @@ class _Cohort:
             )
             for config in configs
         ]
-        self._set_vectors()
+        self._set_up_steps()
         self.inputs = None if self.first.augment else data.normalized(data.train_images)
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
 
-    def _set_vectors(self) -> None:
+    def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
+        # Of the running epoch: steps, π, imposed, |g|, loss.
         self.sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)
         self.counting = ReplayedStep(self.capture, after_capture=lambda: None)
         self.correct = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
@@ -246,7 +247,7 @@ class _Cohort:
         momentum = {name: buffer[stay] for name, buffer in self.stepper.momentum().items()}
         self.weights = {name: w.detach()[stay].requires_grad_() for name, w in self.weights.items()}
         self.stepper = stepper(self.weights, self.regularized, self.configs, momentum)
-        self._set_vectors()
+        self._set_up_steps()
 
     def _correct(self, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
         """How many images each trial classifies correctly: int64 ``[K]``."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -29,8 +30,8 @@ class TritonPass(MemoryPass):
         super().__init__(tensors, BLOCK)
         self._device = device
         self._blocks = self.first_block[-1]
-        sizes = [after - first for first, after in zip(self.first_block, self.first_block[1:], strict=False)]
-        tensor_of = [index for index, size in enumerate(sizes) for _ in range(size)]
+        spans = enumerate(itertools.pairwise(self.first_block))
+        tensor_of = [index for index, (first, after) in spans for _ in range(first, after)]
         self._tensor_of = torch.tensor(tensor_of, dtype=torch.int32, device=device)
         self._first_block = torch.tensor(self.first_block, dtype=torch.int32, device=device)
         self._blocks_of = self._of_groups([tensors[index].group for index in tensor_of], groups)
@@ -38,8 +39,7 @@ class TritonPass(MemoryPass):
         self._counts = torch.zeros(2, self._blocks + 1, dtype=torch.int32, device=device)
         self._sums = torch.zeros(self._blocks + 1, dtype=torch.float32, device=device)
         self._no_lam = torch.zeros(groups, dtype=torch.float32, device=device)
-        self._known = b""
-        self._on_device: Tensor | None = None
+        self._uploaded: tuple[bytes, Tensor, bool] | None = None  # the table, on the device, and whether it is aligned
         self._captured: list[tuple[Tensor, bytes]] = []
 
     def _of_groups(self, group_of: Sequence[int], groups: int) -> Tensor:
@@ -85,10 +85,9 @@ class TritonPass(MemoryPass):
             held = torch.empty(len(now) // 8, dtype=torch.int64, device=self._device)
             self._captured.append((held, now))
             return held, self._aligned()
-        if now != self._known or self._on_device is None:
-            self._on_device = _words(now).to(self._device, non_blocking=True)
-            self._known, self._known_aligned = now, self._aligned()
-        return self._on_device, self._known_aligned
+        if self._uploaded is None or self._uploaded[0] != now:
+            self._uploaded = now, _words(now).to(self._device, non_blocking=True), self._aligned()
+        return self._uploaded[1:]
 
     def _aligned(self) -> bool:
         return not any(((entry.w or 0) | (entry.m or 0) | (entry.g or 0)) % 16 for entry in self.table)

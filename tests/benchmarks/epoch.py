@@ -6,8 +6,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -71,9 +71,9 @@ def _plain_epochs(model_name: str, images: int, device: str, epochs: int) -> Ite
     loader = DataLoader(
         _Pictures(images, transforms.Compose(crop + whiten)), 128, shuffle=True, persistent_workers=True, **loading
     )
-    held = [transforms.Compose(whiten)(picture) for picture in _arrays(images)[0][: images // _TEST_SHARE]]
-    labels = torch.from_numpy(_arrays(images)[1][: images // _TEST_SHARE])
-    test = DataLoader(TensorDataset(torch.stack(held), labels), 1000, pin_memory=on_gpu)
+    pictures, labels = (each[: images // _TEST_SHARE] for each in _arrays(images))
+    held = torch.stack([transforms.Compose(whiten)(picture) for picture in pictures])
+    test = DataLoader(TensorDataset(held, torch.from_numpy(labels)), 1000, pin_memory=on_gpu)
     model = build_model(model_name, input_shape=(3, 32, 32), classes=100).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-5)
     for _ in range(epochs):
@@ -97,33 +97,22 @@ def _config(model: str, **fields: Any) -> TrialConfig:
     return TrialConfig(dataset="cifar100", model=model, mode="ours_orig", lam=1e-5, **fields)
 
 
-@contextmanager
-def _without_graphs() -> Iterator[None]:
-    before = os.environ.get("GCSR_GRAPHS")
-    os.environ["GCSR_GRAPHS"] = "0"
-    try:
-        yield
-    finally:
-        del os.environ["GCSR_GRAPHS"]
-        if before is not None:
-            os.environ["GCSR_GRAPHS"] = before
+def _gcsr_epoch(model: str, precision: str, epochs: int, data: Dataset) -> float:
+    """Seconds of an epoch of one trial."""
+    result = train(_config(model, epochs=_WARM + epochs, precision=precision), data)
+    return statistics.median(record.seconds for record in result.epochs[_WARM:])
 
 
 def beside_plain_loop(device: str, model: str, images: int, epochs: int = 2) -> dict[str, Timing]:
     """Seconds of an epoch (training and test), the median of ``epochs`` after one that is not counted."""
     plain = statistics.median(list(_plain_epochs(model, images, device, _WARM + epochs))[_WARM:])
     data = _data(images, device)
-
-    def ours(precision: str) -> float:
-        result = train(_config(model, epochs=_WARM + epochs, precision=precision), data)
-        return statistics.median(record.seconds for record in result.epochs[_WARM:])
-
     seconds = {f"{model}, plain PyTorch loop with a DataLoader": plain}
     for precision in ("fp32", "tf32", "bf16") if device == "cuda" else ("fp32", "bf16"):
-        seconds[f"{model}, gcsr, {precision}"] = ours(precision)
+        seconds[f"{model}, gcsr, {precision}"] = _gcsr_epoch(model, precision, epochs, data)
     if device == "cuda":
-        with _without_graphs():
-            seconds[f"{model}, gcsr, bf16, without CUDA graphs"] = ours("bf16")
+        with mock.patch.dict(os.environ, {"GCSR_GRAPHS": "0"}):
+            seconds[f"{model}, gcsr, bf16, without CUDA graphs"] = _gcsr_epoch(model, "bf16", epochs, data)
     return {name: Timing(taken, taken / plain) for name, taken in seconds.items()}
 
 
@@ -132,17 +121,13 @@ def trials_at_once(device: str, model: str, images: int, counts: tuple[int, ...]
     data = _data(images, device)
     epochs = 3
 
-    def alone(_: int = 1) -> float:
-        result = train(_config(model, epochs=_WARM + epochs, precision="bf16"), data)
-        return statistics.median(record.seconds for record in result.epochs[_WARM:])
-
     def cohort(count: int) -> float:
         configs = [_config(model, epochs=_WARM + epochs, precision="bf16", seed=seed) for seed in range(count)]
         results = train_cohort(configs, data)  # an epoch's seconds are divided by the trials already
         return statistics.median(record.seconds for record in results[0].epochs[_WARM:])
 
     seconds: Mapping[str, float] = {
-        f"{model}, alone": alone(),
+        f"{model}, alone": _gcsr_epoch(model, "bf16", epochs, data),
         **{f"{model}, cohort of {count}": cohort(count) for count in counts},
         **{f"{model}, {count} processes": _processes(device, model, images, count, epochs) for count in counts},
     }

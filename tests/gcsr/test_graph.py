@@ -15,6 +15,7 @@ from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
 from gcsr.graph import ReplayedStep
 from tests.gcsr.replaying import NotedCapture
+from tests.gcsr.test_trainer import measured
 
 CASES = {
     "dropout, crops, γ, a ragged batch": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "ours", "gamma": 3}),
@@ -33,13 +34,6 @@ def noted(monkeypatch):
     for module in (gcsr.trainer, gcsr.cohort):
         monkeypatch.setattr(module, "capture_for", lambda device: capture)
     return capture
-
-
-def measured(result):
-    plain = dataclasses.asdict(result)
-    plain.pop("seconds")
-    plain["epochs"] = [{k: v for k, v in record.items() if k != "seconds"} for record in plain["epochs"]]
-    return plain
 
 
 def config_of(case, **more):

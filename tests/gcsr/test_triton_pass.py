@@ -17,6 +17,7 @@ from torch import nn
 from gcsr.coherence import count_reference
 from gcsr.memory_pass import PassTensor
 from gcsr.native import NativePass, library
+from tests.gcsr.test_coherence import values
 
 triton = pytest.importorskip("triton")
 
@@ -41,11 +42,6 @@ def pointed(memory, weights, grads, momenta):
     for entry, w, g, m in zip(memory.table, weights, grads, momenta, strict=True):
         entry.w, entry.g, entry.m = w.data_ptr(), None if g is None else g.data_ptr(), m.data_ptr()
         entry.lr, entry.momentum = 0.05, 0.9
-
-
-values = st.sampled_from([0.0, -0.0, 1e-42, -1e-42, 1e-30, -1e-30, 0.5, -0.5, 1.0, -1.0]) | st.floats(
-    -2, 2, width=32, allow_subnormal=True
-)
 
 
 @settings(max_examples=60, deadline=None)
