@@ -25,9 +25,10 @@ from gcsr.errors import ConfigError
 from gcsr.gate import Gate, choose_gamma
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.optim import regularized_parameters
-from gcsr.precision import arithmetic, autocast
+from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.trainer import new_network
+from gcsr.turns import undisturbed
 
 __all__ = ["COMMON_FIELDS", "cohort_key", "train_cohort"]
 
@@ -58,11 +59,7 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
             if getattr(config, name) != getattr(configs[0], name):
                 expected = f"{getattr(configs[0], name)!r}, as the cohort's first trial has"
                 raise ConfigError(name, getattr(config, name), expected)
-    device = data.train_images.device
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        arithmetic(configs[0].precision),
-    ):
+    with undisturbed(data.train_images.device, configs[0].precision):
         cohort = _Cohort(configs, data, stop_collapsed)
         for epoch in range(configs[0].epochs):  # type: ignore[arg-type]
             cohort.train_epoch(epoch)

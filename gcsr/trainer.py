@@ -23,10 +23,11 @@ from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import build_model, is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
-from gcsr.precision import arithmetic, autocast
+from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
+from gcsr.turns import Turns, finished, undisturbed
 
-__all__ = ["new_network", "train"]
+__all__ = ["new_network", "train", "training"]
 
 _TEST_BATCH = 1000
 
@@ -59,32 +60,51 @@ def train(
         CheckpointError: the checkpoint cannot be used.
         OutOfTimeError: the checkpointer's deadline has passed; the state is saved.
     """
-    device = data.train_images.device
+    with undisturbed(data.train_images.device, config.precision):
+        return finished(
+            training(
+                config,
+                data,
+                checkpointer=checkpointer,
+                on_epoch=on_epoch,
+                group=group,
+                stop_collapsed=stop_collapsed,
+            )
+        )
+
+
+def training(
+    config: TrialConfig,
+    data: Dataset,
+    *,
+    checkpointer: Checkpointer | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    group: dist.ProcessGroup | None = None,
+    stop_collapsed: bool = False,
+) -> Turns[TrialResult]:
+    """`train` in turns, to be taken inside of `gcsr.turns.undisturbed` by `gcsr.turns.Abreast` or `finished`."""
     workers = Workers.of(group)
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        arithmetic(config.precision),
-    ):
-        torch.manual_seed(config.seed)
-        run = _Run(config, data, workers)
-        state = _load(checkpointer, config.trial_id, device, workers)
-        if state is not None:
-            run.load_state_dict(state)
-        while run.epoch < config.epochs:  # type: ignore[operator]
-            record = run.train_epoch()
-            if record is None:
-                return run.result("diverged")
-            if on_epoch is not None:
-                on_epoch(record)
-            if stop_collapsed and has_collapsed(run.records, run.constant_loss):
-                return run.result("collapsed")
-            if checkpointer is not None and workers.from_first(checkpointer.due(run.epoch)):
-                state = run.state_dict()
-                if workers.rank == 0:
-                    checkpointer.save(config.trial_id, state)
-                if workers.from_first(checkpointer.out_of_time()) and run.epoch < config.epochs:  # type: ignore[operator]
-                    raise OutOfTimeError(f"stopped after epoch {run.epoch} of {config.epochs}")
-        return run.result()
+    torch.manual_seed(config.seed)
+    run = _Run(config, data, workers)
+    state = _load(checkpointer, config.trial_id, data.train_images.device, workers)
+    if state is not None:
+        run.load_state_dict(state)
+    while run.epoch < config.epochs:  # type: ignore[operator]
+        record = yield from run.train_epoch()
+        if record is None:
+            return run.result("diverged")
+        if on_epoch is not None:
+            on_epoch(record)
+        if stop_collapsed and has_collapsed(run.records, run.constant_loss):
+            return run.result("collapsed")
+        if checkpointer is not None and workers.from_first(checkpointer.due(run.epoch)):
+            state = run.state_dict()
+            if workers.rank == 0:
+                checkpointer.save(config.trial_id, state)
+            if workers.from_first(checkpointer.out_of_time()) and run.epoch < config.epochs:  # type: ignore[operator]
+                raise OutOfTimeError(f"stopped after epoch {run.epoch} of {config.epochs}")
+        yield True
+    return run.result()
 
 
 def _load(
@@ -160,7 +180,7 @@ class _Run:
         """The next epoch, from 0."""
         return len(self.records)
 
-    def train_epoch(self) -> EpochRecord | None:
+    def train_epoch(self) -> Turns[EpochRecord | None]:
         """One pass over the training images and its measurements; None if it diverged."""
         began = time.perf_counter()
         lr = float(self.schedule.get_last_lr()[0])
@@ -174,15 +194,18 @@ class _Run:
         batch_size, share, decided = self.config.batch_size, self.workers.share, self.optimizer.decisions()
         for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
             self.step(self._step, decided, len(index), share(index), share(crop))
+            yield False
         self.schedule.step()
-        train_loss = self.workers.sum(self.loss_sum).item() / len(labels)
+        loss_sum = self.workers.sum(self.loss_sum)
+        measured = [sparsity(self.model), weight_abs_mean(self.params), *self._correct()]
+        yield False  # whoever is there beside gets its own work in before this one's is waited for
+        train_loss = loss_sum.item() / len(labels)
         try:
             gate = self.optimizer.metrics()
         except NonFiniteGradientError:
             return None
         if not math.isfinite(train_loss):
             return None
-        measured = [sparsity(self.model), weight_abs_mean(self.params), *self._correct()]
         sparse, weight, *correct = torch.stack([value.double() for value in measured]).tolist()
         record = EpochRecord(
             epoch=self.epoch,

@@ -45,7 +45,9 @@ class _Time(click.ParamType[float]):
         return float(seconds)
 
 
-class _Cohort(click.ParamType[int | Literal["auto"]]):
+class _Count(click.ParamType[int | Literal["auto"]]):
+    """How many, or ``auto``."""
+
     name = "N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["auto"]:
@@ -146,8 +148,9 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--gpu-share", type=_Share(), default=1.0, show_default=True, help="Of a GPU, that a worker takes."
         ),
+        click.option("--cohort", type=_Count(), default="auto", show_default=True, help="Trials trained as one batch."),
         click.option(
-            "--cohort", type=_Cohort(), default="auto", show_default=True, help="Trials trained as one batch."
+            "--abreast", type=_Count(), default="auto", show_default=True, help="Trials a GPU trains side by side."
         ),
         click.option("--tensorboard", is_flag=True, help="Also write each trial's curves under DIR/tensorboard."),
         data_option,

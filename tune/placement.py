@@ -38,8 +38,11 @@ def worker_resources(job: SweepJob, nodes: Sequence[Resources]) -> dict[str, flo
     Raises:
         InvalidInputError: what the job asks for excludes itself.
     """
-    if job.workers > 1 and job.cohort not in ("auto", 1):
-        raise InvalidInputError(f"cohort: {job.cohort} is not allowed with {job.workers} workers a trial; expected 1")
+    for name in ("cohort", "abreast"):
+        if job.workers > 1 and getattr(job, name) not in ("auto", 1):
+            raise InvalidInputError(
+                f"{name}: {getattr(job, name)} is not allowed with {job.workers} workers a trial; expected 1"
+            )
     if job.workers > 1 and job.gpu_share < 1:
         raise InvalidInputError(
             f"gpu-share: {job.gpu_share:g} is not allowed with {job.workers} workers a trial; expected 1, as NCCL "

@@ -26,7 +26,7 @@ from tune.schema import failed_row
 from tune.store import Store
 from tune.trainable import JOB, PLAN, UNIT, SweepTrainable, unit_text
 from tune.trial import Outcome, SweepJob, checkpoint_name
-from tune.units import UnitSource
+from tune.units import UnitSource, is_stacked
 from tune.workers import train_with_workers
 
 __all__ = ["RayExecutor"]
@@ -107,7 +107,7 @@ class RayExecutor:
         while left:
             losses.begin()
             self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
-            left = [unit for unit in left if not ending.has_all(unit)]
+            left = [rest for unit in left if (rest := self._left(unit, ending))]
             if self._job.out_of_time():
                 return
             for unit in [unit for unit in left if losses.too_many(unit)]:
@@ -131,9 +131,14 @@ class RayExecutor:
         )
         self._fit({}, ending, searcher)
 
+    def _left(self, unit: Sequence[TrialConfig], ending: "_Ending") -> Sequence[TrialConfig]:
+        """What is still to be trained of a unit: a cohort whole, or not at all."""
+        missing = [config for config in unit if not ending.has(config)]
+        return unit if missing and is_stacked(unit[0], self._job.cohort) else missing
+
     def _give_up(self, unit: Sequence[TrialConfig], ending: "_Ending") -> None:
         for config in unit:
-            if not ending.has_all([config]):
+            if not ending.has(config):
                 text = f"its worker was lost {_ROUNDS} times without progress; see Ray's logs"
                 ending.ended(Outcome(failed_row(config, self._job.experiment, text), []))
 
@@ -187,8 +192,8 @@ class _Ending:
         self._listener = listener
         self._ended: set[str] = set()
 
-    def has_all(self, unit: Sequence[TrialConfig]) -> bool:
-        return all(config.trial_id in self._ended for config in unit)
+    def has(self, config: TrialConfig) -> bool:
+        return config.trial_id in self._ended
 
     def ended(self, outcome: Outcome) -> None:
         self._ended.add(outcome.row["trial_id"])

@@ -16,7 +16,7 @@ from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep_log import SweepLog
 from tune.trial import Outcome, SweepJob, choose_device
-from tune.units import UnitSource, units
+from tune.units import UnitSource
 
 if TYPE_CHECKING:
     from tune.ray_executor import RayExecutor
@@ -27,7 +27,6 @@ __all__ = [
     "RowSource",
     "RunOptions",
     "check_machine",
-    "cut_units",
     "job_of",
     "note_run",
     "open_executor",
@@ -57,7 +56,8 @@ class RunOptions:
         tensorboard: also write each trial's curves as a TensorBoard run.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
-        cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
+        cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
+        abreast: how many other trials one process trains side by side; ``auto``: see `gcsr.turns.Abreast`.
     """
 
     resume: bool = False
@@ -73,6 +73,7 @@ class RunOptions:
     stop_collapsed: bool = False
     time_limit: float | None = None
     cohort: int | Literal["auto"] = "auto"
+    abreast: int | Literal["auto"] = "auto"
 
 
 class RowSource(UnitSource, Protocol):
@@ -149,6 +150,7 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
         gpu_share=options.gpu_share,
         workers=spec.workers,
         cohort=options.cohort,
+        abreast=options.abreast,
         stop_collapsed=options.stop_collapsed,
         deadline=None if options.time_limit is None else time.time() + options.time_limit,
     )
@@ -170,11 +172,6 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
         for config in trials:
             if config.dataset == name and config.holdout and not 1 <= round(images * config.holdout) < images:
                 raise DataError(f"holdout: {config.holdout} leaves no images of {name} to train on")
-
-
-def cut_units(trials: Sequence[TrialConfig], job: SweepJob, *, gpu: bool) -> list[list[TrialConfig]]:
-    """The trials in the units that the job allows; one over several workers is a unit of its own."""
-    return units(trials, 1 if job.workers > 1 else job.cohort, gpu=gpu)
 
 
 def run_source(executor: "InlineExecutor | RayExecutor", source: RowSource, recorder: Recorder) -> None:

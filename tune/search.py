@@ -9,9 +9,8 @@ import json
 import math
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +19,12 @@ from optuna.distributions import distribution_to_json
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.lines import Line, lines_of
-from tune.runs import RunOptions, check_machine, cut_units, job_of, note_run, open_executor, recording, run_source
+from tune.runs import RunOptions, check_machine, job_of, note_run, open_executor, recording, run_source
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
 from tune.study import LineStudy, StudyStorage, should_prune
+from tune.units import UnitCutter
 
 __all__ = ["Best", "SearchOutcome", "run_search"]
 
@@ -122,7 +122,7 @@ def run_search(
                 identity = _Identity(uuid.uuid4().hex, definition, window or executor.slots + 1, frozenset(stored))
                 _write_identity(store, identity)
             note_run(store, spec, planned=sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
-            cut = partial(cut_units, job=job, gpu=executor.gpu)
+            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
             search = _Search(
                 lines=lines,
                 counts=counts,
@@ -130,7 +130,7 @@ def run_search(
                 studies=_studies(lines, spec, identity, store, storage),
                 objectives=spec.search.objectives,
                 stored=stored,
-                cut=cut,
+                cutter=cutter,
                 pruner=spec.search.pruner,
             )
             before = search.replay()
@@ -143,7 +143,7 @@ def run_search(
                 if refit:
                     ended = stored.keys() | search.rows.keys()
                     again = [config for config in search.refits() if config.trial_id not in ended]
-                    executor.run(cut(again), recorder)
+                    executor.run(cutter.cut(again, {config.trial_id for config in again}), recorder)
             return SearchOutcome(
                 total,
                 sum(recorder.statuses.values()),
@@ -192,10 +192,10 @@ class _Search:
         studies: Sequence[LineStudy],
         objectives: Sequence[Objective],
         stored: Mapping[str, Row],
-        cut: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
+        cutter: UnitCutter,
         pruner: Pruner | None,
     ) -> None:
-        self._lines, self._studies, self._objectives, self._cut = lines, studies, objectives, cut
+        self._lines, self._studies, self._objectives, self._cutter = lines, studies, objectives, cutter
         self._pruner = pruner
         self._window, self._stored = identity.window, stored
         # One setting of every line before the next: all lines are equally far whenever one looks.
@@ -284,8 +284,7 @@ class _Search:
     def _queue_missing(self, configs: Sequence[TrialConfig]) -> None:
         """Queue the units of a setting that hold a trial which neither ended nor is under way."""
         wanted = {config.trial_id for config in configs} - self.rows.keys() - self._under_way
-        # Units are cut from the whole setting: who is trained with whom does not depend on what a kill left.
-        self._queue.extend(unit for unit in self._cut(configs) if any(c.trial_id in wanted for c in unit))
+        self._queue.extend(self._cutter.cut(configs, wanted))
         self._under_way |= wanted
 
     def _loses(self, setting: _Setting) -> bool:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from tune.compaction import recover
-from tune.runs import RunOptions, check_machine, cut_units, job_of, note_run, open_executor, recording
+from tune.runs import RunOptions, check_machine, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
+from tune.units import UnitCutter
 
 __all__ = ["SweepOutcome", "run_sweep"]
 
@@ -53,12 +54,10 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             job, options, missing
         ) as executor:  # refuses what can never run, before the store is touched
             note_run(store, spec, trials=[config.trial_id for config in trials])
-            # Units are cut from the whole sweep: who is trained with whom does not depend on what a killed run left.
-            cut = cut_units(trials, job, gpu=executor.gpu)
-            ids = {config.trial_id for config in missing}
-            work = [unit for unit in cut if any(config.trial_id in ids for config in unit)]
-            before = len(trials) - len(missing)
             slots = executor.slots
+            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=slots)
+            work = cutter.cut(trials, {config.trial_id for config in missing})
+            before = len(trials) - len(missing)
             with recording(
                 store, spec, options, total=len(trials), stored=ended, slots=slots, before=before
             ) as recorder:

@@ -2,16 +2,16 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import recover
-from tune.runs import RunOptions, check_machine, cut_units, job_of, note_run, open_executor, recording, run_source
+from tune.runs import RunOptions, check_machine, job_of, note_run, open_executor, recording, run_source
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
+from tune.units import UnitCutter
 
 __all__ = ["Level", "ToleranceOutcome", "run_tolerance"]
 
@@ -79,7 +79,8 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         stored = store.ended_rows()
         with open_executor(job, options, trials) as executor:
             note_run(store, spec)
-            source = _Bisections(methods, precision, stored, partial(cut_units, job=job, gpu=executor.gpu))
+            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
+            source = _Bisections(methods, precision, stored, cutter)
             before = source.replay()
             total, slots = source.at_most, executor.slots
             with recording(
@@ -177,12 +178,12 @@ class _Bisections:
         methods: Sequence[Sequence[TrialConfig]],
         precision: float,
         stored: Mapping[str, Mapping[str, Any]],
-        cut: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
+        cutter: UnitCutter,
     ) -> None:
         self.bisections = [_Bisection(grid, precision) for grid in methods]
         self.at_most = sum(each.at_most for each in self.bisections)
         self._rows: dict[str, Mapping[str, Any]] = dict(stored)
-        self._cut = cut
+        self._cutter = cutter
         self._waiting: dict[int, list[TrialConfig]] = {}
         self._queue: deque[list[TrialConfig]] = deque()
 
@@ -216,7 +217,7 @@ class _Bisections:
                         break
                     self._waiting[number] = configs
                     missing = {config.trial_id for config in configs} - self._rows.keys()
-                    self._queue.extend(u for u in self._cut(configs) if any(c.trial_id in missing for c in u))
+                    self._queue.extend(self._cutter.cut(configs, missing))
                 if any(config.trial_id not in self._rows for config in configs):
                     break
                 del self._waiting[number]

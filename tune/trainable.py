@@ -1,5 +1,6 @@
 """`gcsr` trials as a Ray Tune trainable, in actors that are reused from trial to trial."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from ray import tune as ray_tune
 
 from gcsr import TrialConfig
 from tune.trial import SweepJob
-from tune.units import run_unit
+from tune.units import is_stacked, run_unit
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "trials_of", "unit_text"]
 
@@ -30,7 +31,9 @@ def trials_of(config: dict[str, Any]) -> list[TrialConfig]:
 
 
 class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
-    """One `step` is one whole unit: a digits trial takes about a second, a fresh actor that imports torch several.
+    """Trains units in an actor that is reused: a digits trial takes a second, a fresh actor that imports torch several.
+
+    One `step` goes on until a trial ends, or a cohort.
 
     The trial keeps its own checkpoints in the store, so that it goes on where it was after its actor died, also
     under another driver; Tune's checkpoints are not used.
@@ -46,10 +49,16 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         if self._job.gpu_share < 1 and torch.cuda.is_available():
             # Ray only counts shares; without this one trial's memory would be another's failure.
             torch.cuda.set_per_process_memory_fraction(self._job.gpu_share)
+        self._outcomes = run_unit(self._unit, self._job)
+        self._left = len(self._unit)
         return True
 
     def step(self) -> dict[str, Any]:
-        return {OUTCOME: run_unit(self._unit, self._job), "done": True}
+        at_once = self._left if is_stacked(self._unit[0], self._job.cohort) else 1
+        ended = list(itertools.islice(self._outcomes, at_once))
+        self._left -= len(ended)
+        # Trials that the deadline overtook have no outcome.
+        return {OUTCOME: ended, "done": self._left == 0 or len(ended) < at_once}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None

@@ -3,15 +3,18 @@
 import functools
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
-from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
+from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_dataset
 from gcsr.checkpoint import Checkpointer
 from gcsr.errors import OutOfTimeError
+from gcsr.trainer import training
+from gcsr.turns import Abreast, Turns
 from tune.node_data import local_root
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
@@ -23,8 +26,8 @@ __all__ = [
     "choose_device",
     "dataset_of",
     "failed_outcome",
-    "run_trial",
-    "train_trial",
+    "run_trials",
+    "trial_in_turns",
 ]
 
 _CHECKPOINT_SHARE = 0.05  # of a trial's time: a thousand GPUs share one store
@@ -42,7 +45,8 @@ class SweepJob:
         gpu_share: of a GPU, that a worker takes.
         threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
         workers: processes that train one trial together.
-        cohort: how many trials one process trains together at most; ``auto``: see `tune.units.is_stacked`.
+        cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
+        abreast: how many other trials one process trains side by side; ``auto``: see `gcsr.turns.Abreast`.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         deadline: as `time.time` counts; trials that have not ended by then stop after their running epoch.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
@@ -56,6 +60,7 @@ class SweepJob:
     threads: int = 1
     workers: int = 1
     cohort: int | Literal["auto"] = "auto"
+    abreast: int | Literal["auto"] = "auto"
     stop_collapsed: bool = False
     deadline: float | None = None
     checkpoint_seconds: float = 10.0
@@ -97,22 +102,32 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def run_trial(config: TrialConfig, job: SweepJob) -> Outcome | None:
-    """Train in this process; an exception becomes a ``failed`` row, and None says that the deadline came first.
+def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcome]:
+    """Train in this process, as many at once as the job says; each outcome as it comes.
 
-    A fault of the trial's own must not look like a fault of the machine: only the latter is worth another try.
+    An exception becomes a ``failed`` row: a fault of the trial's own must not look like a fault of the machine, as only
+    the latter is worth another try. A trial that the deadline overtook has no outcome.
+
+    Args:
+        configs: trials in the same precision.
+        job: their sweep's job.
     """
     try:
-        return train_trial(config, job, choose_device(job.device))
-    except OutOfTimeError:
-        return None
-    except Exception as error:
-        return failed_outcome(config, job, error)
+        device = choose_device(job.device)
+    except InvalidInputError as error:
+        yield from (failed_outcome(config, job, error) for config in configs)
+        return
+    trainings = [functools.partial(trial_in_turns, config, job, device) for config in configs]
+    for ended in Abreast(trainings, device, configs[0].precision, job.abreast):
+        if isinstance(ended.result, Outcome):
+            yield ended.result
+        elif not isinstance(ended.result, OutOfTimeError):
+            yield failed_outcome(configs[ended.place], job, ended.result)
 
 
-def train_trial(
+def trial_in_turns(
     config: TrialConfig, job: SweepJob, device: torch.device, group: dist.ProcessGroup | None = None
-) -> Outcome:
+) -> Turns[Outcome]:
     """Train, going on from the trial's checkpoint if there is one.
 
     Args:
@@ -124,21 +139,22 @@ def train_trial(
     Raises:
         OutOfTimeError: the job's deadline has passed; the checkpoint holds what was done.
     """
+    if job.out_of_time():
+        raise OutOfTimeError("not begun")
     storage = StoredCheckpoint(Store(job.store), config.trial_id)
     data = dataset_of(config, job, device)
     checkpointer = Checkpointer(
         storage, min_seconds=job.checkpoint_seconds, max_share=_CHECKPOINT_SHARE, deadline=job.deadline
     )
-
-    def trained() -> TrialResult:
-        return train(config, data, checkpointer=checkpointer, group=group, stop_collapsed=job.stop_collapsed)
-
+    trained = functools.partial(
+        training, config, data, checkpointer=checkpointer, group=group, stop_collapsed=job.stop_collapsed
+    )
     try:
-        result = trained()
+        result = yield from trained()
     except CheckpointError:  # it only ever saved time: without it the trial gives the same result
         if group is None or dist.get_rank(group) == 0:
             storage.remove()
-        result = trained()
+        result = yield from trained()
     return Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
 
 

@@ -1,8 +1,9 @@
-"""Units of work: one trial, or a cohort of trials that one process trains together."""
+"""Units of work: what one process trains before it is given more."""
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -10,10 +11,11 @@ import torch
 from gcsr import TrialConfig
 from gcsr.cohort import cohort_key, train_cohort
 from gcsr.models import build_model
+from gcsr.turns import MOST_ABREAST
 from tune.schema import epoch_rows, trial_row
-from tune.trial import Outcome, SweepJob, choose_device, dataset_of, failed_outcome, run_trial
+from tune.trial import Outcome, SweepJob, choose_device, dataset_of, failed_outcome, run_trials
 
-__all__ = ["UnitSource", "is_stacked", "run_unit", "units"]
+__all__ = ["UnitCutter", "UnitSource", "is_stacked", "run_unit"]
 
 # Measured on one core (python -m tests.benchmarks cohort): up to this many parameters eight weight sets stay in its
 # cache and a trial of eight takes 0.5 to 0.7 of one alone; four times as many, and alone is faster.
@@ -51,33 +53,76 @@ def _parameters(model: str, width: float) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def units(trials: Sequence[TrialConfig], cohort: int | Literal["auto"], *, gpu: bool) -> list[list[TrialConfig]]:
-    """All trials of a sweep in units that can be trained together, in their order as far as possible."""
-    size = (_GPU_SIZE if gpu else _CPU_SIZE) if cohort == "auto" else cohort
-    groups: dict[tuple[object, ...], list[TrialConfig]] = {}
-    for config in trials:
-        key = cohort_key(config) if is_stacked(config, cohort) else (config.trial_id,)
-        groups.setdefault(key, []).append(config)
-    return [part for group in groups.values() for part in _parts(group, size)]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitCutter:
+    """Cuts trials into units.
+
+    Attributes:
+        job: of the sweep.
+        gpu: whether its trials run on GPUs.
+        slots: how many units run at once.
+    """
+
+    job: SweepJob
+    gpu: bool
+    slots: int
+
+    def cut(self, trials: Sequence[TrialConfig], missing: Set[str]) -> list[list[TrialConfig]]:
+        """Units that can be trained together, in the trials' order as far as possible.
+
+        Cohorts are cut from all trials, and whole: who is stacked with whom changes their bits, and must not depend on
+        what a killed run left. Of all others only those that are missing are in a unit.
+
+        Args:
+            trials: of a sweep, or of a setting.
+            missing: ids of those that have not ended.
+        """
+        cohorts: dict[tuple[object, ...], list[TrialConfig]] = {}
+        others: dict[tuple[object, ...], list[TrialConfig]] = {}
+        found: list[list[TrialConfig]] = []
+        for config in trials:
+            if self.job.workers == 1 and is_stacked(config, self.job.cohort):
+                cohorts.setdefault(cohort_key(config), []).append(config)
+            elif config.trial_id in missing:
+                others.setdefault(cohort_key(config), []).append(config)
+        size = (_GPU_SIZE if self.gpu else _CPU_SIZE) if self.job.cohort == "auto" else self.job.cohort
+        for group in cohorts.values():
+            parts = _parts(group, -(-len(group) // size))
+            found += [part for part in parts if any(config.trial_id in missing for config in part)]
+        for group in others.values():
+            found += _parts(group, self._count(len(group)))
+        places = {config.trial_id: place for place, config in enumerate(trials)}
+        return sorted(found, key=lambda unit: places[unit[0].trial_id])
+
+    def _count(self, trials: int) -> int:
+        """Into how many units to cut trials that are not stacked: as few as leave no slot idle."""
+        abreast = self.job.abreast
+        if self.job.workers > 1 or abreast == 1 or (abreast == "auto" and not self.gpu):
+            return trials
+        most = MOST_ABREAST if abreast == "auto" else abreast
+        rounds = -(-trials // (most * self.slots))
+        return min(trials, rounds * self.slots)
 
 
-def _parts(group: list[TrialConfig], size: int) -> list[list[TrialConfig]]:
-    """The group in as few parts as its size allows, as equal as can be."""
-    count = -(-len(group) // size)
+def _parts(group: list[TrialConfig], count: int) -> list[list[TrialConfig]]:
+    """The group in so many parts, as equal as can be."""
     bounds = [len(group) * k // count for k in range(count + 1)]
     return [group[low:high] for low, high in itertools.pairwise(bounds)]
 
 
-def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
+def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcome]:
     """Train a unit; an exception becomes ``failed`` rows, of the trials whose fault it is.
 
     Trials that the job's deadline overtook have no outcome. A cohort, which has no checkpoints, is not begun after
     it, and runs to its end otherwise.
     """
-    if job.out_of_time():
-        return []
     if not is_stacked(configs[0], job.cohort):
-        return [outcome for config in configs if (outcome := run_trial(config, job)) is not None]
+        yield from run_trials(configs, job)
+    elif not job.out_of_time():
+        yield from _run_cohort(configs, job)
+
+
+def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> Iterable[Outcome]:
     try:
         data = dataset_of(configs[0], job, choose_device(job.device))
         results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed)

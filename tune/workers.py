@@ -12,9 +12,10 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from gcsr.errors import OutOfTimeError
 from gcsr.parallel import backend, is_lost_worker
+from gcsr.turns import finished, undisturbed
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
-from tune.trial import Outcome, SweepJob, failed_outcome, train_trial
+from tune.trial import Outcome, SweepJob, failed_outcome, trial_in_turns
 
 __all__ = ["train_with_workers"]
 
@@ -63,7 +64,9 @@ def _work(config: dict[str, Any]) -> Outcome | None:
     job: SweepJob = config[JOB]
     torch.set_num_threads(job.threads)
     (trial,) = trials_of(config)
+    device = get_device()
     try:
-        return None if job.out_of_time() else train_trial(trial, job, get_device(), dist.group.WORLD)
+        with undisturbed(device, trial.precision):
+            return finished(trial_in_turns(trial, job, device, dist.group.WORLD))
     except OutOfTimeError:
         return None

@@ -1,5 +1,6 @@
 """An epoch of the paper's networks on CIFAR-100-shaped images: beside a plain loop, and of several trials at once."""
 
+import functools
 import multiprocessing
 import os
 import statistics
@@ -15,9 +16,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from gcsr import Dataset, TrialConfig, train
+from gcsr import Dataset, TrialConfig, TrialResult, train
 from gcsr.cohort import train_cohort
 from gcsr.models import build_model
+from gcsr.trainer import training
+from gcsr.turns import Abreast, Turns
 from tests.benchmarks.timing import Timing
 
 __all__ = ["beside_plain_loop", "trials_at_once"]
@@ -117,7 +120,7 @@ def beside_plain_loop(device: str, model: str, images: int, epochs: int = 2) -> 
 
 
 def trials_at_once(device: str, model: str, images: int, counts: tuple[int, ...] = (2, 4, 8)) -> dict[str, Timing]:
-    """Seconds an epoch and trial where several trials share the device: as a cohort, and in as many processes."""
+    """Seconds an epoch and trial where several trials share the device: abreast, as a cohort, in as many processes."""
     data = _data(images, device)
     epochs = 3
 
@@ -128,10 +131,27 @@ def trials_at_once(device: str, model: str, images: int, counts: tuple[int, ...]
 
     seconds: Mapping[str, float] = {
         f"{model}, alone": _gcsr_epoch(model, "bf16", epochs, data),
+        **{f"{model}, {count} abreast": _abreast(model, count, epochs, data) for count in counts},
         **{f"{model}, cohort of {count}": cohort(count) for count in counts},
         **{f"{model}, {count} processes": _processes(device, model, images, count, epochs) for count in counts},
     }
     return {name: Timing(taken, taken / next(iter(seconds.values()))) for name, taken in seconds.items()}
+
+
+def _abreast(model: str, count: int, epochs: int, data: Dataset) -> float:
+    """Seconds an epoch and trial of ``count`` trials of one process, from when the last has warmed up."""
+    ends: dict[int, list[float]] = {seed: [] for seed in range(count)}
+
+    def begun(seed: int) -> Turns[TrialResult]:
+        config = _config(model, epochs=_WARM + epochs, precision="bf16", seed=seed)
+        return training(config, data, on_epoch=lambda record: ends[seed].append(time.perf_counter()))
+
+    trainings = [functools.partial(begun, seed) for seed in range(count)]
+    for ended in Abreast(trainings, data.train_images.device, "bf16", count):
+        if isinstance(ended.result, Exception):
+            raise ended.result
+    last, warm = (max(end[epoch] for end in ends.values()) for epoch in (-1, _WARM - 1))
+    return (last - warm) / epochs / count
 
 
 def _processes(device: str, model: str, images: int, count: int, epochs: int) -> float:

@@ -94,7 +94,7 @@ def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     out = tmp_path / "out"
     expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *SWEEP)
     first, _ = cluster(2)
-    driver = start("sweep", spec, out, *SWEEP, "--address", first.address)
+    driver = start("sweep", spec, out, *SWEEP, "--abreast", "3", "--address", first.address)
     wait_for(out, 4, driver)
     first.remove_node(first.head_node, allow_graceful=False)
     _, err = driver.communicate(timeout=100)
@@ -104,7 +104,7 @@ def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     first.shutdown()
 
     second, nodes = cluster(2)
-    driver = start("sweep", spec, out, *SWEEP, "--address", second.address)
+    driver = start("sweep", spec, out, *SWEEP, "--abreast", "3", "--address", second.address)
     wait_for(out, ended(out) + 4, driver)
     second.remove_node(nodes[0], allow_graceful=False)
     _, err = driver.communicate(timeout=200)

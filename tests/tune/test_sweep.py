@@ -191,13 +191,15 @@ def test_a_fault_of_the_trials_own_is_not_tried_again_by_workers(tmp_path, monke
     assert '"worker_lost"' not in (tmp_path / "out" / "log.jsonl").read_text(), "taken for a fault of the machine"
 
 
-def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_path):
+@pytest.mark.parametrize("abreast", [1, 2])
+def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_path, abreast):
     spec = SPEC.replace({"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "epochs": 150})
     whole, pieces = Store(str(tmp_path / "whole")), Store(str(tmp_path / "pieces"))
     run_sweep(spec, whole, RunOptions(executor="inline", cohort=1))
     left, calls = 2, 0
     while left:
-        outcome = run_sweep(spec, pieces, RunOptions(executor="inline", resume=True, cohort=1, time_limit=0.4))
+        options = RunOptions(executor="inline", resume=True, cohort=1, abreast=abreast, time_limit=0.4)
+        outcome = run_sweep(spec, pieces, options)
         left, calls = outcome.left, calls + 1
         assert calls < 60
         assert not outcome.failures

@@ -1,5 +1,6 @@
 import pytest
 
+import tune.trial
 import tune.units
 from gcsr import TrialConfig
 from tune.runs import RunOptions
@@ -7,7 +8,7 @@ from tune.spec import SweepSpec, load_spec
 from tune.store import Store
 from tune.sweep import run_sweep
 from tune.trial import SweepJob
-from tune.units import is_stacked, run_unit, units
+from tune.units import UnitCutter, is_stacked, run_unit
 
 MIXED = SweepSpec(
     experiment="test",
@@ -19,13 +20,50 @@ def job(tmp_path, **fields):
     return SweepJob(experiment="test", store=str(tmp_path), **fields)
 
 
+def cut(trials, missing=None, *, gpu=False, slots=2, **fields):
+    cutter = UnitCutter(job=SweepJob(experiment="test", store="/nowhere", **fields), gpu=gpu, slots=slots)
+    return cutter.cut(trials, {config.trial_id for config in (trials if missing is None else missing)})
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
-def test_units_are_a_partition_of_what_can_be_stacked(size):
-    found = units(MIXED, size, gpu=False)
+def test_cohorts_are_a_partition_of_what_can_be_stacked(size):
+    found = cut(MIXED, cohort=size)
     assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
     assert all(len(unit) <= size and len({c.model for c in unit}) == 1 for unit in found)
     assert max(map(len, found)) - min(map(len, found)) <= 1
     assert len(found) == 2 * -(-6 // size)
+
+
+def test_a_cohort_is_whole_however_few_of_it_are_missing():
+    whole = cut(MIXED, cohort=4)
+    assert cut(MIXED, MIXED[:1], cohort=4) == [unit for unit in whole if MIXED[0] in unit]
+    assert cut(MIXED, [], cohort=4) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes"),
+    [
+        ({"abreast": 1}, [1] * 12),
+        ({"abreast": "auto"}, [1] * 12),  # on a CPU
+        ({"abreast": "auto", "gpu": True}, [3] * 4),  # each network for itself, on both GPUs
+        ({"abreast": "auto", "gpu": True, "slots": 1}, [6] * 2),
+        ({"abreast": "auto", "gpu": True, "slots": 100}, [1] * 12),
+        ({"abreast": 2}, [1] * 4 + [2] * 4),  # as equal as can be on two slots: 4 units of 6 trials
+        ({"abreast": 2, "slots": 1}, [2] * 6),
+        ({"abreast": 4, "slots": 1}, [3] * 4),
+        ({"abreast": "auto", "gpu": True, "workers": 2}, [1] * 12),
+    ],
+)
+def test_trials_abreast_leave_no_slot_idle(fields, sizes):
+    found = cut(MIXED, cohort=1, **fields)
+    assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
+    assert sorted(map(len, found)) == sizes
+    assert all(len({c.model for c in unit}) == 1 for unit in found)
+
+
+def test_of_trials_abreast_only_those_that_are_missing_are_in_a_unit():
+    missing = MIXED[1:8:2]  # of each network two
+    assert cut(MIXED, missing, cohort=1, gpu=True, slots=1) == [missing[::2], missing[1::2]]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +84,7 @@ def test_what_is_stacked(fields, cohort, stacked):
 
 def test_auto_cuts_the_digits_sweep_in_eights_and_keeps_its_order():
     trials = load_spec("digits").trials()
-    found = units(trials, "auto", gpu=False)
+    found = cut(trials)
     assert [config for unit in found for config in unit] == trials
     assert {len(unit) for unit in found} == {7, 8}
 
@@ -92,7 +130,43 @@ def test_a_cohort_that_fails_falls_back_to_single_trials(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune.units, "train_cohort", broken)
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
-    outcomes = run_unit(configs, job(tmp_path))
+    outcomes = list(run_unit(configs, job(tmp_path)))
     assert [o.row["trial_id"] for o in outcomes] == [c.trial_id for c in configs]
     assert [o.row["status"] == "failed" for o in outcomes] == [False, True]
     assert "out of memory" in outcomes[1].row["error"]
+
+
+def test_trials_abreast_write_what_each_writes_alone(tmp_path):
+    network = {"model": "mlp2", "width": 0.5, "epochs": 3}
+    grid = network | {"mode": ["ours_orig", "baseline"], "lam": 1e-3, "seed": [0, 1]}
+    spec = SweepSpec(experiment="test", grid=grid)
+    tables = []
+    for abreast in (1, 3):
+        store = Store(str(tmp_path / str(abreast)))
+        run_sweep(spec, store, RunOptions(executor="inline", cohort=1, abreast=abreast))
+        tables.append([
+            {k: v for k, v in row.items() if k not in ("seconds", "finished_at")}
+            for row in store.read_trials().table.sort_by("trial_id").to_pylist()
+        ])  # fmt: skip
+    assert tables[0] == tables[1]
+
+
+def test_of_trials_abreast_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    real = tune.trial.training
+
+    def broken(config, data, **options):
+        if config.seed == 1:
+            raise RuntimeError("on purpose")
+        return real(config, data, **options)
+
+    monkeypatch.setattr(tune.trial, "training", broken)
+    configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(3)]
+    outcomes = {o.row["trial_id"]: o.row for o in run_unit(configs, job(tmp_path, cohort=1, abreast=3))}
+    assert [outcomes[c.trial_id]["status"] for c in configs] == ["finished", "failed", "finished"]
+    assert "on purpose" in outcomes[configs[1].trial_id]["error"]
+
+
+def test_after_the_deadline_nothing_is_begun(tmp_path):
+    configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
+    for fields in ({"cohort": 1}, {"cohort": 1, "abreast": 2}, {"cohort": 2}):
+        assert list(run_unit(configs, job(tmp_path, deadline=0.0, **fields))) == []
