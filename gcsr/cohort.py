@@ -22,6 +22,7 @@ from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
+from gcsr.evaluation import CorrectAnswers
 from gcsr.gate import Gate, choose_gamma
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.optim import regularized_parameters
@@ -106,8 +107,7 @@ class _Cohort:
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         # Of the running epoch: steps, π, imposed, |g|, loss.
         self.sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)
-        self.counting = ReplayedStep(self.capture, after_capture=lambda: None)
-        self.correct = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
+        self.correct = CorrectAnswers((len(self.configs),), self.device, self.capture)
         self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
@@ -188,10 +188,12 @@ class _Cohort:
     @torch.no_grad()
     def _record(self, epoch: int, sums: Tensor, lrs: Sequence[float], began: float) -> None:
         data, count = self.data, len(self.configs)
-        test = self._correct(data.test_images, data.test_labels)
+        self.skeleton.eval()
+        test = self.correct.count(self._answers, data.test_images, data.test_labels)
         val = None
         if data.val_images is not None and data.val_labels is not None:
-            val = self._correct(data.val_images, data.val_labels)
+            val = self.correct.count(self._answers, data.val_images, data.val_labels)
+        self.skeleton.train()
         everything = [p.flatten(1) for p in self.weights.values()]
         nonzero = torch.stack([(p != 0).sum(1) for p in everything]).sum(0)
         absolute = [self.weights[name].flatten(1).abs().sum(1, dtype=torch.float64) for name in self.regularized]
@@ -246,19 +248,8 @@ class _Cohort:
         self.stepper = stepper(self.weights, self.regularized, self.configs, momentum)
         self._set_up_steps()
 
-    def _correct(self, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
-        """How many images each trial classifies correctly: int64 ``[K]``."""
-        self.correct.zero_()
-        self.skeleton.eval()
-        for batch, target in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            self.counting(self._count, None, len(batch), batch, target)
-        self.skeleton.train()
-        return self.correct.clone()
-
-    @torch.no_grad()
-    def _count(self, size: int, images: Tensor, labels: Tensor) -> None:
-        """Add each trial's correct answers on a batch ``[size, …]``."""
-        self.correct += (self._logits(self.data.normalized(images), same=True).argmax(2) == labels).sum(1)
+    def _answers(self, images: Tensor) -> Tensor:
+        return self._logits(self.data.normalized(images), same=True).argmax(2)
 
     def results(self) -> list[TrialResult]:
         """How each trial ended, in the caller's order."""

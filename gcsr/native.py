@@ -1,7 +1,7 @@
 """The passes on CPUs: `kernels.c`, built once a machine with its own C compiler, in a fraction of a second.
 
 Where there is no compiler, `library` gives None and the gate works with torch's own operations: the same counts,
-the same update to rounding, only slower. ``GCSR_NATIVE=0`` forces that.
+the same update to rounding, only slower.
 """
 
 import ctypes
@@ -35,8 +35,6 @@ class _Tally(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled library; None where it cannot be had."""
-    if os.environ.get("GCSR_NATIVE") == "0":
-        return None
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None

@@ -31,6 +31,8 @@ def can_pass(params: Sequence[Tensor]) -> bool:
 
 
 def _available(device_type: str) -> bool:
+    if os.environ.get("GCSR_NATIVE") == "0":
+        return False
     if device_type == "cpu":
         return library() is not None
     return device_type == "cuda" and _has_triton()
@@ -38,8 +40,7 @@ def _available(device_type: str) -> bool:
 
 @functools.cache
 def _has_triton() -> bool:
-    on_nvidia = torch.version.cuda is not None and os.environ.get("GCSR_NATIVE") != "0"
-    return on_nvidia and find_spec("triton") is not None
+    return torch.version.cuda is not None and find_spec("triton") is not None
 
 
 def memory_pass(device: torch.device, tensors: Sequence[PassTensor], groups: int = 1) -> MemoryPass:

@@ -17,6 +17,7 @@ from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import CheckpointError, NonFiniteGradientError, OutOfTimeError
+from gcsr.evaluation import CorrectAnswers
 from gcsr.fused_sgd import QuickSGD
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.metrics import sparsity, weight_abs_mean
@@ -28,8 +29,6 @@ from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.turns import Turns, finished, undisturbed
 
 __all__ = ["new_network", "train", "training"]
-
-_TEST_BATCH = 1000
 
 
 def train(
@@ -165,8 +164,7 @@ class _Run:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         capture = capture_for(self.device) if workers.group is None else None
         self.step = ReplayedStep(capture, self.optimizer.after_capture)
-        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.counting = ReplayedStep(capture, after_capture=lambda: None)
+        self.correct = CorrectAnswers((), self.device, capture)
         self.records: list[EpochRecord] = []
 
     def _layout(self) -> torch.memory_format:
@@ -249,24 +247,16 @@ class _Run:
         splits = [(data.test_images, data.test_labels)]
         if data.val_images is not None and data.val_labels is not None:
             splits.append((data.val_images, data.val_labels))
-
-        counts = []
         self.model.eval()
-        for images, labels in splits:
-            self.correct.zero_()
-            own = (self.workers.share(images), self.workers.share(labels))
-            for batch, target in zip(*(part.split(_TEST_BATCH) for part in own), strict=True):
-                self.counting(self._count, None, len(batch), batch, target)
-            counts.append(self.correct.clone())
+        own = [(self.workers.share(images), self.workers.share(labels)) for images, labels in splits]
+        counts = [self.correct.count(self._answers, images, labels) for images, labels in own]
         self.model.train()
         return self.workers.sum(torch.stack(counts))
 
-    @torch.no_grad()
-    def _count(self, size: int, images: Tensor, labels: Tensor) -> None:
-        """Add the correct answers on a batch ``[size, …]``."""
+    def _answers(self, images: Tensor) -> Tensor:
         with autocast(self.config.precision, self.device):
-            logits = self.model(self.data.normalized(images).contiguous(memory_format=self._layout()))
-        self.correct += (logits.argmax(1) == labels).sum()
+            logits: Tensor = self.model(self.data.normalized(images).contiguous(memory_format=self._layout()))
+        return logits.argmax(1)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from; all ranks call it, and get the same."""

@@ -101,13 +101,13 @@ class RayExecutor:
 
     def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
         """Run all units, started in this order; the listener hears of each outcome as it comes."""
-        ending = _Ending(listener)
+        ending = _Ending(listener, self._job)
         losses = _Losses(self._job)
         left, attempt = list(work), 0
         while left:
             losses.begin()
             self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
-            left = [rest for unit in left if (rest := self._left(unit, ending))]
+            left = [rest for unit in left if (rest := ending.left(unit))]
             if self._job.out_of_time():
                 return
             for unit in [unit for unit in left if losses.too_many(unit)]:
@@ -119,35 +119,30 @@ class RayExecutor:
 
     def search(self, source: UnitSource, listener: Listener) -> None:
         """Run units as the source gives them, until it has finished."""
-        ending = _Ending(listener)
+        ending = _Ending(listener, self._job)
         losses = _Losses(self._job)
         losses.begin()
         searcher = UnitSearcher(
             source,
             self._shared,
+            left=ending.left,
             too_many=losses.too_many,
             back_off=_BACK_OFF_SECONDS,
             on_lost=lambda unit: self._give_up(unit, ending),
         )
         self._fit({}, ending, searcher)
 
-    def _left(self, unit: Sequence[TrialConfig], ending: "_Ending") -> Sequence[TrialConfig]:
-        """What is still to be trained of a unit: a cohort whole, or not at all."""
-        missing = [config for config in unit if not ending.has(config)]
-        return unit if missing and is_stacked(unit[0], self._job.cohort) else missing
-
     def _give_up(self, unit: Sequence[TrialConfig], ending: "_Ending") -> None:
-        for config in unit:
-            if not ending.has(config):
-                text = f"its worker was lost {_ROUNDS} times without progress; see Ray's logs"
-                ending.ended(Outcome(failed_row(config, self._job.experiment, text), []))
+        for config in ending.missing(unit):
+            text = f"its worker was lost {_ROUNDS} times without progress; see Ray's logs"
+            ending.ended(Outcome(failed_row(config, self._job.experiment, text), []))
 
     @property
     def _shared(self) -> dict[str, Any]:
         return {JOB: self._job, PLAN: self._plan}
 
-    def _fit(self, space: dict[str, Any], listener: Listener, searcher: UnitSearcher | None = None) -> None:
-        relay = Relay(listener, self._watch)
+    def _fit(self, space: dict[str, Any], ending: "_Ending", searcher: UnitSearcher | None = None) -> None:
+        relay = Relay(ending, self._watch, ending.left)
         state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
         try:
@@ -186,18 +181,25 @@ class RayExecutor:
 
 
 class _Ending:
-    """Remembers which trials have ended, and passes everything on."""
+    """Remembers which trials have ended, and passes everything on, each end once."""
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, listener: Listener, job: SweepJob) -> None:
+        self._listener, self._job = listener, job
         self._ended: set[str] = set()
 
-    def has(self, config: TrialConfig) -> bool:
-        return config.trial_id in self._ended
+    def missing(self, unit: Sequence[TrialConfig]) -> list[TrialConfig]:
+        """The trials of a unit that have not ended."""
+        return [config for config in unit if config.trial_id not in self._ended]
+
+    def left(self, unit: Sequence[TrialConfig]) -> list[TrialConfig]:
+        """What is to be trained of a unit whose worker was lost: a cohort whole, or not at all."""
+        missing = self.missing(unit)
+        return list(unit) if missing and is_stacked(unit[0], self._job.cohort) else missing
 
     def ended(self, outcome: Outcome) -> None:
-        self._ended.add(outcome.row["trial_id"])
-        self._listener.ended(outcome)
+        if outcome.row["trial_id"] not in self._ended:
+            self._ended.add(outcome.row["trial_id"])
+            self._listener.ended(outcome)
 
     def noticed(self, event: str, **fields: object) -> None:
         self._listener.noticed(event, **fields)

@@ -20,6 +20,7 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
     Args:
         source: of the units.
         shared: entries of every Tune config.
+        left: what is still to be trained of a unit.
         too_many: told of each unit whose worker was lost; whether to give it up.
         back_off: seconds before its second attempt; doubles.
         on_lost: called with a unit that is given up.
@@ -30,13 +31,14 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         source: UnitSource,
         shared: dict[str, Any],
         *,
+        left: Callable[[Sequence[TrialConfig]], list[TrialConfig]],
         too_many: Callable[[Sequence[TrialConfig]], bool],
         back_off: float,
         on_lost: Callable[[Sequence[TrialConfig]], None],
     ) -> None:
         super().__init__(metric="done", mode="max")
         self._source, self._shared, self._on_lost = source, shared, on_lost
-        self._too_many, self._back_off = too_many, back_off
+        self._left, self._too_many, self._back_off = left, too_many, back_off
         self._running: dict[str, list[TrialConfig]] = {}
         self._again: deque[tuple[float, list[TrialConfig]]] = deque()
         self._lost: Counter[str] = Counter()
@@ -54,8 +56,8 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         return {UNIT: unit_text(unit), **self._shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        unit = self._running.pop(trial_id, None)
-        if unit is None or not error:
+        unit = self._left(self._running.pop(trial_id, []))
+        if not unit or not error:
             return
         key = unit[0].trial_id
         self._lost[key] += 1

@@ -1,7 +1,7 @@
 """Between Tune's experiment and the sweep: outcomes, lost workers, nodes that come and go."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune as ray_tune
@@ -10,7 +10,7 @@ from gcsr import TrialConfig
 from tune.capacity import alive_nodes
 from tune.node_check import NodeChecks
 from tune.recorder import Listener
-from tune.trainable import OUTCOME, trials_of
+from tune.trainable import OUTCOME, UNIT, trials_of, unit_text
 
 __all__ = ["NodeWatch", "Relay", "StopOnError"]
 
@@ -61,20 +61,26 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
     Args:
         listener: to be told.
         watch: of the cluster's nodes; None on a Ray of our own.
+        left: what is still to be trained of a unit.
     """
 
-    def __init__(self, listener: Listener, watch: NodeWatch | None) -> None:
-        self._listener, self._watch = listener, watch
+    def __init__(
+        self,
+        listener: Listener,
+        watch: NodeWatch | None,
+        left: Callable[[Sequence[TrialConfig]], list[TrialConfig]],
+    ) -> None:
+        self._listener, self._watch, self._left = listener, watch, left
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into its experiment state, which we never restore: the store is the truth.
-        return {"_listener": None, "_watch": None, "error": None}
+        return {"_listener": None, "_watch": None, "_left": None, "error": None}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A unit ended."""
+        """Trials of a unit ended."""
         outcomes = result.pop(OUTCOME)  # Tune keeps each trial's last result for as long as the experiment lasts
         try:
             for outcome in outcomes if self.error is None else ():
@@ -83,8 +89,9 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
             self.error = error
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A unit's worker was lost; Tune tries it again."""
+        """A unit's worker was lost; Tune tries again what is left of it."""
         self._lost(trial)
+        trial.set_config(trial.config | {UNIT: unit_text(self._left(trials_of(trial.config)))})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A unit's worker was lost again; the executor tries it later."""

@@ -13,7 +13,7 @@ from tune.progress import SweepProgress
 from tune.provenance import provenance
 from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
-from tune.store import Store
+from tune.store import Store, StoreError
 from tune.sweep_log import SweepLog
 from tune.trial import Outcome, SweepJob, choose_device
 from tune.units import UnitSource
@@ -27,6 +27,7 @@ __all__ = [
     "RowSource",
     "RunOptions",
     "check_machine",
+    "check_unused",
     "job_of",
     "note_run",
     "open_executor",
@@ -154,6 +155,16 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
         stop_collapsed=options.stop_collapsed,
         deadline=None if options.time_limit is None else time.time() + options.time_limit,
     )
+
+
+def check_unused(store: Store, options: RunOptions) -> None:
+    """Raise if the store is there already and the options do not say to go on with it.
+
+    Raises:
+        StoreError: it is.
+    """
+    if store.exists() and not options.resume:
+        raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
 
 
 def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:

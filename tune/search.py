@@ -19,7 +19,7 @@ from optuna.distributions import distribution_to_json
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.lines import Line, lines_of
-from tune.runs import RunOptions, check_machine, job_of, note_run, open_executor, recording, run_source
+from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
@@ -105,8 +105,7 @@ def run_search(
     """
     lines = lines_of(spec.spaces(), spec.search)
     counts = _settings_of_lines(lines, trials)
-    if store.exists() and not options.resume:
-        raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
+    check_unused(store, options)
     lowest = [config for line in lines for config in line.configs(line.lowest())]
     check_machine(lowest, options)
     job = job_of(spec, store, options)

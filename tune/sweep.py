@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from tune.compaction import recover
-from tune.runs import RunOptions, check_machine, job_of, note_run, open_executor, recording
+from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
-from tune.store import Store, StoreError
+from tune.store import Store
 from tune.units import UnitCutter
 
 __all__ = ["SweepOutcome", "run_sweep"]
@@ -40,8 +40,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         InvalidInputError: the spec, the data or the store cannot be used; nothing was started.
     """
     trials = spec.trials()
-    if store.exists() and not options.resume:
-        raise StoreError(f"out: {store.location!r} holds a sweep already; add --resume to go on, or name another")
+    check_unused(store, options)
     check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():

@@ -8,9 +8,9 @@ from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import recover
-from tune.runs import RunOptions, check_machine, job_of, note_run, open_executor, recording, run_source
+from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.spec import SweepSpec
-from tune.store import Store, StoreError
+from tune.store import Store
 from tune.units import UnitCutter
 
 __all__ = ["Level", "ToleranceOutcome", "run_tolerance"]
@@ -70,8 +70,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         raise InvalidInputError(f"precision: {precision:g} is not allowed; expected a number from 0.001 to 10")
     trials = [config for config in spec.trials() if config.mode != "none"]
     methods = _methods(trials)
-    if store.exists() and not options.resume:
-        raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
+    check_unused(store, options)
     check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():

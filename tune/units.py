@@ -21,6 +21,7 @@ __all__ = ["UnitCutter", "UnitSource", "is_stacked", "run_unit"]
 # cache and a trial of eight takes 0.5 to 0.7 of one alone; four times as many, and alone is faster.
 _SMALL = 150_000
 _CPU_SIZE, _GPU_SIZE = 8, 32
+_EVEN = 4  # cohorts come in multiples of it, so that two or four cores are done at the same time
 
 
 class UnitSource(Protocol):
@@ -85,16 +86,22 @@ class UnitCutter:
                 cohorts.setdefault(cohort_key(config), []).append(config)
             elif config.trial_id in missing:
                 others.setdefault(cohort_key(config), []).append(config)
-        size = (_GPU_SIZE if self.gpu else _CPU_SIZE) if self.job.cohort == "auto" else self.job.cohort
         for group in cohorts.values():
-            parts = _parts(group, -(-len(group) // size))
+            parts = _parts(group, self._cohorts(len(group)))
             found += [part for part in parts if any(config.trial_id in missing for config in part)]
         for group in others.values():
-            found += _parts(group, self._count(len(group)))
+            found += _parts(group, self._units(len(group)))
         places = {config.trial_id: place for place, config in enumerate(trials)}
         return sorted(found, key=lambda unit: places[unit[0].trial_id])
 
-    def _count(self, trials: int) -> int:
+    def _cohorts(self, trials: int) -> int:
+        """How many cohorts to make of trials that can be stacked."""
+        if self.job.cohort != "auto":
+            return -(-trials // self.job.cohort)
+        count = -(-trials // (_GPU_SIZE if self.gpu else _CPU_SIZE))
+        return count if count <= _EVEN else -(-count // _EVEN) * _EVEN
+
+    def _units(self, trials: int) -> int:
         """Into how many units to cut trials that are not stacked: as few as leave no slot idle."""
         abreast = self.job.abreast
         if self.job.workers > 1 or abreast == 1 or (abreast == "auto" and not self.gpu):

@@ -87,6 +87,7 @@ def test_auto_cuts_the_digits_sweep_in_eights_and_keeps_its_order():
     found = cut(trials)
     assert [config for unit in found for config in unit] == trials
     assert {len(unit) for unit in found} == {7, 8}
+    assert len(found) == 20, "two and four cores are done at the same time"
 
 
 def test_the_bits_do_not_depend_on_who_is_trained_together(tmp_path):

@@ -1,0 +1,47 @@
+"""Counting correct answers, of one network or of a stack of them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gcsr.graph import Capture, ReplayedStep
+
+__all__ = ["CorrectAnswers"]
+
+_BATCH = 1000
+
+
+class CorrectAnswers:
+    """Counts correct answers in batches, which are captured like training steps.
+
+    Args:
+        shape: ``()`` for one network, ``(K,)`` for a stack of K.
+        device: of the images.
+        capture: how batches are captured; None to do each.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, capture: Capture | None) -> None:
+        self._correct = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._step = ReplayedStep(capture, after_capture=lambda: None)
+
+    @torch.no_grad()
+    def count(self, answers: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        """How many images are classified correctly.
+
+        Args:
+            answers: the classes ``[…, B]`` that images ``[B, C, H, W]`` are given; the same every time.
+            images: ``[N, C, H, W]``.
+            labels: ``[N]``.
+
+        Returns:
+            int64 of the shape given.
+        """
+        self._correct.zero_()
+        for batch, target in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+            self._step(partial(self._count, answers), None, len(batch), batch, target)
+        return self._correct.clone()
+
+    def _count(self, answers: Callable[[Tensor], Tensor], size: int, images: Tensor, labels: Tensor) -> None:
+        self._correct += (answers(images) == labels).sum(-1)
