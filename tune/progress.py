@@ -29,14 +29,14 @@ class SweepProgress:
     Args:
         total: trials of the sweep.
         ended: how many of them had ended before.
-        slots: how many can run at once.
+        at_once: how many are under way at once, at most.
         console: where; stderr by default, so that stdout stays for results.
     """
 
-    def __init__(self, total: int, ended: int, slots: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, ended: int, at_once: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.statuses: Counter[str] = Counter()
-        self._total, self._before, self._slots = total, ended, slots
+        self._total, self._before, self._at_once = total, ended, at_once
         self._running: int | None = None  # told by a cluster's pulse
         self._timed_from = self._last_line = time.monotonic()
         self._bar = Progress(
@@ -63,7 +63,7 @@ class SweepProgress:
         """A trial ended."""
         row = outcome.row
         self.statuses[row["status"]] += 1
-        if self.statuses.total() == self._slots:
+        if self.statuses.total() == self._at_once:
             self._timed_from = time.monotonic()
         done = self._before + self.statuses.total()
         self._bar.update(self._task, completed=done, note=f"{self._note()}  last: {_result(row)}")
@@ -85,10 +85,10 @@ class SweepProgress:
         done = self.statuses.total()
         left = self._total - self._before - done
         # The first trials waited for the workers to start: they say nothing about the rest.
-        timed = done - self._slots
+        timed = done - self._at_once
         seconds = (time.monotonic() - self._timed_from) / timed * left if timed > 0 else None
         time_left = "" if seconds is None else f", about {_duration(seconds)} left"
-        running = min(left, self._slots if self._running is None else self._running)
+        running = min(left, self._at_once if self._running is None else self._running)
         return f"{running} running" + (f", {counted}" if counted else "") + time_left
 
 

@@ -49,7 +49,7 @@ class NodeWatch:
         for node, problem in self._checks.finished():
             if problem is not None:
                 listener.noticed("node_unfit", node=node["NodeManagerAddress"], problem=problem)
-        running = sum(trial.status == "RUNNING" for trial in trials)
+        running = sum(len(trials_of(trial.config)) for trial in trials if trial.status == "RUNNING")
         listener.noticed("pulse", running=running, nodes=len(now))
 
 

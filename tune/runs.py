@@ -113,6 +113,7 @@ def recording(
     total: int,
     stored: Set[str],
     slots: int,
+    at_once: int,
     before: int,
 ) -> Recorder:
     """The recorder of a run, with all who are to be told.
@@ -123,7 +124,8 @@ def recording(
         options: of the run.
         total: trials of the whole run.
         stored: ids of those that had ended before.
-        slots: how many run at once.
+        slots: how many units run at once.
+        at_once: how many trials those are, at most.
         before: how many had ended before.
     """
     started = {"experiment": spec.experiment, "trials": total, "ended_before": before, "slots": slots}
@@ -136,7 +138,7 @@ def recording(
         from tune.sweep_metrics import SweepMetrics  # only here: it imports Ray
 
         observers.append(SweepMetrics(spec.experiment, total, before))
-    return Recorder(store, stored, [*observers, SweepProgress(total, before, slots)])
+    return Recorder(store, stored, [*observers, SweepProgress(total, before, at_once)])
 
 
 def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:

@@ -134,9 +134,15 @@ def run_search(
             )
             before = search.replay()
             extra = sum(len(line.seeds) for line in lines) if refit else 0
-            total, slots = search.total + extra, executor.slots
             with recording(
-                store, spec, options, total=total, stored=stored.keys(), slots=slots, before=before
+                store,
+                spec,
+                options,
+                total=search.total + extra,
+                stored=stored.keys(),
+                slots=cutter.slots,
+                at_once=cutter.at_once(lines[0].configs(lines[0].lowest())),
+                before=before,
             ) as recorder:
                 run_source(executor, search, recorder)
                 if refit:
@@ -144,7 +150,7 @@ def run_search(
                     again = [config for config in search.refits() if config.trial_id not in ended]
                     executor.run(cutter.cut(again, {config.trial_id for config in again}), recorder)
             return SearchOutcome(
-                total,
+                search.total + extra,
                 sum(recorder.statuses.values()),
                 recorder.statuses,
                 tuple(recorder.failures),

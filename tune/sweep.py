@@ -53,12 +53,18 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             job, options, missing
         ) as executor:  # refuses what can never run, before the store is touched
             note_run(store, spec, trials=[config.trial_id for config in trials])
-            slots = executor.slots
-            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=slots)
+            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
             work = cutter.cut(trials, {config.trial_id for config in missing})
             before = len(trials) - len(missing)
             with recording(
-                store, spec, options, total=len(trials), stored=ended, slots=slots, before=before
+                store,
+                spec,
+                options,
+                total=len(trials),
+                stored=ended,
+                slots=cutter.slots,
+                at_once=cutter.at_once(trials),
+                before=before,
             ) as recorder:
                 executor.run(work, recorder)
             ran = sum(recorder.statuses.values())

@@ -81,9 +81,15 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
             cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
             source = _Bisections(methods, precision, stored, cutter)
             before = source.replay()
-            total, slots = source.at_most, executor.slots
             with recording(
-                store, spec, options, total=total, stored=stored.keys(), slots=slots, before=before
+                store,
+                spec,
+                options,
+                total=source.at_most,
+                stored=stored.keys(),
+                slots=cutter.slots,
+                at_once=cutter.at_once([config for config in methods[0] if config.lam == methods[0][0].lam]),
+                before=before,
             ) as recorder:
                 run_source(executor, source, recorder)
             return ToleranceOutcome(

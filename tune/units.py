@@ -94,6 +94,11 @@ class UnitCutter:
         places = {config.trial_id: place for place, config in enumerate(trials)}
         return sorted(found, key=lambda unit: places[unit[0].trial_id])
 
+    def at_once(self, trials: Sequence[TrialConfig]) -> int:
+        """How many trials are under way at once, at most."""
+        units = self.cut(trials, {config.trial_id for config in trials})
+        return self.slots * max(map(len, units), default=1)
+
     def _cohorts(self, trials: int) -> int:
         """How many cohorts to make of trials that can be stacked."""
         if self.job.cohort != "auto":

@@ -20,9 +20,12 @@ def job(tmp_path, **fields):
     return SweepJob(experiment="test", store=str(tmp_path), **fields)
 
 
-def cut(trials, missing=None, *, gpu=False, slots=2, **fields):
-    cutter = UnitCutter(job=SweepJob(experiment="test", store="/nowhere", **fields), gpu=gpu, slots=slots)
-    return cutter.cut(trials, {config.trial_id for config in (trials if missing is None else missing)})
+def cutter(*, gpu=False, slots=2, **fields):
+    return UnitCutter(job=SweepJob(experiment="test", store="/nowhere", **fields), gpu=gpu, slots=slots)
+
+
+def cut(trials, missing=None, **fields):
+    return cutter(**fields).cut(trials, {config.trial_id for config in (trials if missing is None else missing)})
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
@@ -32,6 +35,14 @@ def test_cohorts_are_a_partition_of_what_can_be_stacked(size):
     assert all(len(unit) <= size and len({c.model for c in unit}) == 1 for unit in found)
     assert max(map(len, found)) - min(map(len, found)) <= 1
     assert len(found) == 2 * -(-6 // size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "at_once"),
+    [({}, 2 * 6), ({"cohort": 4}, 2 * 3), ({"cohort": 1}, 2), ({"cohort": 1, "gpu": True, "slots": 1}, 6)],
+)
+def test_how_many_are_under_way(fields, at_once):
+    assert cutter(**fields).at_once(MIXED) == at_once
 
 
 def test_a_cohort_is_whole_however_few_of_it_are_missing():
