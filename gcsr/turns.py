@@ -120,7 +120,7 @@ class Abreast(Generic[T]):
                 if len(self._lanes) == 1:
                     return self._ended(lane, error)
                 if isinstance(error, torch.OutOfMemoryError):
-                    self._pace.settle(len(self._lanes) - 1)
+                    self._pace.settle(min(self._pace.width, len(self._lanes) - 1))
                 self._again.append(lane.index)
                 self._leave(lane)
                 return None
@@ -134,7 +134,6 @@ class Abreast(Generic[T]):
         return Ended(lane.index, result)
 
     def _leave(self, lane: "_Lane[T]") -> None:
-        lane.close()
         self._lanes.remove(lane)
         self._idle.append(lane.place)
         self._pace.interrupted()
@@ -224,11 +223,6 @@ class _Lane(Generic[T]):
                 self.epochs += next(self._turns)
                 if not to_its_end:
                     return
-
-    def close(self) -> None:
-        """Free what it holds."""
-        with self.place:
-            self._turns.close()
 
 
 class _Place(Protocol):

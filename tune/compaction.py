@@ -7,10 +7,12 @@ looks in between sees a trial less, never one twice; `Store` itself also reads `
 Failed trials stay in files of their own, as they are run again and a part is never rewritten for one trial.
 """
 
+import contextlib
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from tune.store import DamagedStoreError, Store
@@ -18,6 +20,7 @@ from tune.store import DamagedStoreError, Store
 __all__ = ["SINGLES", "compact", "recover"]
 
 SINGLES = 256  # single-trial files before they are merged
+_HELD = 1024  # single-trial files whose rows are in memory at once
 _FAN_IN = 16  # parts of one level before they are merged into one of the next
 _PART = re.compile(r"part-(\d+)-[0-9a-f]{32}\.parquet")
 
@@ -29,15 +32,11 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
         store: the store.
         singles: merge single-trial files if there are at least so many.
     """
-    found = [info for info in store.files("trials") if not _PART.fullmatch(info.base_name)]
-    if len(found) >= singles:
-        ended = store.each(store.has_ended, [info.base_name for info in found])
-        names = [info.base_name for info, has in zip(found, ended, strict=True) if has]
-        if len(names) >= singles:
-            there = {info.base_name for info in store.files("epochs")}
-            # Rows first: epochs without a row are no harm, a row without its epochs would be.
-            _merge(store, "trials", names, level=0)
-            _merge(store, "epochs", [name for name in names if name in there], level=0)
+    found = [info.base_name for info in store.files("trials") if not _PART.fullmatch(info.base_name)]
+    for start in range(0, len(found), _HELD):
+        few = found[start : start + _HELD]
+        if len(few) >= singles:
+            _merge_singles(store, few, singles)
     for folder in ("trials", "epochs"):
         level = 0
         while True:
@@ -45,7 +44,7 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
             if not parts:
                 break
             if len(parts) >= _FAN_IN:
-                _merge(store, folder, parts, level=level + 1)
+                _merge_parts(store, folder, parts, level + 1)
             level += 1
 
 
@@ -68,17 +67,34 @@ def _level(info: pafs.FileInfo) -> int | None:
     return int(match[1]) if match else None
 
 
-def _merge(store: Store, folder: str, names: Sequence[str], *, level: int) -> None:
+def _merge_singles(store: Store, names: Sequence[str], singles: int) -> None:
+    """Merge those of single trials that did not fail, if they are so many; each file is read once."""
+    rows = dict(zip(names, store.read_each("trials", names), strict=True))
+    ended = {name: row for name, row in rows.items() if row is not None and row["status"].to_pylist() != ["failed"]}
+    if len(ended) < singles:
+        return
+    there = {info.base_name for info in store.files("epochs")}
+    theirs = [name for name in ended if name in there]
+    curves = dict(zip(theirs, store.read_each("epochs", theirs), strict=True))
+    # Rows first: epochs without a row are no harm, a row without its epochs would be.
+    _write(store, "trials", list(ended), ended.values(), level=0)
+    readable = {name: curve for name, curve in curves.items() if curve is not None}
+    _write(store, "epochs", list(readable), readable.values(), level=0)
+
+
+def _merge_parts(store: Store, folder: str, names: Sequence[str], level: int) -> None:
     fit = store.each(store.is_readable, [store.path(folder, name) for name in names])
     readable = [name for name, good in zip(names, fit, strict=True) if good]
-    if len(readable) < 2:
+    with contextlib.suppress(DamagedStoreError):  # who reads the store is told its name
+        _write(store, folder, readable, store.read_pieces(folder, readable), level=level)
+
+
+def _write(store: Store, folder: str, names: Sequence[str], tables: Iterable[pa.Table], *, level: int) -> None:
+    if len(names) < 2:
         return
     part = f"part-{level}-{uuid.uuid4().hex}.parquet"
-    try:
-        store.write_merged(f"compacting/{folder}-{part}", [f"{folder}/{name}" for name in readable])
-    except DamagedStoreError:
-        return  # who reads the store is told its name
-    _finish(store, folder, part, readable)
+    store.write_merged(folder, part, names, tables)
+    _finish(store, folder, part, names)
 
 
 def _finish(store: Store, folder: str, part: str, replaced: Sequence[str]) -> None:

@@ -9,10 +9,9 @@ hold several trials each (`tune.compaction`). ``DIR`` is a path or a URI of pyar
 import contextlib
 import fcntl
 import io
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ _LOCK = ".lock"
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"
 _ROW_GROUP = 100_000  # rows
+_SCHEMAS = {"trials": TRIALS, "epochs": EPOCHS}
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
 
@@ -217,15 +217,6 @@ class Store:
         """The rows of the trials that need no run, by id."""
         return {row["trial_id"]: row for row in self.read_trials().table.to_pylist() if row["status"] != "failed"}
 
-    def has_ended(self, name: str) -> bool:
-        """Whether ``trials/NAME``, a file of one trial, can be read and its trial did not fail."""
-        try:
-            with self._files.reading(self.path("trials", name)) as file:
-                status = pq.read_table(file, columns=["status"])["status"]
-            return bool(status.to_pylist() != ["failed"])
-        except (pa.ArrowException, OSError, ValueError, KeyError):
-            return False
-
     def epochs(self) -> pads.Dataset:
         """``epochs/`` as an Arrow data set."""
         return pads.dataset(self.epoch_files(), schema=EPOCHS, filesystem=self._files.filesystem, format="parquet")
@@ -273,43 +264,54 @@ class Store:
         except (pa.ArrowException, OSError, ValueError):
             return False
 
-    def write_merged(self, name: str, sources: list[str]) -> None:
-        """Write one Parquet file with the rows of others of the same folder, and their names.
+    def read_each(self, folder: str, names: Sequence[str]) -> list[pa.Table | None]:
+        """The rows of each file of a folder; None in the place of one that cannot be read."""
+
+        def rows(name: str) -> pa.Table | None:
+            try:
+                with self._files.reading(self.path(folder, name)) as file:
+                    return _conform(pq.read_table(file), None, _SCHEMAS[folder])
+            except (pa.ArrowException, OSError, ValueError, KeyError):
+                return None
+
+        return self.each(rows, names)
+
+    def read_pieces(self, folder: str, names: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of some files of a folder, in order, a piece at a time.
 
         Raises:
             DamagedStoreError: one of them cannot be read.
         """
-        schema = TRIALS if sources[0].startswith("trials/") else EPOCHS
-        names = json.dumps([source.rpartition("/")[2] for source in sources])
-        schema = schema.with_metadata({_SOURCES: names.encode()})
+        for name in names:
+            try:
+                with self._files.reading(self.path(folder, name)) as file:
+                    for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP):
+                        yield _conform(pa.Table.from_batches([batch]), None, _SCHEMAS[folder])
+            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                raise DamagedStoreError(f"{folder}/{name} is damaged: {one_line(error)}") from None
+
+    def write_merged(self, folder: str, part: str, sources: Sequence[str], tables: Iterable[pa.Table]) -> None:
+        """Write ``compacting/FOLDER-PART``: the rows of others, and their names.
+
+        Args:
+            folder: ``trials`` or ``epochs``.
+            part: name of the file.
+            sources: names of the files that it replaces.
+            tables: their rows.
+        """
+        schema = _SCHEMAS[folder].with_metadata({_SOURCES: json.dumps(list(sources)).encode()})
         with (
-            self._files.writing(self.path(name)) as stream,
+            self._files.writing(self.path("compacting", f"{folder}-{part}")) as stream,
             pq.ParquetWriter(stream, schema, compression="zstd") as writer,
         ):
             waiting: list[pa.Table] = []
-            for table in self._tables(sources, schema):
+            for table in tables:
                 waiting.append(table)
                 if sum(map(len, waiting)) >= _ROW_GROUP:
-                    writer.write_table(pa.concat_tables(waiting))
+                    writer.write_table(pa.concat_tables(waiting).cast(schema))
                     waiting = []
             if waiting:
-                writer.write_table(pa.concat_tables(waiting))
-
-    def _tables(self, sources: list[str], schema: pa.Schema) -> Iterator[pa.Table]:
-        """The rows of some files of a folder, in order; of parts, which may be large, a piece at a time."""
-
-        def whole(source: str) -> list[pa.Table]:
-            with self._files.reading(self.path(source)) as file:
-                return list(_batches(file, source, schema))
-
-        for start in range(0, len(sources), CONCURRENT):
-            few = sources[start : start + CONCURRENT]
-            if any(source.rpartition("/")[2].startswith(_PART) for source in few):
-                for source in few:
-                    with self._files.reading(self.path(source)) as file:
-                        yield from _batches(file, source, schema)
-            else:
-                yield from itertools.chain.from_iterable(self.each(whole, few))
+                writer.write_table(pa.concat_tables(waiting).cast(schema))
 
     def sources(self, path: str) -> list[str]:
         """Names of the files that a merged one replaces."""
@@ -380,14 +382,6 @@ def _conform(table: pa.Table, columns: list[str] | None, schema: pa.Schema = TRI
         else:
             raise KeyError(f"no column {field.name}")
     return pa.table(arrays, schema=schema if columns is None else pa.schema(fields))
-
-
-def _batches(file: pa.NativeFile, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    try:
-        for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP):
-            yield _conform(pa.Table.from_batches([batch]), None, schema)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DamagedStoreError(f"{name} is damaged: {one_line(error)}") from None
 
 
 def _first_of_each(table: pa.Table) -> pa.Table:

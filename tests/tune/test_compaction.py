@@ -158,7 +158,7 @@ def test_a_merge_that_ends_between_two_listings_is_missed_by_none(tmp_path, monk
     rows = fill(store, range(8))
     names = [f"{row['trial_id']}.parquet" for row in rows]
     for folder in ("trials", "epochs"):
-        store.write_merged(f"compacting/{folder}-part-0-a.parquet", [f"{folder}/{name}" for name in names])
+        store.write_merged(folder, "part-0-a.parquet", names, store.read_pieces(folder, names))
         for name in names:
             store.remove(f"{folder}/{name}")
     listed = store.files
