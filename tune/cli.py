@@ -105,8 +105,8 @@ def sweep_command(out: str, **given: Any) -> None:
     asked = asked_for(**given)
     with resumable(asked.options.resume):
         outcome = run_sweep(asked.spec, Store(out), asked.options)
-    done = f"{outcome.total} trials, {outcome.ran} run now: {_counted(outcome.statuses)}"
-    click.echo(f"{done}. Next: gcsr report {shlex.quote(out)}")
+    ended = "none has ended" if outcome.left and not outcome.ran else _counted(outcome.statuses)
+    click.echo(f"{outcome.total} trials, {outcome.ran} run now: {ended}. Next: gcsr report {shlex.quote(out)}")
     if outcome.left:
         command = resuming(asked.options.resume)
         raise InterruptedRunError(f"the time limit left {outcome.left} trials; resume with: {command}")

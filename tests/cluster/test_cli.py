@@ -33,6 +33,13 @@ def test_the_surface():
     assert all("--address" in {o for p in command.params for o in p.opts} for command in submit.commands.values())
 
 
+def test_a_command_does_not_wait_for_what_only_others_need():
+    code = "import sys, cluster.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    needed_by_others = {"scipy", "statsmodels", "duckdb", "matplotlib", "plotly", "optuna", "ray", "sklearn", "aiohttp"}
+    assert not needed_by_others & set(done.stdout.split())
+
+
 def run(capsys, *arguments):
     code = main([str(a) for a in arguments])
     out, err = capsys.readouterr()

@@ -35,11 +35,6 @@ def test_a_trial_does_not_wait_for_torchs_compiler():
     assert not {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp"} & loaded(code)
 
 
-def test_the_command_line_does_not_wait_for_what_only_reports_need():
-    needed_by_others = {"scipy", "statsmodels", "duckdb", "matplotlib", "plotly", "optuna", "ray", "sklearn", "aiohttp"}
-    assert not needed_by_others & loaded("import sys, cluster.cli; print(*sys.modules)")
-
-
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_no_module_imports_what_lies_above_it(package):
     for path in (ROOT / package).glob("*.py"):
