@@ -39,7 +39,12 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
             for precision in ("fp32", "bf16")
         ],
         "epoch": [(f"An epoch of {model}, batch 128", _epoch(device, model, images)) for model in ("alexnet", "vgg16")],
-        "at-once": [("An epoch of AlexNet in bf16, a trial", lambda: epoch.trials_at_once(device, "alexnet", images))],
+        "at-once": [
+            (
+                f"An epoch of AlexNet in {epoch.at_once_precision(device)}, a trial",
+                lambda: epoch.trials_at_once(device, "alexnet", images),
+            )
+        ],
         "cohort": [(f"Cohorts of {model}, a trial", _cohorts(device, model)) for model in ("mlp2", "mlp6")],
         "service": [("Sweep beside a bare loop", lambda: service.sweep_beside_bare_loop(os.cpu_count() or 1))],
         "scaling": [

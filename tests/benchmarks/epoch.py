@@ -23,7 +23,7 @@ from gcsr.trainer import training
 from gcsr.turns import Abreast, Turns
 from tests.benchmarks.timing import Timing
 
-__all__ = ["beside_plain_loop", "trials_at_once"]
+__all__ = ["at_once_precision", "beside_plain_loop", "trials_at_once"]
 
 _TEST_SHARE = 5  # CIFAR has a fifth as many test images as training images
 _WARM = 1  # epochs that are not counted: graphs are captured, libraries set up
@@ -119,18 +119,23 @@ def beside_plain_loop(device: str, model: str, images: int, epochs: int = 2) -> 
     return {name: Timing(taken, taken / plain) for name, taken in seconds.items()}
 
 
+def at_once_precision(device: str) -> str:
+    """What several trials at once are measured in."""
+    return "bf16" if device == "cuda" else "fp32"
+
+
 def trials_at_once(device: str, model: str, images: int, counts: tuple[int, ...] = (2, 4, 8)) -> dict[str, Timing]:
     """Seconds an epoch and trial where several trials share the device: abreast, as a cohort, in as many processes."""
     data = _data(images, device)
-    epochs = 3
+    epochs, precision = 3, at_once_precision(device)
 
     def cohort(count: int) -> float:
-        configs = [_config(model, epochs=_WARM + epochs, precision="bf16", seed=seed) for seed in range(count)]
+        configs = [_config(model, epochs=_WARM + epochs, precision=precision, seed=seed) for seed in range(count)]
         results = train_cohort(configs, data)  # an epoch's seconds are divided by the trials already
         return statistics.median(record.seconds for record in results[0].epochs[_WARM:])
 
     seconds: Mapping[str, float] = {
-        f"{model}, alone": _gcsr_epoch(model, "bf16", epochs, data),
+        f"{model}, alone": _gcsr_epoch(model, precision, epochs, data),
         **{f"{model}, {count} abreast": _abreast(model, count, epochs, data) for count in counts},
         **{f"{model}, cohort of {count}": cohort(count) for count in counts},
         **{f"{model}, {count} processes": _processes(device, model, images, count, epochs) for count in counts},
@@ -143,11 +148,11 @@ def _abreast(model: str, count: int, epochs: int, data: Dataset) -> float:
     ends: dict[int, list[float]] = {seed: [] for seed in range(count)}
 
     def begun(seed: int) -> Turns[TrialResult]:
-        config = _config(model, epochs=_WARM + epochs, precision="bf16", seed=seed)
+        config = _config(model, epochs=_WARM + epochs, precision=precision, seed=seed)
         return training(config, data, on_epoch=lambda record: ends[seed].append(time.perf_counter()))
 
-    trainings = [functools.partial(begun, seed) for seed in range(count)]
-    for ended in Abreast(trainings, data.train_images.device, "bf16", count):
+    device, precision = data.train_images.device, at_once_precision(data.train_images.device.type)
+    for ended in Abreast([functools.partial(begun, seed) for seed in range(count)], device, precision, count):
         if isinstance(ended.result, Exception):
             raise ended.result
     last, warm = (max(end[epoch] for end in ends.values()) for epoch in (-1, _WARM - 1))
@@ -181,6 +186,6 @@ def _one_process(
             ready.wait()
             marks.append(time.monotonic())
 
-    config = _config(model, epochs=_WARM + epochs, precision="bf16", seed=seed)
+    config = _config(model, epochs=_WARM + epochs, precision=at_once_precision(device), seed=seed)
     train(config, _data(images, device), on_epoch=warmed_up)
     told.put((marks[0], time.monotonic()))
