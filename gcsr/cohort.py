@@ -2,7 +2,8 @@
 
 Small networks leave a GPU idle between kernels. Here the weights of K trials are stacked, one batched kernel serves all
 of them, and λ, μ, γ, mode, regularizer, seed and learning rate are vectors of K. Every trial sees the images, the
-initialization and the decisions that it would have had alone; sums are rounded in another order.
+initialization and the decisions that it would have had alone; sums are rounded in another order. On a CPU, where no
+kernel is small, a plain network's products are done trial by trial (`gcsr.plain_stack`).
 """
 
 import math
@@ -26,6 +27,7 @@ from gcsr.evaluation import CorrectAnswers
 from gcsr.gate import Gate, choose_gamma
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.optim import regularized_parameters
+from gcsr.plain_stack import PlainStack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.trainer import new_network
@@ -86,6 +88,7 @@ class _Cohort:
         self.weights: dict[str, Tensor] = {name: p.detach().requires_grad_() for name, p in stacked.items()}
         self.stepper = stepper(self.weights, self.regularized, configs, {})
         self.capture = capture_for(self.device)
+        self.plain = self._plain()
         self.size = sum(self.weights[name][0].numel() for name in self.regularized)
         self.skeleton = models[0].to("meta")
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
@@ -111,6 +114,9 @@ class _Cohort:
         self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
+
+    def _plain(self) -> PlainStack | None:
+        return PlainStack(self.weights, self.first.batch_size) if PlainStack.suits(self.first, self.device) else None
 
     def _built(self, config: TrialConfig) -> nn.Module:
         torch.manual_seed(config.seed)
@@ -142,8 +148,7 @@ class _Cohort:
 
     def _step(self, size: int, rows: Tensor, crops: Tensor | None = None) -> None:
         """Train each trial on its ``rows`` ``[K, size]``."""
-        loss = self._losses(self._batch(rows, crops), self.data.train_labels[rows])
-        grads = dict(zip(self.weights, torch.autograd.grad(loss.sum(), list(self.weights.values())), strict=True))
+        loss, grads = self._losses(self._batch(rows, crops), self.data.train_labels[rows])
         with torch.no_grad():
             pi, grad_sum = self.stepper.coherence(grads)
             imposed = torch.where(self.by_pi, pi > self.mu, self.certain)
@@ -180,10 +185,15 @@ class _Cohort:
             logits: Tensor = every(self.weights, images)
         return logits.to(torch.float32)
 
-    def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of each trial's batch: ``[K]``."""
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy of each trial's batch, ``[K]``, and its gradients, stacked like the parameters."""
+        if self.plain is not None:
+            return self.plain.losses(images, labels), self.plain.grads
         logits = self._logits(images, same=False)
-        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+        each = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        loss = each.view(labels.shape).mean(1)
+        grads = torch.autograd.grad(loss.sum(), list(self.weights.values()))
+        return loss.detach(), dict(zip(self.weights, grads, strict=True))
 
     @torch.no_grad()
     def _record(self, epoch: int, sums: Tensor, lrs: Sequence[float], began: float) -> None:
@@ -246,6 +256,7 @@ class _Cohort:
         momentum = {name: buffer[stay] for name, buffer in self.stepper.momentum().items()}
         self.weights = {name: w.detach()[stay].requires_grad_() for name, w in self.weights.items()}
         self.stepper = stepper(self.weights, self.regularized, self.configs, momentum)
+        self.plain = self._plain()
         self._set_up_steps()
 
     def _answers(self, images: Tensor) -> Tensor:
