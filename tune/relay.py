@@ -91,7 +91,8 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A unit's worker was lost; Tune tries again what is left of it."""
         self._lost(trial)
-        trial.set_config(trial.config | {UNIT: unit_text(self._left(trials_of(trial.config)))})
+        if left := self._left(trials_of(trial.config)):
+            trial.set_config(trial.config | {UNIT: unit_text(left)})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A unit's worker was lost again; the executor tries it later."""
