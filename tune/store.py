@@ -267,14 +267,15 @@ class Store:
     def read_each(self, folder: str, names: Sequence[str]) -> list[pa.Table | None]:
         """The rows of each file of a folder; None in the place of one that cannot be read."""
 
-        def rows(name: str) -> pa.Table | None:
+        def whole(name: str) -> pa.Table | None:
             try:
                 with self._files.reading(self.path(folder, name)) as file:
-                    return _conform(pq.read_table(file), None, _SCHEMAS[folder])
+                    rows = pq.ParquetFile(file).read(use_threads=False)  # so small a file: threads would cost more
+                    return _conform(rows, None, _SCHEMAS[folder])
             except (pa.ArrowException, OSError, ValueError, KeyError):
                 return None
 
-        return self.each(rows, names)
+        return self.each(whole, names)
 
     def read_pieces(self, folder: str, names: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of some files of a folder, in order, a piece at a time.
@@ -372,16 +373,19 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 def _conform(table: pa.Table, columns: list[str] | None, schema: pa.Schema = TRIALS) -> pa.Table:
     """`table` with the store's schema: columns that an older version did not have are null."""
-    fields = list(schema) if columns is None else [schema.field(name) for name in columns]
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+    if table.schema.equals(schema):
+        return table.replace_schema_metadata(schema.metadata)
     arrays = []
-    for field in fields:
+    for field in schema:
         if field.name in table.column_names:
             arrays.append(table[field.name].cast(field.type))
         elif field.nullable:
             arrays.append(pa.nulls(len(table), field.type))
         else:
             raise KeyError(f"no column {field.name}")
-    return pa.table(arrays, schema=schema if columns is None else pa.schema(fields))
+    return pa.table(arrays, schema=schema)
 
 
 def _first_of_each(table: pa.Table) -> pa.Table:
