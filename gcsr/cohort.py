@@ -88,7 +88,6 @@ class _Cohort:
         self.weights: dict[str, Tensor] = {name: p.detach().requires_grad_() for name, p in stacked.items()}
         self.stepper = stepper(self.weights, self.regularized, configs, {})
         self.capture = capture_for(self.device)
-        self.plain = self._plain()
         self.size = sum(self.weights[name][0].numel() for name in self.regularized)
         self.skeleton = models[0].to("meta")
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
@@ -106,6 +105,8 @@ class _Cohort:
 
     def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
+        written_out = PlainStack.suits(self.first, self.device)
+        self.plain = PlainStack(self.weights, self.first.batch_size) if written_out else None
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         # Of the running epoch: steps, π, imposed, |g|, loss.
@@ -114,9 +115,6 @@ class _Cohort:
         self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
-
-    def _plain(self) -> PlainStack | None:
-        return PlainStack(self.weights, self.first.batch_size) if PlainStack.suits(self.first, self.device) else None
 
     def _built(self, config: TrialConfig) -> nn.Module:
         torch.manual_seed(config.seed)
@@ -256,7 +254,6 @@ class _Cohort:
         momentum = {name: buffer[stay] for name, buffer in self.stepper.momentum().items()}
         self.weights = {name: w.detach()[stay].requires_grad_() for name, w in self.weights.items()}
         self.stepper = stepper(self.weights, self.regularized, self.configs, momentum)
-        self.plain = self._plain()
         self._set_up_steps()
 
     def _answers(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from gcsr import TrialConfig
 from tune.capacity import alive_nodes
 from tune.node_check import NodeChecks
 from tune.recorder import Listener
-from tune.trainable import OUTCOME, UNIT, trials_of, unit_text
+from tune.trainable import OUTCOME, UNIT, size_of, trials_of, unit_text
 
 __all__ = ["NodeWatch", "Relay", "StopOnError"]
 
@@ -49,7 +49,7 @@ class NodeWatch:
         for node, problem in self._checks.finished():
             if problem is not None:
                 listener.noticed("node_unfit", node=node["NodeManagerAddress"], problem=problem)
-        running = sum(len(trials_of(trial.config)) for trial in trials if trial.status == "RUNNING")
+        running = sum(size_of(trial.config) for trial in trials if trial.status == "RUNNING")
         listener.noticed("pulse", running=running, nodes=len(now))
 
 

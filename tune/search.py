@@ -141,14 +141,14 @@ def run_search(
                 total=search.total + extra,
                 stored=stored.keys(),
                 slots=cutter.slots,
-                at_once=cutter.at_once(lines[0].configs(lines[0].lowest())),
+                at_once=cutter.at_once(cutter.cut(lines[0].configs(lines[0].lowest()))),
                 before=before,
             ) as recorder:
                 run_source(executor, search, recorder)
                 if refit:
                     ended = stored.keys() | search.rows.keys()
                     again = [config for config in search.refits() if config.trial_id not in ended]
-                    executor.run(cutter.cut(again, {config.trial_id for config in again}), recorder)
+                    executor.run(cutter.cut(again), recorder)
             return SearchOutcome(
                 search.total + extra,
                 sum(recorder.statuses.values()),

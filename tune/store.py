@@ -309,10 +309,10 @@ class Store:
             for table in tables:
                 waiting.append(table)
                 if sum(map(len, waiting)) >= _ROW_GROUP:
-                    writer.write_table(pa.concat_tables(waiting).cast(schema))
+                    writer.write_table(pa.concat_tables(waiting))
                     waiting = []
             if waiting:
-                writer.write_table(pa.concat_tables(waiting).cast(schema))
+                writer.write_table(pa.concat_tables(waiting))
 
     def sources(self, path: str) -> list[str]:
         """Names of the files that a merged one replaces."""

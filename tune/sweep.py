@@ -63,7 +63,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
                 total=len(trials),
                 stored=ended,
                 slots=cutter.slots,
-                at_once=cutter.at_once(trials),
+                at_once=cutter.at_once(work),
                 before=before,
             ) as recorder:
                 executor.run(work, recorder)

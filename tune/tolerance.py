@@ -81,6 +81,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
             cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
             source = _Bisections(methods, precision, stored, cutter)
             before = source.replay()
+            at_one_lam = [config for config in methods[0] if config.lam == methods[0][0].lam]
             with recording(
                 store,
                 spec,
@@ -88,7 +89,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
                 total=source.at_most,
                 stored=stored.keys(),
                 slots=cutter.slots,
-                at_once=cutter.at_once([config for config in methods[0] if config.lam == methods[0][0].lam]),
+                at_once=cutter.at_once(cutter.cut(at_one_lam)),
                 before=before,
             ) as recorder:
                 run_source(executor, source, recorder)

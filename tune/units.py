@@ -68,7 +68,7 @@ class UnitCutter:
     gpu: bool
     slots: int
 
-    def cut(self, trials: Sequence[TrialConfig], missing: Set[str]) -> list[list[TrialConfig]]:
+    def cut(self, trials: Sequence[TrialConfig], missing: Set[str] | None = None) -> list[list[TrialConfig]]:
         """Units that can be trained together, in the trials' order as far as possible.
 
         Cohorts are cut from all trials, and whole: who is stacked with whom changes their bits, and must not depend on
@@ -76,27 +76,30 @@ class UnitCutter:
 
         Args:
             trials: of a sweep, or of a setting.
-            missing: ids of those that have not ended.
+            missing: ids of those that have not ended; None for all.
         """
+
+        def wanted(config: TrialConfig) -> bool:
+            return missing is None or config.trial_id in missing
+
         cohorts: dict[tuple[object, ...], list[TrialConfig]] = {}
         others: dict[tuple[object, ...], list[TrialConfig]] = {}
         found: list[list[TrialConfig]] = []
         for config in trials:
             if self.job.workers == 1 and is_stacked(config, self.job.cohort):
                 cohorts.setdefault(cohort_key(config), []).append(config)
-            elif config.trial_id in missing:
+            elif wanted(config):
                 others.setdefault(cohort_key(config), []).append(config)
         for group in cohorts.values():
             parts = _parts(group, self._cohorts(len(group)))
-            found += [part for part in parts if any(config.trial_id in missing for config in part)]
+            found += [part for part in parts if any(map(wanted, part))]
         for group in others.values():
             found += _parts(group, self._units(len(group)))
-        places = {config.trial_id: place for place, config in enumerate(trials)}
-        return sorted(found, key=lambda unit: places[unit[0].trial_id])
+        places = {config: place for place, config in enumerate(trials)}
+        return sorted(found, key=lambda unit: places[unit[0]])
 
-    def at_once(self, trials: Sequence[TrialConfig]) -> int:
-        """How many trials are under way at once, at most."""
-        units = self.cut(trials, {config.trial_id for config in trials})
+    def at_once(self, units: Sequence[Sequence[TrialConfig]]) -> int:
+        """How many trials of such units are under way at once, at most."""
         return self.slots * max(map(len, units), default=1)
 
     def _cohorts(self, trials: int) -> int:

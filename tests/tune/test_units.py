@@ -25,7 +25,7 @@ def cutter(*, gpu=False, slots=2, **fields):
 
 
 def cut(trials, missing=None, **fields):
-    return cutter(**fields).cut(trials, {config.trial_id for config in (trials if missing is None else missing)})
+    return cutter(**fields).cut(trials, missing if missing is None else {config.trial_id for config in missing})
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
@@ -42,7 +42,7 @@ def test_cohorts_are_a_partition_of_what_can_be_stacked(size):
     [({}, 2 * 6), ({"cohort": 4}, 2 * 3), ({"cohort": 1}, 2), ({"cohort": 1, "gpu": True, "slots": 1}, 6)],
 )
 def test_how_many_are_under_way(fields, at_once):
-    assert cutter(**fields).at_once(MIXED) == at_once
+    assert cutter(**fields).at_once(cut(MIXED, **fields)) == at_once
 
 
 def test_a_cohort_is_whole_however_few_of_it_are_missing():
