@@ -1,5 +1,6 @@
 """The inline executor: one trial after the other in this process, without Ray."""
 
+import itertools
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -50,7 +51,7 @@ class InlineExecutor:
     def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
         """Run all units in this order; the listener hears of each before the next."""
         for unit in work:
-            for outcome in run_unit(unit, self._job):
+            for outcome in itertools.chain.from_iterable(run_unit(unit, self._job)):
                 listener.ended(outcome)
 
     def search(self, source: UnitSource, listener: Listener) -> None:

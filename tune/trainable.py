@@ -1,6 +1,5 @@
 """`gcsr` trials as a Ray Tune trainable, in actors that are reused from trial to trial."""
 
-import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from ray import tune as ray_tune
 
 from gcsr import TrialConfig
 from tune.trial import SweepJob
-from tune.units import is_stacked, run_unit
+from tune.units import run_unit
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]
 
@@ -48,22 +47,20 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._unit = trials_of(new_config)
-        self._job: SweepJob = new_config[JOB]
-        torch.set_num_threads(self._job.threads)
-        if self._job.gpu_share < 1 and torch.cuda.is_available():
+        unit = trials_of(new_config)
+        job: SweepJob = new_config[JOB]
+        torch.set_num_threads(job.threads)
+        if job.gpu_share < 1 and torch.cuda.is_available():
             # Ray only counts shares; without this one trial's memory would be another's failure.
-            torch.cuda.set_per_process_memory_fraction(self._job.gpu_share)
-        self._outcomes = run_unit(self._unit, self._job)
-        self._left = len(self._unit)
+            torch.cuda.set_per_process_memory_fraction(job.gpu_share)
+        self._outcomes = run_unit(unit, job)
+        self._left = len(unit)
         return True
 
     def step(self) -> dict[str, Any]:
-        at_once = self._left if is_stacked(self._unit[0], self._job.cohort) else 1
-        ended = list(itertools.islice(self._outcomes, at_once))
+        ended = next(self._outcomes, [])  # none: the deadline overtook those that are left
         self._left -= len(ended)
-        # Trials that the deadline overtook have no outcome.
-        return {OUTCOME: ended, "done": self._left == 0 or len(ended) < at_once}
+        return {OUTCOME: ended, "done": self._left == 0 or not ended}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None

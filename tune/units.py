@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -125,19 +125,19 @@ def _parts(group: list[TrialConfig], count: int) -> list[list[TrialConfig]]:
     return [group[low:high] for low, high in itertools.pairwise(bounds)]
 
 
-def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcome]:
-    """Train a unit; an exception becomes ``failed`` rows, of the trials whose fault it is.
+def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[list[Outcome]]:
+    """Train a unit; yields the outcomes of trials that ended at the same time, as they come.
 
-    Trials that the job's deadline overtook have no outcome. A cohort, which has no checkpoints, is not begun after
-    it, and runs to its end otherwise.
+    An exception becomes ``failed`` rows, of the trials whose fault it is. Trials that the job's deadline overtook have
+    no outcome. A cohort, which has no checkpoints, is not begun after it, and runs to its end otherwise.
     """
     if not is_stacked(configs[0], job.cohort):
-        yield from run_trials(configs, job)
+        yield from ([outcome] for outcome in run_trials(configs, job))
     elif not job.out_of_time():
-        yield from _run_cohort(configs, job)
+        yield _run_cohort(configs, job)
 
 
-def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> Iterable[Outcome]:
+def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
     try:
         data = dataset_of(configs[0], job, choose_device(job.device))
         results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed)
@@ -149,4 +149,4 @@ def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> Iterable[Outco
         if len(configs) == 1:
             return [failed_outcome(configs[0], job, error)]
         # Too large for the device, or one trial's fault: each gets what is its own.
-        return [outcome for config in configs for outcome in run_unit([config], job)]
+        return [outcome for config in configs for ended in run_unit([config], job) for outcome in ended]

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 import tune.trial
@@ -18,6 +20,10 @@ MIXED = SweepSpec(
 
 def job(tmp_path, **fields):
     return SweepJob(experiment="test", store=str(tmp_path), **fields)
+
+
+def outcomes_of(configs, job):
+    return list(itertools.chain.from_iterable(run_unit(configs, job)))
 
 
 def cutter(*, gpu=False, slots=2, **fields):
@@ -109,7 +115,7 @@ def test_the_bits_do_not_depend_on_who_is_trained_together(tmp_path):
     ]
 
     def metrics(parts):
-        outcomes = [outcome for part in parts for outcome in run_unit(part, job(tmp_path))]
+        outcomes = [outcome for part in parts for outcome in outcomes_of(part, job(tmp_path))]
         return [(o.row["train_loss"], o.row["weight_abs_mean"], o.row["sparsity"]) for o in outcomes]
 
     together = metrics([configs])
@@ -142,7 +148,7 @@ def test_a_cohort_that_fails_falls_back_to_single_trials(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune.units, "train_cohort", broken)
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
-    outcomes = list(run_unit(configs, job(tmp_path)))
+    outcomes = outcomes_of(configs, job(tmp_path))
     assert [o.row["trial_id"] for o in outcomes] == [c.trial_id for c in configs]
     assert [o.row["status"] == "failed" for o in outcomes] == [False, True]
     assert "out of memory" in outcomes[1].row["error"]
@@ -173,7 +179,7 @@ def test_of_trials_abreast_one_that_fails_leaves_the_others(tmp_path, monkeypatc
 
     monkeypatch.setattr(tune.trial, "training", broken)
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(3)]
-    outcomes = {o.row["trial_id"]: o.row for o in run_unit(configs, job(tmp_path, cohort=1, abreast=3))}
+    outcomes = {o.row["trial_id"]: o.row for o in outcomes_of(configs, job(tmp_path, cohort=1, abreast=3))}
     assert [outcomes[c.trial_id]["status"] for c in configs] == ["finished", "failed", "finished"]
     assert "on purpose" in outcomes[configs[1].trial_id]["error"]
 
@@ -181,4 +187,4 @@ def test_of_trials_abreast_one_that_fails_leaves_the_others(tmp_path, monkeypatc
 def test_after_the_deadline_nothing_is_begun(tmp_path):
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
     for fields in ({"cohort": 1}, {"cohort": 1, "abreast": 2}, {"cohort": 2}):
-        assert list(run_unit(configs, job(tmp_path, deadline=0.0, **fields))) == []
+        assert outcomes_of(configs, job(tmp_path, deadline=0.0, **fields)) == []
