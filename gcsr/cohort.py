@@ -90,6 +90,7 @@ class _Cohort:
         self.capture = capture_for(self.device)
         self.size = sum(self.weights[name][0].numel() for name in self.regularized)
         self.skeleton = models[0].to("meta")
+        self.lrs = [config.lr for config in configs]
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
         self.gates = [
             Gate(
@@ -124,8 +125,10 @@ class _Cohort:
         """One pass of every trial over its own order of the training images, and the measurements."""
         began = time.perf_counter()
         self._choose_gammas(epoch)
-        lrs = [config.lr * config.lr_decay ** (epoch // config.lr_decay_epochs) for config in self.configs]
-        self._decide([gate.imposed_in(epoch) for gate in self.gates], lrs)
+        if epoch:  # as torch's StepLR does, to the last bit
+            pairs = list(zip(self.lrs, self.configs, strict=True))
+            self.lrs = [lr if epoch % c.lr_decay_epochs else lr * c.lr_decay for lr, c in pairs]
+        self._decide([gate.imposed_in(epoch) for gate in self.gates])
         labels = self.data.train_labels
         order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
         crops = None
@@ -136,13 +139,13 @@ class _Cohort:
             batch = slice(low, low + self.first.batch_size)
             rows = order[:, batch]
             self.step(self._step, self.decided, rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
-        self._record(epoch, self.sums, lrs, began)
+        self._record(epoch, self.sums, began)
 
-    def _decide(self, imposed: list[bool], lrs: list[float]) -> None:
-        if self.decided != (imposed, lrs):  # what a captured step reads stays where it is as long as it is the same
-            self.decided = imposed, lrs
+    def _decide(self, imposed: list[bool]) -> None:
+        if self.decided != (imposed, self.lrs):  # what a captured step reads stays where it is while it is the same
+            self.decided = imposed, self.lrs
             self.certain = torch.tensor(imposed, device=self.device)
-            self.stepper.start_epoch(lrs)
+            self.stepper.start_epoch(self.lrs)
 
     def _step(self, size: int, rows: Tensor, crops: Tensor | None = None) -> None:
         """Train each trial on its ``rows`` ``[K, size]``."""
@@ -194,7 +197,7 @@ class _Cohort:
         return loss.detach(), dict(zip(self.weights, grads, strict=True))
 
     @torch.no_grad()
-    def _record(self, epoch: int, sums: Tensor, lrs: Sequence[float], began: float) -> None:
+    def _record(self, epoch: int, sums: Tensor, began: float) -> None:
         data, count = self.data, len(self.configs)
         self.skeleton.eval()
         test = self.correct.count(self._answers, data.test_images, data.test_labels)
@@ -231,7 +234,7 @@ class _Cohort:
                     grad_abs_mean=grad / steps,
                     weight_abs_mean=weight_mean,
                     sparsity=sparse,
-                    lr=lrs[k],
+                    lr=self.lrs[k],
                     lam_effective=self.configs[k].lam * imposed / steps,
                     seconds=seconds,
                 )
@@ -246,7 +249,7 @@ class _Cohort:
         for k, why in ended.items():
             self.ended[self.places[k]] = self._result(k, why)
         stay = [k for k in range(len(self.configs)) if k not in ended]
-        for name in ("configs", "places", "gates", "generators", "records"):
+        for name in ("configs", "places", "lrs", "gates", "generators", "records"):
             kept = getattr(self, name)
             setattr(self, name, [kept[k] for k in stay])
         if not stay:
@@ -257,7 +260,8 @@ class _Cohort:
         self._set_up_steps()
 
     def _answers(self, images: Tensor) -> Tensor:
-        return self._logits(self.data.normalized(images), same=True).argmax(2)
+        images = self.data.normalized(images)
+        return self._logits(images, same=True).argmax(2) if self.plain is None else self.plain.answers(images)
 
     def results(self) -> list[TrialResult]:
         """How each trial ended, in the caller's order."""

@@ -22,7 +22,7 @@ def sparsity(model: nn.Module) -> Tensor:
 def weight_abs_mean(params: Iterable[Tensor]) -> Tensor:
     """Mean |w| over the regularized parameters (the paper's Figures 2d and 8b): float64, 0-dim."""
     params = list(params)
-    sums = torch.stack([torch.linalg.vector_norm(p, 1, dtype=torch.float32).double() for p in params])
+    sums = torch.stack([p.abs().sum(dtype=torch.float64) for p in params])
     return sums.sum() / sum(p.numel() for p in params)
 
 

@@ -1,4 +1,4 @@
-"""Losses and gradients of stacked plain networks (``mlpK``) on a CPU, written out.
+"""Answers, losses and gradients of stacked plain networks (``mlpK``) on a CPU, written out.
 
 What autograd gives through vmap, to rounding, but one trial after the other, so that its matrices stay in the core's
 cache, and in memory that is there already: every product is written where the next one reads it.
@@ -16,14 +16,34 @@ from gcsr.models import is_mlp
 __all__ = ["PlainStack"]
 
 
-@dataclass(frozen=True, slots=True)
 class _Layer:
-    """One trial's layer: ``weight`` ``[out, in]`` and ``bias`` ``[out]``, and where their gradients go."""
+    """One trial's layer, and where its gradients go.
 
-    weight: Tensor
-    bias: Tensor
-    weight_grad: Tensor
-    bias_grad: Tensor
+    Products are as small as what it costs to take a view: every view that one needs is here.
+    """
+
+    __slots__ = ("bias", "bias_grad", "transposed", "weight", "weight_grad")
+
+    def __init__(self, weight: Tensor, bias: Tensor, weight_grad: Tensor, bias_grad: Tensor) -> None:
+        self.weight, self.transposed, self.bias = weight, weight.t(), bias  # [out, in], [in, out], [out]
+        self.weight_grad, self.bias_grad = weight_grad, bias_grad
+
+
+@dataclass(frozen=True, slots=True)
+class _Scratch:
+    """Where the products of a batch of ``B`` images are written, layer by layer.
+
+    Attributes:
+        outputs: ``[B, out]``.
+        deltas: ∂loss/∂output ``[B, out]``, of all layers but the last.
+        transposed: of them ``[out, B]``.
+        minus_one: ``[B, 1]``.
+    """
+
+    outputs: list[Tensor]
+    deltas: list[Tensor]
+    transposed: list[Tensor]
+    minus_one: Tensor
 
 
 class PlainStack:
@@ -35,28 +55,43 @@ class PlainStack:
     """
 
     def __init__(self, weights: Mapping[str, Tensor], batch_size: int) -> None:
-        self.grads = {name: torch.empty_like(weight.detach()) for name, weight in weights.items()}
+        weights = {name: weight.detach() for name, weight in weights.items()}
+        self.grads = {name: torch.empty_like(weight) for name, weight in weights.items()}
         """Gradients of the last `losses`, stacked like the parameters."""
         names = list(weights)
-        first = weights[names[0]]
-        self._trials = [
-            [
-                _Layer(
-                    weights[weight].detach()[k], weights[bias].detach()[k], self.grads[weight][k], self.grads[bias][k]
-                )
-                for weight, bias in zip(names[::2], names[1::2], strict=True)
-            ]
-            for k in range(len(first))
+        stacked = [
+            (weights[weight], weights[bias], self.grads[weight], self.grads[bias])
+            for weight, bias in zip(names[::2], names[1::2], strict=True)
         ]
+        first = weights[names[0]]
+        self._trials = [[_Layer(*(tensor[k] for tensor in layer)) for layer in stacked] for k in range(len(first))]
         sizes = [len(layer.bias) for layer in self._trials[0]]
         self._outputs = [first.new_empty(batch_size, size) for size in sizes]
-        self._deltas = [first.new_empty(batch_size, size) for size in sizes]
+        self._deltas = [first.new_empty(batch_size, size) for size in sizes[:-1]]
         self._minus_one = first.new_full((batch_size, 1), -1.0)
+        self._scratch: dict[int, _Scratch] = {}  # by size: whole batches, and ragged last ones
 
     @staticmethod
     def suits(config: TrialConfig, device: torch.device) -> bool:
         """Whether the networks of such trials can be written out."""
         return device.type == "cpu" and is_mlp(config.model) and config.precision != "bf16"
+
+    @torch.no_grad()
+    def answers(self, images: Tensor) -> Tensor:
+        """The class that each trial's network gives each image.
+
+        Args:
+            images: float32 ``[B, C, H, W]``, the same for all; any number of them.
+
+        Returns:
+            int64 ``[K, B]``.
+        """
+        return torch.stack([self._answers(layers, images.flatten(1)) for layers in self._trials])
+
+    def _answers(self, layers: list[_Layer], batch: Tensor) -> Tensor:
+        for layer in layers[:-1]:
+            batch = torch.addmm(layer.bias, batch, layer.transposed).relu_()
+        return torch.addmm(layers[-1].bias, batch, layers[-1].transposed).argmax(1)
 
     @torch.no_grad()
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -69,24 +104,39 @@ class PlainStack:
         Returns:
             float32 ``[K]``.
         """
+        scratch = self._scratch_for(images.shape[1])
         trials = zip(self._trials, images.flatten(2), labels.unsqueeze(2), strict=True)
-        return torch.stack([self._loss(layers, batch, classes) for layers, batch, classes in trials])
+        return torch.stack([self._loss(layers, batch, classes, scratch) for layers, batch, classes in trials])
 
-    def _loss(self, layers: list[_Layer], batch: Tensor, classes: Tensor) -> Tensor:
-        size, last = len(batch), len(layers) - 1
-        inputs = [batch]
-        for index, layer in enumerate(layers):
-            output = self._outputs[index][:size]
-            torch.addmm(layer.bias, inputs[-1], layer.weight.t(), out=output)
-            inputs.append(output if index == last else output.relu_())
-        delta = torch.log_softmax(inputs.pop(), 1)
+    def _scratch_for(self, size: int) -> _Scratch:
+        scratch = self._scratch.get(size)
+        if scratch is None:
+            deltas = [delta[:size] for delta in self._deltas]
+            scratch = self._scratch[size] = _Scratch(
+                outputs=[output[:size] for output in self._outputs],
+                deltas=deltas,
+                transposed=[delta.t() for delta in deltas],
+                minus_one=self._minus_one[:size],
+            )
+        return scratch
+
+    def _loss(self, layers: list[_Layer], batch: Tensor, classes: Tensor, scratch: _Scratch) -> Tensor:
+        last = len(layers) - 1
+        inputs = [batch, *scratch.outputs[:last]]
+        for layer, given, output in zip(layers, inputs, scratch.outputs, strict=True):
+            torch.addmm(layer.bias, given, layer.transposed, out=output)
+            if layer is not layers[last]:
+                output.relu_()
+        delta = torch.log_softmax(scratch.outputs[last], 1)
         loss = -delta.gather(1, classes).mean()
-        delta.exp_().scatter_add_(1, classes, self._minus_one[:size]).div_(size)  # ∂loss/∂logits
+        delta.exp_().scatter_add_(1, classes, scratch.minus_one).div_(len(batch))  # ∂loss/∂logits
+        transposed = delta.t()
         for index in range(last, -1, -1):
-            layer, given = layers[index], inputs.pop()
-            torch.mm(delta.t(), given, out=layer.weight_grad)
+            layer, given = layers[index], inputs[index]
+            torch.mm(transposed, given, out=layer.weight_grad)
             torch.sum(delta, 0, out=layer.bias_grad)
             if index:
-                before = torch.mm(delta, layer.weight, out=self._deltas[index - 1][:size])
+                before, transposed = scratch.deltas[index - 1], scratch.transposed[index - 1]
+                torch.mm(delta, layer.weight, out=before)
                 delta = torch.ops.aten.threshold_backward.grad_input(before, given, 0, grad_input=before)
         return loss

@@ -24,6 +24,7 @@ from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import build_model, is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
+from gcsr.plain_stack import PlainStack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.turns import Turns, finished, undisturbed
@@ -157,6 +158,7 @@ class _Run:
             mu=0.6 if config.mu is None else config.mu,
             process_group=workers.group,
         )
+        self.plain = self._written_out()
         # Order and augmentation draw from a generator of their own: the same for every network and on every rank.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.inputs = None if config.augment else data.normalized(data.train_images)
@@ -172,6 +174,16 @@ class _Run:
         convolutional = not is_mlp(self.config.model)
         fast = self.device.type == "cuda" or self.config.precision == "bf16"
         return torch.channels_last if convolutional and fast else torch.contiguous_format
+
+    def _written_out(self) -> PlainStack | None:
+        """The network as a stack of one, which leaves its gradients where the optimizer looks for them."""
+        if self.workers.group is not None or not PlainStack.suits(self.config, self.device):
+            return None
+        weights = {name: p.detach()[None] for name, p in self.model.named_parameters()}
+        plain = PlainStack(weights, self.config.batch_size)
+        for name, p in self.model.named_parameters():
+            p.grad = plain.grads[name][0]
+        return plain
 
     @property
     def epoch(self) -> int:
@@ -224,14 +236,23 @@ class _Run:
 
     def _step(self, size: int, rows: Tensor, crops: Tensor) -> None:
         """Train on this rank's ``rows`` of a batch of ``size`` images."""
+        images, labels = self._batch(rows, crops), self.data.train_labels[rows]
+        if self.plain is None:
+            loss = self._backward(images, labels, size)
+        else:
+            loss = self.plain.losses(images[None], labels[None])[0]
+        self.optimizer.step()
+        self.loss_sum += loss.double() * size
+
+    def _backward(self, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        """Gradients of this rank's share of the mean loss over a batch of ``size`` images, and that share."""
         with autocast(self.config.precision, self.device):
-            logits = self.network(self._batch(rows, crops))
+            logits = self.network(images)
         # Averaged over ranks by DDP, this is the mean over the whole batch, however uneven the shares are.
-        loss = cross_entropy(logits.float(), self.data.train_labels[rows], reduction="sum") / size
+        loss = cross_entropy(logits.float(), labels, reduction="sum") / size
         self.optimizer.zero_grad()
         (loss * self.workers.world_size).backward()
-        self.optimizer.step()
-        self.loss_sum += loss.detach() * size
+        return loss.detach()
 
     def _batch(self, rows: Tensor, crops: Tensor) -> Tensor:
         """Network input for some rows of the training images."""
@@ -254,8 +275,11 @@ class _Run:
         return self.workers.sum(torch.stack(counts))
 
     def _answers(self, images: Tensor) -> Tensor:
+        images = self.data.normalized(images).contiguous(memory_format=self._layout())
+        if self.plain is not None:
+            return self.plain.answers(images)[0]
         with autocast(self.config.precision, self.device):
-            logits: Tensor = self.model(self.data.normalized(images).contiguous(memory_format=self._layout()))
+            logits: Tensor = self.model(images)
         return logits.argmax(1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import torch
 from gcsr import ConfigError, TrialConfig, load_dataset, train
 from gcsr.cohort import COMMON_FIELDS, cohort_key, train_cohort
 from gcsr.data import Dataset
+from gcsr.native import library
+from tests.gcsr.test_trainer import measured
 
 
 def close(together, alone, rel=1e-3):
@@ -39,6 +41,22 @@ def test_every_mode_regularizer_seed_and_rate_side_by_side(digits):
     configs.append(TrialConfig(model="mlp3", width=0.5, epochs=5, batch_size=300, lr=0.1, momentum=0.0, lam=1e-3))
     for config, together in zip(configs, train_cohort(configs, digits), strict=True):
         close(together, train(config, digits))
+
+
+@pytest.mark.skipif(library() is None, reason="torch's operations add up a stack in another order")
+def test_a_plain_network_on_a_cpu_ends_in_the_bits_that_it_has_alone():
+    data = load_dataset("digits", holdout=0.2)
+    modes = ({"mode": "baseline"}, {"mode": "ours", "gamma": "auto"}, {"mode": "ours_orig", "mu": 0.55})
+    penalties = ({"regularizer": "l2", "lam": 3e-3}, {"regularizer": "l1", "lam": 1e-3})
+    rates = {"lr_decay_epochs": 2, "lr_decay": 0.7, "momentum": 0.8}
+    fields = {"model": "mlp3", "epochs": 8, "batch_size": 100, "holdout": 0.2, **rates}
+    configs = [
+        TrialConfig(seed=number, **mode, **penalty, **fields)
+        for number, (mode, penalty) in enumerate(itertools.product(modes, penalties))
+    ]
+    configs.append(TrialConfig(mode="none", lr=900.0, **fields))  # leaves the cohort
+    for config, together in zip(configs, train_cohort(configs, data), strict=True):
+        assert measured(together) == measured(train(config, data))
 
 
 def test_a_collapse_beside_a_learner_and_a_divergence(digits):

@@ -42,6 +42,13 @@ def test_losses_and_gradients_are_autograds(name, count):
                 torch.testing.assert_close(stack.grads[parameter][k], grad.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_answers_are_the_networks():
+    models = networks("mlp4", 3)
+    stack, images = stack_of(models), batches(1, 70)[0][0]  # more than a batch of training
+    expected = torch.stack([model(images).argmax(1) for model in models])
+    assert torch.equal(stack.answers(images), expected)
+
+
 def test_a_trials_bits_do_not_depend_on_the_others():
     models = networks("mlp3", 4)
     images, labels = batches(4, 19)

@@ -10,6 +10,7 @@ from gcsr import CheckpointError, TrialConfig, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.files import write_atomically
 from gcsr.metrics import is_chance, sparsity, weight_abs_mean
+from gcsr.plain_stack import PlainStack
 
 
 def measured(result):
@@ -39,6 +40,19 @@ def test_strong_regularization_collapses_the_baseline_and_not_the_gated_modes(di
     assert abs(ours[0].pi - 0.5) < 0.1
     assert max(r.pi for r in ours) > 0.6
     assert ends["ours"].gamma_used > 5
+
+
+@pytest.mark.parametrize("regularizer", ["l1", "l2"])
+def test_written_out_networks_learn_as_by_autograd(digits, regularizer, monkeypatch):
+    config = TrialConfig(model="mlp4", mode="ours_orig", mu=0.55, lam=2e-3, regularizer=regularizer, epochs=4)
+    written_out = train(config, digits)
+    monkeypatch.setattr(PlainStack, "suits", lambda config, device: False)
+    by_autograd = train(config, digits)
+    assert measured(written_out) != measured(by_autograd)  # rounded in another order, so these are two
+    for one, two in zip(written_out.epochs, by_autograd.epochs, strict=True):
+        assert one.imposed_fraction == two.imposed_fraction
+        for name in ("train_loss", "test_accuracy", "pi", "grad_abs_mean", "weight_abs_mean", "sparsity"):
+            assert getattr(one, name) == pytest.approx(getattr(two, name), rel=1e-2, abs=5e-3), name
 
 
 def test_gamma_is_the_number_of_free_epochs(digits):
