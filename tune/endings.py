@@ -1,6 +1,7 @@
 """How a command ends: every outcome and error as one line and an exit code."""
 
 import contextlib
+import gc
 import os
 import shlex
 import signal
@@ -87,7 +88,9 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
 def run_as_program(group: click.Group, arguments: Sequence[str] | None = None) -> None:
     """Run a command line as a process of its own, and exit."""
     signal.signal(signal.SIGTERM, _interrupt)  # batch systems end a job with it: as Ctrl-C, with the line that resumes
-    sys.exit(main_of(group, arguments))
+    code = main_of(group, arguments)
+    gc.freeze()  # the interpreter's last collections would walk through all of torch and Ray, for more than a second
+    sys.exit(code)
 
 
 def _interrupt(number: int, frame: object) -> None:

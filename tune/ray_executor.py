@@ -27,7 +27,6 @@ from tune.store import Store
 from tune.trainable import JOB, PLAN, UNIT, SweepTrainable, unit_text
 from tune.trial import Outcome, SweepJob, checkpoint_name
 from tune.units import UnitSource, is_stacked
-from tune.workers import train_with_workers
 
 __all__ = ["RayExecutor"]
 
@@ -141,16 +140,21 @@ class RayExecutor:
     def _shared(self) -> dict[str, Any]:
         return {JOB: self._job, PLAN: self._plan}
 
+    def _trainable(self) -> Any:
+        if self._job.workers == 1:
+            return ray_tune.with_resources(SweepTrainable, ray_tune.PlacementGroupFactory([self._plan.resources]))
+        from tune.workers import train_with_workers  # only here: importing Ray Train takes half a second
+
+        # Ray Train places the workers itself: to Tune the trial's driver takes no core.
+        return ray_tune.with_resources(train_with_workers, ray_tune.PlacementGroupFactory([{"memory": 1}]))
+
     def _fit(self, space: dict[str, Any], ending: "_Ending", searcher: UnitSearcher | None = None) -> None:
         relay = Relay(ending, self._watch, ending.left)
         state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
         try:
             tuner = ray_tune.Tuner(
-                # Ray Train places a multi-worker trial's workers itself: to Tune its driver takes no core.
-                ray_tune.with_resources(train_with_workers, ray_tune.PlacementGroupFactory([{"memory": 1}]))
-                if several
-                else ray_tune.with_resources(SweepTrainable, ray_tune.PlacementGroupFactory([self._plan.resources])),
+                self._trainable(),
                 param_space=space | (self._shared if searcher is None else {}),
                 tune_config=ray_tune.TuneConfig(
                     search_alg=searcher,
