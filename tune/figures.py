@@ -106,7 +106,7 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
         levels=tuple(
             ("no L1/L2", 100 * s.accuracy_mean, 100 * (s.accuracy_ci95 or 0.0))
             for s in group
-            if s.mode == "none" and s.accuracy_mean is not None
+            if (s.mode == "none" or s.lam == 0) and s.accuracy_mean is not None  # a logarithmic axis has no 0
         )[:1],
     )
 
@@ -178,7 +178,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
     alike: dict[tuple[str, ...], dict[tuple[str, float | None, str | None], list[tuple[int, float, str]]]] = {}
     for level in summary.tolerance:
         depth = re.search(r"\d+$", level.model)
-        if depth is None or level.tolerance_lam is None:
+        if depth is None or not level.tolerance_lam:  # a logarithmic axis has no 0
             continue
         recipe = {name: value for name, value in level.recipe.items() if name != "model"}
         family: tuple[str, ...] = (re.sub(r"\d+$", "", level.model), level.dataset, level.regularizer, repr(recipe))

@@ -48,13 +48,13 @@ def headline(summary: Summary) -> str:
 
 
 def _reach(level: Tolerance, levels: Sequence[Tolerance]) -> float:
-    """How many times the plain tolerance level the gated modes bear."""
+    """How many times the plain tolerance level the gated modes bear; 0.0 where that level is 0 or there is none."""
     gated = [
         other.tolerance_lam
         for other in levels
         if (other.recipe, other.regularizer) == (level.recipe, level.regularizer) and other.mode != "baseline"
     ]
-    if level.tolerance_lam is None:
+    if not level.tolerance_lam:
         return 0.0
     return max((lam for lam in gated if lam is not None), default=0.0) / level.tolerance_lam
 
@@ -167,7 +167,7 @@ def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
             for s in settings
             if (s.recipe, s.regularizer, s.mode) == (compared.recipe, compared.regularizer, mode)
         }
-        if len(tried) > 1 and best in (min(tried), max(tried)):
+        if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
             side = "smallest" if best == min(tried) else "largest"
             yield (
                 f"{network(compared)}, {compared.regularizer.upper()}: the best λ of {mode} ({lam_text(best)}) is the "

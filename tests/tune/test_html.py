@@ -136,6 +136,32 @@ def test_the_numbers_are_those_of_json(browser, swept, tmp_path, capsys):
     assert data["headline"] in browser.execute_script("return document.body.textContent")
 
 
+def test_lam_0_is_a_level_and_no_point_of_a_logarithmic_axis(browser, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    for model, lost in (("mlp2", 1e-2), ("mlp3", 1e-3)):
+        for lam in (0, 1e-3, 1e-2):
+            for mode in ("baseline", "ours"):
+                learns = lam < lost or mode == "ours"
+                status = "finished" if learns else "collapsed"
+                row = make_row(0.9 - lam if learns else 0.1, status=status, model=model, mode=mode, lam=lam)
+                store.write_trial(row, [])
+    path = page(tmp_path / "out", tmp_path, "--figures", str(tmp_path / "figures"))
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 3
+    open_page(browser, path.as_uri())
+    drawn = browser.execute_script("return JSON.parse(document.getElementById('figure-data').textContent)")
+    on_log = [
+        value
+        for figure in drawn
+        for axis in "xy"
+        if figure["layout"][f"{axis}axis"]["type"] == "log"
+        for trace in figure["data"]
+        for value in trace[axis]
+    ]
+    assert set(on_log) == {1e-3, 1e-2}
+    (level,) = drawn[0]["layout"]["annotations"]
+    assert (level["text"], level["y"]) == ("no L1/L2", 90)
+
+
 def test_names_are_text_and_never_html(browser, tmp_path):
     store = Store(str(tmp_path / "out"))
     for seed in range(2):

@@ -45,6 +45,17 @@ def test_the_verdict_follows_from_the_numbers(summary):
     assert "1 trial(s) failed" in text
 
 
+def test_lam_0_is_a_level_without_a_multiple_and_no_edge_of_the_grid(table, row):
+    rows = [row(0.8, mode=mode, lam=0, seed=seed) for mode in ("baseline", "ours") for seed in range(3)]
+    rows += [row(0.1, status="collapsed", mode="baseline", lam=1e-2), row(0.7, mode="ours", lam=1e-2)]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "Plain regularization stops learning. " in text
+    assert "learns up to λ = 0 and collapses at 0.01; ours still learns at 0.01" in text
+    assert "outside the grid" not in text
+    report = json.loads(render(summarize(table(rows)), "json", title="x", progress="p"))
+    assert [level["tolerance_lam"] for level in report["tolerance"]] == [0, 1e-2]
+
+
 def test_json_has_the_contract(summary):
     report = json.loads(render(summary, "json", title="x", progress="p"))
     setting = {"dataset", "model", "regularizer", "mode", "lam", "mu", "gamma", "n", "accuracy_mean", "accuracy_ci95"}
