@@ -20,7 +20,7 @@ _MAX_ROWS = 400  # of a table in the page; CSV and JSON have all
 
 def render_html(
     summary: Summary,
-    curves: list[Curve],
+    curves: Sequence[Curve],
     *,
     more_figures: Sequence[Figure],
     more_tables: Sequence[TextTable],

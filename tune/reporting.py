@@ -1,5 +1,6 @@
 """From a store to a report in any format."""
 
+import functools
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class Report:
         fallback_title: if the store does not name its experiment.
 
     Attributes:
-        damaged: one line for each file that could not be read.
+        damaged: one line for each file that could not be read so far; epochs are read for the page and the figures.
     """
 
     def __init__(self, store: Store, *, fallback_title: str) -> None:
@@ -47,7 +48,7 @@ class Report:
         importance = None if search is None else importance_table(*search)
         return render_html(
             self._summary,
-            self._curves(),
+            self._curves,
             more_figures=[] if search is None else history_figures(*search),
             more_tables=[] if importance is None else [importance],
             title=self._title,
@@ -63,15 +64,18 @@ class Report:
 
         search = self._search()
         history = [] if search is None else history_figures(*search)
-        return write_figures([*history, *figures(self._summary, self._curves())], folder)
+        return write_figures([*history, *figures(self._summary, self._curves)], folder)
 
     def _search(self) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
         """The rows and the definition of the search that filled the store; None if it was none."""
         definition = (self._store.read_json("search.json") or {}).get("definition")
         return None if definition is None else (self._table.to_pylist(), definition)
 
-    def _curves(self) -> list[Curve]:
-        return read_curves(self._store, chosen_settings(self._summary))
+    @functools.cached_property
+    def _curves(self) -> tuple[Curve, ...]:
+        found = read_curves(self._store, chosen_settings(self._summary))
+        self.damaged += found.damaged
+        return found.curves
 
     def _facts(self) -> dict[str, str]:
         def distinct(column: str) -> str:

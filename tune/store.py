@@ -217,9 +217,10 @@ class Store:
         """The rows of the trials that need no run, by id."""
         return {row["trial_id"]: row for row in self.read_trials().table.to_pylist() if row["status"] != "failed"}
 
-    def epochs(self) -> pads.Dataset:
-        """``epochs/`` as an Arrow data set."""
-        return pads.dataset(self.epoch_files(), schema=EPOCHS, filesystem=self._files.filesystem, format="parquet")
+    def epochs(self, files: list[str] | None = None) -> pads.Dataset:
+        """``epochs/``, or these of `epoch_files`, as an Arrow data set."""
+        found = self.epoch_files() if files is None else files
+        return pads.dataset(found, schema=EPOCHS, filesystem=self._files.filesystem, format="parquet")
 
     def epoch_files(self) -> list[str]:
         """The files that hold every row of ``epochs/`` once."""
@@ -228,7 +229,8 @@ class Store:
             files = {info.path for info in found}
             try:
                 for info in merging:
-                    files -= {self.path("epochs", name) for name in self.sources(info.path)}
+                    with contextlib.suppress(pa.ArrowInvalid):  # damaged: who reads it names it
+                        files -= {self.path("epochs", name) for name in self.sources(info.path)}
                     files.add(info.path)
                 return sorted(files)
             except FileNotFoundError:

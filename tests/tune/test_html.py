@@ -185,7 +185,8 @@ def test_watch_follows_a_store_that_grows(browser, tmp_path):
         url = re.search(r"http://127\.0\.0\.1:\d+/", server.stderr.readline())[0]
         open_page(browser, url)
         assert len(browser.find_elements("css selector", "#settings tbody tr")) == 1
-        (out / "trials" / "0123456789abcdef.parquet").write_bytes(b"half-written")
+        for folder in ("trials", "epochs"):
+            store.write_bytes(f"{folder}/0123456789abcdef.parquet", b"half-written")
         store.write_trial(make_row(lam=2e-3), [])
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
