@@ -32,8 +32,8 @@ class Setting:
     """One configuration over its seeds. Accuracies are fractions; half-widths are None for fewer than two seeds.
 
     ``n`` counts the trials behind the means: finished and collapsed ones, and diverged ones that have metrics;
-    ``seeds``, ``accuracies`` and ``measured_ids`` are of these trials, ``trial_ids`` of all. ``learned`` says that
-    every one of them ended above chance. ``failed`` trials are counted and nothing else.
+    ``seeds``, ``accuracies`` and ``measured_ids`` are of these trials, ``trial_ids`` of all. ``failed`` trials are
+    counted and nothing else. ``learned`` says that every trial ended above chance, so that none failed.
     """
 
     dataset: str
@@ -70,6 +70,11 @@ class Setting:
         """What λ is chosen by: mean accuracy on the hold-out split, on the test split without one."""
         return self.val_accuracy_mean if self.val_accuracy_mean is not None else self.accuracy_mean
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a trial ended without having learned; a failed one shows neither this nor that it learns."""
+        return self.collapsed + self.diverged > 0
+
     def key(self) -> Row:
         """The columns that name the setting."""
         names = ("dataset", "model", "width", "regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
@@ -88,7 +93,16 @@ class _OfFamily:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compared(_OfFamily):
-    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2)."""
+    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2).
+
+    ``selected_on`` is the split that the settings were chosen on; None if each mode had but one, as after a refit.
+
+    ``refitted`` says that the two modes were chosen on held-out images and that what was chosen was trained again on
+    all images, with the same comparison elsewhere in the summary. A search stores both: many settings with its
+    ``holdout``, and the best of each mode with 0. That is one question asked twice, so one of the two counts for Holm's
+    correction: the refits, as they are the networks that one would use and nothing was left to choose among them. The
+    comparison that chose has a p-value of its own and no corrected one.
+    """
 
     regularizer: str
     mode: str
@@ -113,14 +127,16 @@ class Compared(_OfFamily):
     significant_holm: bool | None
     tolerance_lam: float | None
     collapse_lam: float | None
-    selected_on: str
+    selected_on: str | None
+    refitted: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance(_OfFamily):
     """Where a mode stops learning: the largest λ at which all seeds learn, the smallest at which one does not.
 
-    ``tolerance_lam`` is None if no λ learns, ``collapse_lam`` if every λ of the grid does. ``tried`` counts the λ.
+    ``tolerance_lam`` is None if there is no λ at which all do, ``collapse_lam`` if there is none at which one collapses
+    or diverges: a λ with failed trials may be neither. ``tried`` counts the λ.
     """
 
     regularizer: str
@@ -180,7 +196,10 @@ def summarize(trials: pa.Table) -> Summary:
         families[tuple(setting.recipe[name] for name in _FAMILY_FIELDS)].append(setting)
     tolerance = [each for family in families.values() for each in _tolerances(family)]
     comparisons = [each for family in families.values() for each in _comparisons(family, tolerance)]
-    corrected = stats.holm([each["p_value"] for each in comparisons])
+    refits = {_question(each) for each in comparisons if _is_refit(each)}
+    for each in comparisons:
+        each["refitted"] = each["selected_on"] == "validation" and _question(each) in refits
+    corrected = stats.holm([None if each["refitted"] else each["p_value"] for each in comparisons])
     return Summary(
         settings=tuple(settings),
         comparisons=tuple(
@@ -232,7 +251,7 @@ def _setting(first: Row, group: list[Row]) -> Setting:
         recipe={name: first[name] for name in _FAMILY_FIELDS},
         n=len(measured),
         **count,
-        learned=bool(measured) and count["collapsed"] == 0 and count["diverged"] == 0,
+        learned=bool(measured) and not any(count.values()),
         accuracy_mean=stats.mean(accuracies) if accuracies else None,
         accuracy_ci95=stats.t_half_width(accuracies) if accuracies else None,
         val_accuracy_mean=stats.mean(held_out) if held_out else None,
@@ -281,14 +300,15 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
                 mu=mu,
                 gamma=gamma,
                 tolerance_lam=max((s.lam for s in line if s.learned), default=None),
-                collapse_lam=min((s.lam for s in line if not s.learned), default=None),
+                collapse_lam=min((s.lam for s in line if s.stopped), default=None),
                 tried=len(line),
             )
 
 
 def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> Iterator[Row]:
     for regularizer in _regularizers(family):
-        baseline = _best(_of(family, regularizer, "baseline"))
+        plain = _of(family, regularizer, "baseline")
+        baseline = _best(plain)
         if baseline is None or baseline.accuracy_mean is None:
             continue
         where = _where(baseline)
@@ -296,7 +316,8 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
             t for t in tolerance if (t.recipe, t.regularizer, t.mode) == (baseline.recipe, regularizer, "baseline")
         )
         for mode in _GATED:
-            ours = _best(_of(family, regularizer, mode))
+            gated = _of(family, regularizer, mode)
+            ours = _best(gated)
             if ours is None or ours.accuracy_mean is None:
                 continue
             test = stats.compare(ours.accuracies, baseline.accuracies)
@@ -322,8 +343,28 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
                 "significant": None if test.p_value is None else test.p_value < stats.ALPHA,
                 "tolerance_lam": level.tolerance_lam,
                 "collapse_lam": level.collapse_lam,
-                "selected_on": "test" if baseline.val_accuracy_mean is None else "validation",
+                "selected_on": _selected_on(plain, gated),
             }
+
+
+def _selected_on(*modes: Sequence[Setting]) -> str | None:
+    """The split that decides between the settings of a mode; None where no mode has two to decide between."""
+    usable = [[setting for setting in settings if setting.selection is not None] for settings in modes]
+    if all(len(settings) < 2 for settings in usable):
+        return None
+    return "test" if usable[0][0].val_accuracy_mean is None else "validation"
+
+
+def _is_refit(compared: Row) -> bool:
+    """Whether it tests, on all training images, settings that were chosen elsewhere (see `Compared`)."""
+    nothing_chosen = compared["selected_on"] is None and compared["recipe"]["holdout"] == 0
+    return nothing_chosen and compared["p_value"] is not None
+
+
+def _question(compared: Row) -> str:
+    """What a comparison has in common with that of its refits."""
+    recipe = {name: value for name, value in compared["recipe"].items() if name != "holdout"}
+    return repr((recipe, compared["regularizer"], compared["mode"]))
 
 
 def _compression(family: Sequence[Setting]) -> Compression | None:

@@ -54,7 +54,7 @@ def chosen_settings(summary: Summary) -> list[Setting]:
     for group in groups.values():
         wanted: dict[int, Setting] = {}
         baseline = [s for s in group if s.mode == "baseline"]
-        collapsed = [s for s in baseline if not s.learned]
+        collapsed = [s for s in baseline if s.stopped]
         edge = min(collapsed, key=lambda s: s.lam, default=None)
         for mode in ("none", "baseline", "ours", "ours_orig"):
             of_mode = [s for s in group if s.mode == mode and s.accuracy_mean is not None]

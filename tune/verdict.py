@@ -24,8 +24,9 @@ def headline(summary: Summary) -> str:
         beyond = f"; gated, it still learns at up to {reach:.2g} times the λ" if reach > 1 else ""
         said.append(f"Plain regularization stops learning{of}{beyond}.")
     elif plain:
-        said.append("Plain regularization learns at every λ tried.")
-    compared = summary.comparisons
+        tried = [s for s in summary.settings if s.mode == "baseline"]
+        said.append(f"Plain regularization learns at every λ tried{_but_failed(tried)}.")
+    compared = [c for c in summary.comparisons if not c.refitted]
     sure = [c for c in compared if c.significant_holm and (c.relative_improvement or 0) > 0]
     if sure:
         best = max(sure, key=lambda c: c.relative_improvement or 0.0)
@@ -73,9 +74,15 @@ def sentences(summary: Summary) -> Iterator[str]:
 def _collapse(level: Tolerance, summary: Summary) -> str:
     where = f"{network(level)}, {level.regularizer.upper()}"
     if level.collapse_lam is None:
-        return f"{where}: plain regularization learned at every λ tried (up to {lam_text(level.tolerance_lam)})."
+        own = (level.recipe, level.regularizer, level.mode)
+        tried = [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
+        top = lam_text(max(s.lam for s in tried if s.n))
+        return f"{where}: plain regularization learned at every λ tried{_but_failed(tried)} (up to {top})."
     if level.tolerance_lam is None:
-        sentence = f"{where}: plain regularization learned at no λ tried (from {lam_text(level.collapse_lam)} on)"
+        sentence = (
+            f"{where}: plain regularization learned in all seeds at no λ tried, "
+            f"and collapses at {lam_text(level.collapse_lam)}"
+        )
     elif level.tolerance_lam > level.collapse_lam:
         sentence = (
             f"{where}: plain regularization fails in some seeds from λ = {lam_text(level.collapse_lam)} on, "
@@ -97,10 +104,15 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
         + (
             "; " + ", ".join(f"{mode} still learns at {lam_text(lam)}" for mode, lam in survivors.items())
             if survivors
-            else "; no gated mode learned there"
+            else "; no gated mode learned there in all seeds"
         )
         + "."
     )
+
+
+def _but_failed(settings: Sequence[Setting]) -> str:
+    """What a sentence about these settings must add if trials failed, which show nothing."""
+    return ", in the trials that did not fail" if any(s.failed for s in settings) else ""
 
 
 def _mode(level: Tolerance) -> str:
@@ -113,9 +125,10 @@ def _comparison(c: Compared) -> str:
         sure = "too few runs or no spread: no test"
     else:
         word = "significant" if c.significant else "not significant"
-        if c.significant and not c.significant_holm:
+        if c.significant and c.significant_holm is False:
             word = "significant alone, not after Holm's correction"
-        sure = f"{word}, p = {probability(c.p_value)}, Holm {probability(c.p_value_holm)}"
+        holm = "its refit stands for it in Holm's correction" if c.refitted else f"Holm {probability(c.p_value_holm)}"
+        sure = f"{word}, p = {probability(c.p_value)}, {holm}"
     return (
         f"{network(c)}, {c.regularizer.upper()}: best {c.mode} {percent(c.ours_accuracy, c.ours_ci95)} at "
         f"λ = {lam_text(c.ours_lam)} against best baseline {percent(c.baseline_accuracy, c.baseline_ci95)} at "
@@ -150,7 +163,7 @@ def caveats(summary: Summary) -> Iterator[str]:
     if few:
         yield f"Some settings have only {', '.join(map(str, few))} finished run(s); intervals need at least 3."
     if len({s.n for s in summary.settings}) > 1:
-        yield "Settings differ in their number of runs: the sweep is unfinished, or trials failed."
+        yield "Settings differ in their number of runs."
     edges = (edge for compared in summary.comparisons for edge in _edges(compared, summary.settings))
     yield from dict.fromkeys(edges)  # two modes are compared with the same baseline
     diverged = sum(s.diverged for s in summary.settings)

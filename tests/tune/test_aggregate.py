@@ -67,6 +67,50 @@ def test_tolerance_is_literal_also_where_the_line_is_broken(table, row):
     assert (level.tolerance_lam, level.collapse_lam) == (0.3, 0.2)
 
 
+def test_a_level_has_no_failed_trial_and_a_failed_trial_is_no_collapse(table, row):
+    rows = _grid(row, "baseline", {0.1: 0.8, 0.2: 0.8, 0.4: 0.1})
+    rows += [row(0.8, mode="baseline", lam=0.3)]
+    rows += [row(status="failed", mode="baseline", lam=0.3, seed=seed) for seed in (1, 2)]
+    summary = summarize(table(rows))
+    assert [s.learned for s in summary.settings] == [True, True, False, False]
+    (level,) = summary.tolerance
+    assert (level.tolerance_lam, level.collapse_lam) == (0.2, 0.4)
+
+
+@pytest.fixture
+def searched(row):
+    """What a search stores: settings with hold-out (at 0.2 the best of both modes), and their refits without."""
+    held_out = _grid(row, "baseline", {0.1: 0.80, 0.2: 0.82}, holdout=0.1)
+    held_out += _grid(row, "ours", {0.1: 0.83, 0.2: 0.84}, holdout=0.1)
+    refits = _grid(row, "baseline", {0.2: 0.83}) + _grid(row, "ours", {0.2: 0.85})
+    return [each | {"val_accuracy": each["test_accuracy"]} for each in held_out], refits
+
+
+def test_a_refit_is_chosen_on_no_split_and_counts_for_holm_instead_of_what_chose_it(table, searched):
+    held_out, refits = searched
+    after, before = summarize(table(held_out + refits)).comparisons
+    assert (after.selected_on, after.refitted, before.selected_on, before.refitted) == (None, False, "validation", True)
+    assert after.p_value_holm == after.p_value
+    assert before.p_value is not None
+    assert (before.p_value_holm, before.significant_holm) == (None, None)
+
+
+def test_without_a_refit_that_is_tested_what_chose_counts_for_holm(table, searched):
+    held_out, refits = searched
+    for stored in (held_out, held_out + [each for each in refits if each["seed"] == 0]):
+        *_, before = summarize(table(stored)).comparisons
+        assert not before.refitted
+        assert before.p_value_holm == before.p_value
+
+
+def test_a_sweep_without_hold_out_is_no_refit(table, row, searched):
+    rows = _grid(row, "baseline", {0.1: 0.80, 0.2: 0.82}) + _grid(row, "ours", {0.2: 0.83})
+    swept, before = summarize(table(searched[0] + rows)).comparisons
+    assert (swept.selected_on, swept.refitted, before.refitted) == ("test", False, False)
+    smaller = min(swept, before, key=lambda c: c.p_value)
+    assert smaller.p_value_holm == pytest.approx(2 * smaller.p_value)
+
+
 def test_holm_covers_all_comparisons_of_the_report(table, row):
     rows = _grid(row, "baseline", {0.1: 0.80}) + _grid(row, "ours", {0.1: 0.802}) + _grid(row, "ours_orig", {0.1: 0.85})
     first, second = summarize(table(rows)).comparisons

@@ -6,7 +6,7 @@ from tests.tune.conftest import make_row
 from tune.aggregate import summarize
 from tune.cli import main
 from tune.compaction import compact
-from tune.curves import read_curves
+from tune.curves import chosen_settings, read_curves
 from tune.store import Store
 
 
@@ -29,6 +29,12 @@ def pis(found):
 
 
 WHOLE = [(seed / 10,) * 3 for seed in range(4)]
+
+
+def test_a_failed_trial_does_not_mark_where_the_baseline_collapses(table, row):
+    rows = [row(status="failed", mode="baseline", lam=1e-3, seed=1), row(0.9, mode="baseline", lam=1e-3)]
+    rows += [row(0.95, mode="baseline", lam=2e-3), row(0.1, status="collapsed", mode="baseline", lam=3e-3)]
+    assert [setting.lam for setting in chosen_settings(summarize(table(rows)))] == [2e-3, 3e-3]
 
 
 @pytest.mark.parametrize("is_local", [True, False], ids=["DuckDB", "Arrow"])

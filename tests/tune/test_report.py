@@ -56,6 +56,35 @@ def test_lam_0_is_a_level_without_a_multiple_and_no_edge_of_the_grid(table, row)
     assert [level["tolerance_lam"] for level in report["tolerance"]] == [0, 1e-2]
 
 
+def test_the_report_of_a_search_with_refits_counts_each_question_once(table, row):
+    rows = []
+    for seed in range(3):
+        for mode, gain in (("baseline", 0.0), ("ours", 0.04)):
+            accuracy = 0.8 + gain + 0.001 * seed
+            for lam in (1e-3, 2e-3):
+                chosen = row(accuracy + lam, mode=mode, lam=lam, seed=seed, holdout=0.1)
+                rows.append(chosen | {"val_accuracy": accuracy + lam})
+            rows.append(row(accuracy, mode=mode, lam=2e-3, seed=seed))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "1 of 1 comparisons" in text
+    assert "significant, p = < 0.0001, Holm < 0.0001" in text
+    assert "significant, p = < 0.0001, its refit stands for it in Holm's correction" in text
+    assert "chosen on the test split" not in text
+    assert "not after Holm" not in text
+
+
+def test_words_about_failed_trials_and_unequal_numbers_of_runs_say_no_more_than_is_known(table, row):
+    rows = [row(0.8, mode="baseline", lam=1e-3, seed=seed) for seed in range(3)]
+    rows += [row(0.8, mode="baseline", lam=1e-2), row(status="failed", mode="baseline", lam=1e-2, seed=1)]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "Plain regularization learns at every λ tried, in the trials that did not fail." in text
+    assert "learned at every λ tried, in the trials that did not fail (up to 0.01)." in text
+    assert "• Settings differ in their number of runs.\n" in text
+    rows = [*rows[3:], row(0.1, status="collapsed", mode="baseline", lam=1e-1)]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "learned in all seeds at no λ tried, and collapses at 0.1; no gated mode learned there in all seeds." in text
+
+
 def test_json_has_the_contract(summary):
     report = json.loads(render(summary, "json", title="x", progress="p"))
     setting = {"dataset", "model", "regularizer", "mode", "lam", "mu", "gamma", "n", "accuracy_mean", "accuracy_ci95"}
