@@ -17,13 +17,23 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gcsr.parameter_pass import ParameterPass, can_pass
+from gcsr.errors import ConfigError
+from gcsr.parameter_pass import ParameterPass, ParameterShapes, can_pass
 from gcsr.penalty import Regularizer, penalty_gradient
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["CoherenceCounter", "Counts", "coherence_rate", "count_reference", "counted_slices", "flat_slices", "local"]
+__all__ = [
+    "CoherenceCounter",
+    "Counts",
+    "check_group",
+    "coherence_rate",
+    "count_reference",
+    "counted_slices",
+    "flat_slices",
+    "local",
+]
 
 _CPU_PIECE = 1 << 17  # elements: three float32 buffers of this size stay in a core's 2 MiB second-level cache
 _SMALL = 1 << 15  # tensors below this share one gathered piece: their cost is calls, not bytes
@@ -107,6 +117,15 @@ def counted_slices(params: Sequence[Tensor], rank: int, world_size: int) -> list
     return sorted(slices)
 
 
+def check_group(params: Sequence[Tensor], world_size: int) -> None:
+    """Raise `ConfigError` unless the ranks that add up their counts are those that the parameters are sharded over."""
+    for p in params:
+        shard = _sharded(p)
+        if shard is not None and shard.device_mesh.size() != world_size:
+            expected = f"the {shard.device_mesh.size()} ranks that hold the sharded parameters"
+            raise ConfigError("process_group", f"{world_size} rank{'s' * (world_size > 1)}", expected)
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of ``tensor`` that this process holds, sharing its memory."""
     sharded = _sharded(tensor)
@@ -148,6 +167,7 @@ class CoherenceCounter:
         self.regularizer = regularizer
         self._scale = 2 * lam if regularizer == "l2" else lam
         self._device = self.params[0].device
+        self._shapes = ParameterShapes(self.params)
         slices = counted_slices(self.params, rank, world_size)
         self._pass: ParameterPass | None = None
         if can_pass(self.params):
@@ -168,7 +188,11 @@ class CoherenceCounter:
                 self._pieces += [(index, low, min(low + piece, stop)) for low in range(start, stop, piece)]
 
     def count(self) -> Counts:
-        """Counts over the parameters' current ``.grad`` and values (see `Counts`)."""
+        """Counts over the parameters' current ``.grad`` and values (see `Counts`).
+
+        Raises:
+            ConfigError: a parameter was resized or moved.
+        """
         if self._pass is not None and self._pass.point():
             self._pass.memory.run(count=True)
             return Counts(*self._pass.counts())
@@ -180,6 +204,7 @@ class CoherenceCounter:
             self._pass.memory.after_capture()
 
     def _count_with_torch(self) -> Counts:
+        self._shapes.check()
         grads = [None if p.grad is None else local(p.grad) for p in self.params]
         flat_w = [_flat(local(p.detach()), g) for p, g in zip(self.params, grads, strict=True)]
         flat_g = [None if g is None else _flat(g, g) for g in grads]

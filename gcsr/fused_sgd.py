@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from gcsr.coherence import Counts
@@ -68,9 +69,13 @@ class FusedSGD:
         patched = inner.__dict__.get("step")
         if patched is not None and not getattr(patched, "_wrapped_by_lr_sched", False):
             return False
-        if inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks:
+        own = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
+        if own or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
             return False
-        plain = not any(g["dampening"] or g["nesterov"] or g["maximize"] for g in inner.param_groups)
+        plain = not any(
+            g["dampening"] or g["nesterov"] or g["maximize"] or isinstance(g["lr"], Tensor)  # not to be read every step
+            for g in inner.param_groups
+        )
         return plain and sum(len(g["params"]) for g in inner.param_groups) == len(self._params) and self._pass.point()
 
     def count(self) -> Counts:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gcsr.coherence import CoherenceCounter, Counts, coherence_rate, counted_slices, local
+from gcsr.coherence import CoherenceCounter, Counts, check_group, coherence_rate, counted_slices, local
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
 from gcsr.gate import Gate, Mode, choose_gamma
@@ -35,7 +35,7 @@ def regularized_parameters(model: nn.Module) -> list[nn.Parameter]:
         id(parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if isinstance(module, _NORMALIZATION) or name.rpartition(".")[2].startswith("bias")
+        if isinstance(module, _NORMALIZATION) or any(part.startswith("bias") for part in name.split("_"))
     }
     return [p for p in model.parameters() if p.requires_grad and id(p) not in skipped]
 
@@ -91,7 +91,8 @@ class GatedOptimizer:
             passed ``gamma_threshold``.
         gamma_threshold: in [0, 1].
         mu: μ of ``ours_orig``, in [0, 1].
-        process_group: ranks that hold the same gradients and weights; ``None`` for a single process.
+        process_group: ranks that hold the same gradients and weights, or (FSDP2) all that hold a shard of them;
+            ``None`` for a single process.
 
     Raises:
         ConfigError: an argument is not allowed.
@@ -132,6 +133,7 @@ class GatedOptimizer:
         rank, world_size = 0, 1
         if process_group is not None:
             rank, world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        check_group(params, world_size)
         self._counter = CoherenceCounter(params, self.lam, regularizer, rank=rank, world_size=world_size)
         self._fused: FusedSGD | None = None
         if FusedSGD.suits(optimizer):
@@ -220,7 +222,8 @@ class GatedOptimizer:
         if self.regularizer == "l1" and (certain or by_pi):
             lam_t = self._lam if certain else self._lam_at(vote)
             for group, weights in self._groups:
-                soft_threshold_([local(w) for w in weights], lam_t * group["lr"])
+                learning = [local(w) for w in weights if w.grad is not None]  # as L2, and as the inner optimizer
+                soft_threshold_(learning, lam_t * group["lr"])
         return vote
 
     def _lam_at(self, vote: "_Vote") -> Tensor:

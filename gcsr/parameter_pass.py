@@ -8,11 +8,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from gcsr.errors import ConfigError
 from gcsr.memory_pass import MemoryPass, PassTensor
 from gcsr.native import NativePass, library
 from gcsr.penalty import Regularizer
 
-__all__ = ["ParameterPass", "can_pass", "memory_pass"]
+__all__ = ["ParameterPass", "ParameterShapes", "can_pass", "memory_pass"]
 
 
 def can_pass(params: Sequence[Tensor]) -> bool:
@@ -65,6 +66,29 @@ def _dense(tensor: Tensor) -> bool:
     return True
 
 
+class ParameterShapes:
+    """Shapes and devices of parameters, which must not change under an optimizer that knows where they lie.
+
+    Args:
+        params: as they are now.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._params = list(params)
+        self._known = [(p.shape, p.device) for p in self._params]
+
+    def check(self) -> None:
+        """Compare with what they are now.
+
+        Raises:
+            ConfigError: a parameter was resized or moved.
+        """
+        for p, (shape, device) in zip(self._params, self._known, strict=True):
+            if p.shape != shape or p.device != device:
+                found, expected = f"{list(p.shape)} on {p.device}", f"{list(shape)} on {device}"
+                raise ConfigError("params", f"a parameter {found}", f"{expected}, as the optimizer was built for")
+
+
 class ParameterPass:
     """Passes over parameters and their ``.grad``, in one group.
 
@@ -88,10 +112,16 @@ class ParameterPass:
             tensors.append(PassTensor(elements=p.numel(), low=low, high=high, lam=lam, regularizer=regularizer))
         self.memory = memory_pass(params[0].device, tensors)
         self._params = list(params)
+        self._shapes = ParameterShapes(params)
         self._strides = [p.stride() for p in self._params]
 
     def point(self) -> bool:
-        """Look where weights and gradients are now; False if a gradient is not of its weight's dtype and layout."""
+        """Look where weights and gradients are now; False if a gradient is not of its weight's dtype and layout.
+
+        Raises:
+            ConfigError: a parameter was resized or moved.
+        """
+        self._shapes.check()
         for entry, p, strides in zip(self.memory.table, self._params, self._strides, strict=True):
             g = p.grad
             if g is None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import gcsr.native
 from gcsr import GatedOptimizer, regularized_parameters
@@ -111,6 +112,12 @@ def test_hooks_and_schedulers_of_the_inner_optimizer_are_heard(recwarn):
     inner.register_step_post_hook(lambda *_: called.append(1))
     optimizer.step()
     assert called == [1]
+    every_optimizers = register_optimizer_step_post_hook(lambda *_: called.append(2))
+    try:
+        optimizer.step()
+    finally:
+        every_optimizers.remove()
+    assert sorted(called) == [1, 1, 2]
 
 
 @needs_compiler

@@ -162,6 +162,9 @@ def test_ours_orig_imposes_exactly_where_pi_exceeds_mu():
 def test_only_weights_are_regularized():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4, 2))
     assert [id(p) for p in regularized_parameters(model)] == [id(model[0].weight), id(model[4].weight)]
+    attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    expected = [id(attention.in_proj_weight), id(attention.out_proj.weight)]
+    assert [id(p) for p in regularized_parameters(attention)] == expected
 
 
 def test_schedules_and_groups_set_the_threshold():
@@ -219,6 +222,31 @@ def test_a_non_finite_gradient_is_reported_and_votes_for_nothing(value):
     assert optimizer.last_lam.item() == 0
     with pytest.raises(NonFiniteGradientError, match="epoch 0"):
         optimizer.metrics()
+
+
+@pytest.mark.parametrize("regularizer", ["l1", "l2"])
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+def test_a_parameter_without_a_gradient_is_left_alone(regularizer, inner):
+    used, unused = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    optimizer = GatedOptimizer(
+        inner([used, unused], lr=0.1), [used, unused], regularizer=regularizer, mode="baseline", lam=0.1
+    )
+    used.grad = torch.zeros(4)
+    optimizer.step()
+    assert (used < 1).all()
+    assert torch.equal(unused, torch.ones(4))
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("size", [3, 5000])
+def test_a_parameter_that_was_resized_is_refused(inner, size):
+    w = nn.Parameter(torch.ones(4, 2))
+    optimizer = GatedOptimizer(inner([w], lr=0.1), [w], regularizer="l2", mode="baseline", lam=0.1)
+    w.data = torch.ones(size, 2)
+    w.grad = torch.ones(size, 2)
+    with pytest.raises(ConfigError, match=r"a parameter \[\d+, 2\] on cpu.*expected \[4, 2\] on cpu, as the optimizer"):
+        optimizer.step()
+    assert torch.equal(w, torch.ones(size, 2))
 
 
 def test_no_gradient_anywhere_is_pi_zero():
