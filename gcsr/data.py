@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -229,7 +230,7 @@ def _read_npz(name: str, path: Path) -> Arrays:
             arrays = {key: file[key] for key in _KEYS}
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"dataset: {path} is damaged or no .npz file: {' '.join(str(error).split())[:120]}") from None
     return _checked(name, path, arrays)
 

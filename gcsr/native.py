@@ -4,6 +4,7 @@ Where there is no compiler, `library` gives None and the gate works with torch's
 the same update to rounding, only slower.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -60,6 +61,7 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
             raise OSError  # what others may write is not ours to load
     except (OSError, RuntimeError):
         cache = Path(tempfile.mkdtemp(prefix="gcsr-"))
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
     target = cache / f"kernels-{key}.so"
     if not target.exists():
         handle, part = tempfile.mkstemp(dir=cache, suffix=".so")

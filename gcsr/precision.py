@@ -30,13 +30,13 @@ def arithmetic(precision: str) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     places: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv)  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
-    deterministic = cudnn.deterministic
+    deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
     try:
         for place in places:
             place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        cudnn.deterministic = True
+        cudnn.deterministic, cudnn.benchmark = True, False  # the fastest this time may be another one next time
         yield
     finally:
-        cudnn.deterministic = deterministic
+        cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value

@@ -147,6 +147,17 @@ def test_truncated_files_are_one_clear_line(keep, tmp_path):
         load_arrays("cifar10", tmp_path)
 
 
+def test_damage_inside_of_a_compressed_file_is_one_clear_line(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    np.savez_compressed(path, **arrays())
+    content = bytearray(path.read_bytes())
+    content[200:260] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged") as caught:
+        load_arrays("cifar10", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_unknown_data_sets_are_refused():
     with pytest.raises(ConfigError, match="dataset"):
         load_arrays("imagenet")
