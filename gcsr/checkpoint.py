@@ -12,7 +12,7 @@ from gcsr.files import write_atomically
 
 __all__ = ["CheckpointStorage", "Checkpointer", "FileStorage"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointStorage(Protocol):

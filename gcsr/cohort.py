@@ -3,7 +3,7 @@
 Small networks leave a GPU idle between kernels. Here the weights of K trials are stacked, one batched kernel serves all
 of them, and λ, μ, γ, mode, regularizer, seed and learning rate are vectors of K. Every trial sees the images, the
 initialization and the decisions that it would have had alone; sums are rounded in another order. On a CPU, where no
-kernel is small, a plain network's products are done trial by trial (`gcsr.plain_stack`).
+kernel is small, a plain network's products are done trial by trial (`gcsr.plain_stack`), to the bits that it has alone.
 """
 
 import math
@@ -30,8 +30,8 @@ from gcsr.optim import regularized_parameters
 from gcsr.plain_stack import PlainStack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
-from gcsr.trainer import new_network
-from gcsr.turns import undisturbed
+from gcsr.trainer import check_data, new_network
+from gcsr.turns import seed_generators, undisturbed
 
 __all__ = ["COMMON_FIELDS", "cohort_key", "train_cohort"]
 
@@ -55,13 +55,14 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
         One result a trial, in order; ``seconds`` is its share of the cohort's.
 
     Raises:
-        ConfigError: the trials differ in what they must have in common.
+        ConfigError: the trials differ in what they must have in common, or the data are not theirs.
     """
     for config in configs:
         for name in COMMON_FIELDS:
             if getattr(config, name) != getattr(configs[0], name):
                 expected = f"{getattr(configs[0], name)!r}, as the cohort's first trial has"
                 raise ConfigError(name, getattr(config, name), expected)
+    check_data(configs[0], data)
     with undisturbed(data.train_images.device, configs[0].precision):
         cohort = _Cohort(configs, data, stop_collapsed)
         for epoch in range(configs[0].epochs):  # type: ignore[arg-type]
@@ -107,7 +108,8 @@ class _Cohort:
     def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
         written_out = PlainStack.suits(self.first, self.device)
-        self.plain = PlainStack(self.weights, self.first.batch_size) if written_out else None
+        batch_size = min(self.first.batch_size, len(self.data.train_labels))
+        self.plain = PlainStack(self.weights, batch_size) if written_out else None
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         # Of the running epoch: steps, π, imposed, |g|, loss.
@@ -118,7 +120,7 @@ class _Cohort:
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
 
     def _built(self, config: TrialConfig) -> nn.Module:
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed, self.device)
         return new_network(config, self.data)
 
     def train_epoch(self, epoch: int) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from gcsr.turns import seed_generators
+
 __all__ = ["Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
 
 _TIMEOUT = timedelta(minutes=10)  # the first rank may still be loading data
@@ -75,14 +77,14 @@ class Workers:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def seed(self, seed: int, epoch: int) -> None:
-        """Seed torch's global generator for this rank: dropout must differ between ranks, initialization not.
+    def seed(self, seed: int, epoch: int, device: torch.device) -> None:
+        """Seed torch's generators for this rank: dropout must differ between ranks, initialization not.
 
-        A single process keeps the generator that it initialized the network with.
+        A single process keeps the generators that it initialized the network with.
         """
         if self.group is not None:
             text = f"{seed}/{epoch}/{self.rank}"
-            torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1)
+            seed_generators(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1, device)
 
 
 def backend(device_type: str) -> str:

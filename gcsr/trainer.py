@@ -16,7 +16,7 @@ from gcsr.checkpoint import Checkpointer
 from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
-from gcsr.errors import CheckpointError, NonFiniteGradientError, OutOfTimeError
+from gcsr.errors import CheckpointError, ConfigError, NonFiniteGradientError, OutOfTimeError
 from gcsr.evaluation import CorrectAnswers
 from gcsr.fused_sgd import QuickSGD
 from gcsr.graph import ReplayedStep, capture_for
@@ -27,9 +27,9 @@ from gcsr.parallel import Workers
 from gcsr.plain_stack import PlainStack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
-from gcsr.turns import Turns, finished, undisturbed
+from gcsr.turns import Turns, finished, seed_generators, undisturbed
 
-__all__ = ["new_network", "train", "training"]
+__all__ = ["check_data", "new_network", "train", "training"]
 
 
 def train(
@@ -58,6 +58,7 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        ConfigError: the data are not ``config``'s.
         OutOfTimeError: the checkpointer's deadline has passed; the state is saved.
     """
     with undisturbed(data.train_images.device, config.precision):
@@ -84,7 +85,8 @@ def training(
 ) -> Turns[TrialResult]:
     """`train` in turns, to be taken inside of `gcsr.turns.undisturbed` by `gcsr.turns.Abreast` or `finished`."""
     workers = Workers.of(group)
-    torch.manual_seed(config.seed)
+    check_data(config, data)
+    seed_generators(config.seed, data.train_images.device)
     run = _Run(config, data, workers)
     state = _load(checkpointer, config.trial_id, data.train_images.device, workers)
     if state is not None:
@@ -97,11 +99,12 @@ def training(
             on_epoch(record)
         if stop_collapsed and has_collapsed(run.records, run.constant_loss):
             return run.result("collapsed")
-        if checkpointer is not None and workers.from_first(checkpointer.due(run.epoch)):
+        if workers.from_first(checkpointer is not None and checkpointer.due(run.epoch)):
             state = run.state_dict()
-            if workers.rank == 0:
+            if checkpointer is not None and workers.rank == 0:
                 checkpointer.save(config.trial_id, state)
-            if workers.from_first(checkpointer.out_of_time()) and run.epoch < config.epochs:  # type: ignore[operator]
+            out_of_time = workers.from_first(checkpointer is not None and checkpointer.out_of_time())
+            if out_of_time and run.epoch < config.epochs:  # type: ignore[operator]
                 raise OutOfTimeError(f"stopped after epoch {run.epoch} of {config.epochs}")
         yield True
     return run.result()
@@ -123,6 +126,15 @@ def _load(
     return state
 
 
+def check_data(config: TrialConfig, data: Dataset) -> None:
+    """Raise `ConfigError` unless ``data`` is the trial's data set, with or without hold-out as the trial wants it."""
+    if data.name != config.dataset:
+        raise ConfigError("dataset", config.dataset, f"{data.name}, which is the data given")
+    if (config.holdout > 0) != (data.val_labels is not None):
+        held_out = "a share of the images" if data.val_labels is not None else "0"
+        raise ConfigError("holdout", config.holdout, f"{held_out}, as in the data given")
+
+
 def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
     """The trial's network on the data's device, initialized from torch's global generator."""
     return build_model(
@@ -142,7 +154,7 @@ class _Run:
         self.device = data.train_images.device
         self.model = new_network(config, data).to(memory_format=self._layout())
         self.network = workers.wrapped(self.model)
-        workers.seed(config.seed, epoch=0)
+        workers.seed(config.seed, 0, self.device)
         self.params = regularized_parameters(self.model)
         fused = self.device.type in ("cpu", "cuda")
         inner = QuickSGD(self.model.parameters(), config.lr, momentum=config.momentum, fused=fused)
@@ -180,7 +192,7 @@ class _Run:
         if self.workers.group is not None or not PlainStack.suits(self.config, self.device):
             return None
         weights = {name: p.detach()[None] for name, p in self.model.named_parameters()}
-        plain = PlainStack(weights, self.config.batch_size)
+        plain = PlainStack(weights, min(self.config.batch_size, len(self.data.train_labels)))
         for name, p in self.model.named_parameters():
             p.grad = plain.grads[name][0]
         return plain
@@ -288,6 +300,7 @@ class _Run:
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
+            "device": self.device.type,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -297,7 +310,13 @@ class _Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`. If it is of another number of workers, dropout draws anew."""
+        """Go on from a `state_dict`. If it is of another number of workers, dropout draws anew.
+
+        Raises:
+            CheckpointError: it is of another kind of device, whose random numbers are others.
+        """
+        if state["device"] != self.device.type:
+            raise CheckpointError(f"checkpoint: it was written on {state['device']}; expected {self.device.type}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -305,7 +324,7 @@ class _Run:
         self.records = [EpochRecord(**record) for record in state["records"]]
         random = state["random"]
         if len(random) != self.workers.world_size:
-            self.workers.seed(self.config.seed, self.epoch)
+            self.workers.seed(self.config.seed, self.epoch, self.device)
             return
         own = random[self.workers.rank]
         torch.set_rng_state(own["cpu"].cpu())

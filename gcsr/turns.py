@@ -7,6 +7,7 @@ does not depend on who else is there: these are the same kernels on the same num
 
 import contextlib
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 from gcsr.precision import arithmetic
 
-__all__ = ["MOST_ABREAST", "Abreast", "Ended", "Turns", "finished", "undisturbed"]
+__all__ = ["MOST_ABREAST", "Abreast", "Ended", "Turns", "finished", "seed_generators", "undisturbed"]
 
 T = TypeVar("T")
 
@@ -38,6 +39,13 @@ def undisturbed(device: torch.device, precision: str) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), arithmetic(precision):
         yield
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed those of torch's generators that a training on ``device`` draws from, which `undisturbed` brings back."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        _gpu_generator(device).manual_seed(seed)
 
 
 def finished(turns: Turns[T]) -> T:
@@ -130,6 +138,8 @@ class Abreast(Generic[T]):
         return None
 
     def _ended(self, lane: "_Lane[T]", result: T | Exception) -> Ended[T]:
+        if isinstance(result, Exception):
+            _let_go(result)
         self._leave(lane)
         return Ended(lane.index, result)
 
@@ -137,6 +147,13 @@ class Abreast(Generic[T]):
         self._lanes.remove(lane)
         self._idle.append(lane.place)
         self._pace.interrupted()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error still hold: all tensors of the training, whose memory the next one needs."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 class Pace:
@@ -252,8 +269,7 @@ class _OnGpu:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))  # what the caller has begun there goes first
-        index = torch.cuda.current_device() if device.index is None else device.index
-        self._generator = torch.cuda.default_generators[index]
+        self._generator = _gpu_generator(device)
         self._random = self._generator.clone_state()
 
     def __enter__(self) -> None:
@@ -265,6 +281,11 @@ class _OnGpu:
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(None, None, None)
         self._generator.graphsafe_set_state(self._outside)
+
+
+def _gpu_generator(device: torch.device) -> torch.Generator:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
 
 
 def _place_on(device: torch.device) -> _Place:

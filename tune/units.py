@@ -148,5 +148,5 @@ def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
     except Exception as error:
         if len(configs) == 1:
             return [failed_outcome(configs[0], job, error)]
-        # Too large for the device, or one trial's fault: each gets what is its own.
-        return [outcome for config in configs for ended in run_unit([config], job) for outcome in ended]
+    # Too large for the device (what the error still held is free by now), or one trial's fault: each gets its own.
+    return [outcome for config in configs for ended in run_unit([config], job) for outcome in ended]

@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
 import gcsr.parameter_pass
 from gcsr import Dataset, load_dataset
 from gcsr.native import library
+from gcsr.plain_stack import PlainStack
 
 
 @pytest.fixture(params=["compiled", "torch"], scope="module")
@@ -21,6 +22,19 @@ def gate_path(request):
         if request.param == "torch":
             patch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)
         yield request.param
+
+
+@pytest.fixture
+def by_autograd(monkeypatch):
+    """Plain networks are not written out, as on a GPU."""
+    monkeypatch.setattr(PlainStack, "suits", lambda config, device: False)
+
+
+@pytest.fixture(params=["written out", "by autograd"])
+def plain_path(request):
+    """Runs a test with plain networks written out, and as on a GPU."""
+    if request.param == "by autograd":
+        request.getfixturevalue("by_autograd")
 
 
 @pytest.fixture(scope="session")

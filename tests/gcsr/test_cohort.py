@@ -1,4 +1,4 @@
-"""Trials trained together end as they would have alone: decisions exactly, sums to rounding."""
+"""Trials trained together end as they would have alone: decisions exactly, sums to rounding, or to the last bit."""
 
 import itertools
 
@@ -28,6 +28,7 @@ def close(together, alone, rel=1e-3):
         assert one.lam_effective == pytest.approx(two.lam_effective)
 
 
+@pytest.mark.usefixtures("plain_path")
 def test_every_mode_regularizer_seed_and_rate_side_by_side(digits):
     modes = ({"mode": "none"}, {"mode": "baseline"}, {"mode": "ours", "gamma": 2}, {"mode": "ours", "gamma": "auto"})
     modes += ({"mode": "ours_orig", "mu": 0.55},)
@@ -59,6 +60,7 @@ def test_a_plain_network_on_a_cpu_ends_in_the_bits_that_it_has_alone():
         assert measured(together) == measured(train(config, data))
 
 
+@pytest.mark.usefixtures("plain_path")
 def test_a_collapse_beside_a_learner_and_a_divergence(digits):
     fields = {"model": "mlp6", "epochs": 12, "batch_size": 128}
     configs = [
@@ -72,6 +74,7 @@ def test_a_collapse_beside_a_learner_and_a_divergence(digits):
     assert len(results[2].epochs) == len(train(configs[2], digits).epochs)
 
 
+@pytest.mark.usefixtures("plain_path")
 def test_hold_out_and_a_ragged_batch():
     fields = {"model": "mlp2", "width": 0.25, "epochs": 2, "holdout": 0.25, "batch_size": 400, "mode": "baseline"}
     data = load_dataset("digits", holdout=0.25)
@@ -117,6 +120,11 @@ def test_dropout_differs_between_trials_and_from_step_to_step():
     assert one.train_loss != two.train_loss
 
 
+def test_data_of_another_trial_are_refused(digits):
+    with pytest.raises(ConfigError, match=r"holdout: 0\.2 is not allowed; expected 0, as in the data given"):
+        train_cohort([TrialConfig(holdout=0.2)], digits)
+
+
 def test_the_callers_random_state_is_left_alone(digits):
     before = torch.get_rng_state()
     train_cohort([TrialConfig(model="mlp1", epochs=1)], digits)
@@ -126,17 +134,17 @@ def test_the_callers_random_state_is_left_alone(digits):
 @pytest.mark.parametrize("field", COMMON_FIELDS)
 def test_trials_that_cannot_be_stacked_are_refused(field, digits):
     other = {
-        "dataset": {"dataset": "cifar10"},
-        "model": {"model": "mlp2"},
+        "dataset": {"dataset": "cifar100"},
+        "model": {"model": "vgg11"},
         "width": {"width": 2.0},
         "epochs": {"epochs": 2},
         "batch_size": {"batch_size": 64},
+        "dropout": {"dropout": 0.1},
+        "augment": {"augment": False},
         "precision": {"precision": "bf16"},
         "holdout": {"holdout": 0.5},
-    }.get(field)
-    if other is None:
-        pytest.skip("no other value of it is allowed for digits")
-    base = {"model": "mlp1", "epochs": 1}
+    }[field]
+    base = {"dataset": "cifar10", "model": "alexnet", "epochs": 1}
     configs = [TrialConfig(**base), TrialConfig(**base | other)]
     assert cohort_key(configs[0]) != cohort_key(configs[1])
     with pytest.raises(ConfigError, match="as the cohort's first trial has"):

@@ -14,7 +14,7 @@ from torch.distributed.tensor import init_device_mesh
 from torch.multiprocessing.spawn import ProcessException
 from torch.nn.parallel import DistributedDataParallel
 
-from gcsr import GatedOptimizer, TrialConfig, load_dataset, regularized_parameters, train
+from gcsr import ConfigError, GatedOptimizer, TrialConfig, load_dataset, regularized_parameters, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.coherence import CoherenceCounter, count_reference
 from gcsr.parallel import run_workers
@@ -94,6 +94,13 @@ def sharded(group):
     """FSDP2: each rank counts its shard; together the counts of the whole gradient."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(group),))
     found = []
+    if mesh.size() > 1:
+        model = fully_shard(nn.Linear(5, 11), mesh=mesh)
+        inner, params = torch.optim.SGD(model.parameters(), 0.05), regularized_parameters(model)
+        with pytest.raises(
+            ConfigError, match=rf"process_group: '1 rank' is not allowed; expected the {mesh.size()} ranks"
+        ):
+            GatedOptimizer(inner, params, regularizer="l2", mode="baseline", lam=0.3)
     for inner in (torch.optim.SGD, torch.optim.Adam):
         for regularizer in ("l2", "l1"):
             torch.manual_seed(0)
@@ -128,14 +135,11 @@ def trial(mode, **fields):
     return TrialConfig(mode=mode, **(DIGITS | fields))
 
 
-def curves(group, folder=None, **fields):
+def curves(group):
     """Decisions and losses along real trainings; 1347 = 6·200 + 147 rows: every batch is ragged for some rank."""
     data = load_dataset("digits")
-    results = []
-    for mode, more in (("ours_orig", {}), ("ours", {"gamma": 2}), ("baseline", {"regularizer": "l1", "lam": 3e-4})):
-        checkpointer = Checkpointer(FileStorage(Path(folder) / f"{mode}.pt")) if folder else None
-        results.append(train(trial(mode, **more, **fields), data, group=group, checkpointer=checkpointer))
-    return results
+    methods = (("ours_orig", {}), ("ours", {"gamma": 2}), ("baseline", {"regularizer": "l1", "lam": 3e-4}))
+    return [train(trial(mode, **more), data, group=group) for mode, more in methods]
 
 
 def everything(folder, group, device):
@@ -203,7 +207,8 @@ def stop_after(config, folder, group, epochs):
 def rest(folder, group, device):
     results = []
     for mode in ("ours_orig", "ours"):
-        checkpointer = Checkpointer(FileStorage(Path(folder) / f"{mode}.pt"))
+        first = dist.get_rank(group) == 0  # whose checkpointer alone is used
+        checkpointer = Checkpointer(FileStorage(Path(folder) / f"{mode}.pt")) if first else None
         results.append(train(trial(mode), load_dataset("digits"), group=group, checkpointer=checkpointer))
     torch.save(results, Path(folder) / f"rest{dist.get_rank(group)}.pt")
 

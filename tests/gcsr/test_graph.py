@@ -27,7 +27,7 @@ CASES = {
 
 
 @pytest.fixture
-def noted(monkeypatch):
+def noted(monkeypatch, by_autograd):
     """Steps on the CPU are captured, too; torch's operations are what such a capture sees."""
     capture = NotedCapture()
     monkeypatch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)

@@ -1,13 +1,17 @@
 """The trainer: the paper's claim on real digits, exact resume, and how trials end."""
 
 import dataclasses
+import math
+import os
+import stat
 
 import numpy as np
 import pytest
 import torch
 
-from gcsr import CheckpointError, TrialConfig, load_dataset, train
+from gcsr import CheckpointError, ConfigError, TrialConfig, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.cohort import train_cohort
 from gcsr.files import write_atomically
 from gcsr.metrics import is_chance, sparsity, weight_abs_mean
 from gcsr.plain_stack import PlainStack
@@ -43,13 +47,16 @@ def test_strong_regularization_collapses_the_baseline_and_not_the_gated_modes(di
 
 
 @pytest.mark.parametrize("regularizer", ["l1", "l2"])
-def test_written_out_networks_learn_as_by_autograd(digits, regularizer, monkeypatch):
+def test_written_out_networks_learn_as_by_autograd(digits, regularizer, request, monkeypatch):
     config = TrialConfig(model="mlp4", mode="ours_orig", mu=0.55, lam=2e-3, regularizer=regularizer, epochs=4)
+    steps, losses = [], PlainStack.losses
+    monkeypatch.setattr(PlainStack, "losses", lambda *given: steps.append(1) or losses(*given))
     written_out = train(config, digits)
-    monkeypatch.setattr(PlainStack, "suits", lambda config, device: False)
-    by_autograd = train(config, digits)
-    assert measured(written_out) != measured(by_autograd)  # rounded in another order, so these are two
-    for one, two in zip(written_out.epochs, by_autograd.epochs, strict=True):
+    assert len(steps) == 4 * math.ceil(1347 / config.batch_size)
+    request.getfixturevalue("by_autograd")
+    expected = train(config, digits)
+    assert len(steps) == 4 * math.ceil(1347 / config.batch_size)
+    for one, two in zip(written_out.epochs, expected.epochs, strict=True):
         assert one.imposed_fraction == two.imposed_fraction
         for name in ("train_loss", "test_accuracy", "pi", "grad_abs_mean", "weight_abs_mean", "sparsity"):
             assert getattr(one, name) == pytest.approx(getattr(two, name), rel=1e-2, abs=5e-3), name
@@ -160,6 +167,45 @@ def test_a_checkpoint_of_another_trial_is_refused(digits, tmp_path):
     train(TrialConfig(model="mlp1", epochs=1), digits, checkpointer=checkpointer)
     with pytest.raises(CheckpointError, match="is of trial"):
         train(TrialConfig(model="mlp1", epochs=1, seed=1), digits, checkpointer=checkpointer)
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused(digits, tmp_path):
+    config, checkpointer = TrialConfig(model="mlp1", epochs=2), Checkpointer(FileStorage(tmp_path / "c.pt"))
+    train(config, digits, checkpointer=checkpointer)
+    state = checkpointer.load(config.trial_id, torch.device("cpu"))
+    checkpointer.save(config.trial_id, state | {"device": "cuda"})
+    with pytest.raises(CheckpointError, match="it was written on cuda; expected cpu"):
+        train(config, digits, checkpointer=checkpointer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dataset": "cifar10", "model": "alexnet"}, "dataset: 'cifar10' is not allowed; expected digits"),
+        ({"holdout": 0.2}, "holdout: 0.2 is not allowed; expected 0, as in the data given"),
+    ],
+)
+def test_data_of_another_trial_are_refused(digits, fields, words):
+    with pytest.raises(ConfigError, match=words):
+        train(TrialConfig(**fields), digits)
+
+
+def test_a_batch_that_is_larger_than_the_data_takes_no_more_memory(digits, monkeypatch):
+    sizes, init = [], PlainStack.__init__
+    monkeypatch.setattr(PlainStack, "__init__", lambda *given: sizes.append(given[-1]) or init(*given))
+    config = TrialConfig(model="mlp1", epochs=1, batch_size=1_000_000)
+    assert measured(train(config, digits)) == measured(train_cohort([config], digits)[0])
+    assert sizes == [1347, 1347]
+
+
+def test_files_have_the_rights_of_any_new_file(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        with write_atomically(tmp_path / "f") as file:
+            file.write(b"x")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path):

@@ -1,6 +1,8 @@
 """Trainings side by side: each is what it is alone (with a GPU, on streams), and how many there are at once."""
 
 import functools
+import traceback
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from gcsr import TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.errors import OutOfTimeError
 from gcsr.trainer import training
-from gcsr.turns import MOST_ABREAST, Abreast, Pace, finished, undisturbed
+from gcsr.turns import MOST_ABREAST, Abreast, Pace
 from tests.gcsr.replaying import NotedCapture
 from tests.gcsr.test_graph import on_gpu
 from tests.gcsr.test_trainer import measured
@@ -187,8 +189,19 @@ def test_auto_is_one_on_a_cpu():
     assert log == ["a", "a", "b", "b"]
 
 
-def test_a_training_in_turns_is_the_training(digits):
-    config = TrialConfig(model="mlp2", mode="ours", epochs=3)
-    with undisturbed(CPU, "fp32"):
-        result = finished(training(config, digits))
-    assert measured(result) == measured(train(config, digits))
+def test_what_a_failed_training_held_is_free_when_it_has_ended():
+    held = []
+
+    def failing():
+        tensor = torch.zeros(3)
+        held.append(weakref.ref(tensor))
+        yield True
+        try:
+            raise ValueError(tensor.shape)
+        except ValueError as error:
+            raise RuntimeError("on purpose") from error
+
+    (ended,) = Abreast([failing], CPU, "fp32", 1)
+    assert "on purpose" in str(ended.result)
+    assert held[0]() is None
+    assert traceback.extract_tb(ended.result.__traceback__)[-1].name == "failing"
