@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cohort, epoch, gate, scaling, service
+from tests.benchmarks import cohort, epoch, gate
 from tests.benchmarks.timing import Timing
 
+_Run = tuple[str, Callable[[], Mapping[str, Timing]]]
 PARTS = ("gate", "training", "epoch", "at-once", "cohort", "service", "growth", "scaling")
 
 
@@ -29,7 +30,7 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
     where = torch.cuda.get_device_name() if device == "cuda" else _processor()
     console.print(f"{where}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}")
     images = images or (50_000 if device == "cuda" else 1280)
-    runs: dict[str, list[tuple[str, Callable[[], Mapping[str, Timing]]]]] = {
+    runs: dict[str, list[_Run]] = {
         "gate": [
             ("Counting, VGG-16", lambda: gate.counting(device, rounds)),
             ("Optimizer step, VGG-16", lambda: gate.optimizer_step(device, rounds)),
@@ -46,6 +47,16 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
             )
         ],
         "cohort": [(f"Cohorts of {model}, a trial", _cohorts(device, model)) for model in ("mlp2", "mlp6")],
+    }
+    for part in parts or PARTS:
+        for title, run in runs[part] if part in runs else _of_the_service(part, trials):
+            _show(console, title, run())
+
+
+def _of_the_service(part: str, trials: int) -> list[_Run]:
+    from tests.benchmarks import scaling, service  # only here: the rest runs where there is no Ray
+
+    runs: dict[str, list[_Run]] = {
         "service": [("Sweep beside a bare loop", lambda: service.sweep_beside_bare_loop(os.cpu_count() or 1))],
         "scaling": [
             ("Trials an hour, beside as many times one node's", scaling.nodes),
@@ -54,9 +65,7 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
         ],
         "growth": [("Cost of a trial as the sweep goes on", lambda: service.growth(trials))],
     }
-    for part in parts or PARTS:
-        for title, run in runs[part]:
-            _show(console, title, run())
+    return runs[part]
 
 
 def _cohorts(device: str, model: str) -> Callable[[], Mapping[str, Timing]]:

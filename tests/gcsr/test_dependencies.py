@@ -26,6 +26,10 @@ def test_gcsr_alone_loads_nothing_of_the_service():
     assert not service & loaded("import sys, gcsr; print(*sys.modules)")
 
 
+def test_the_methods_benchmarks_run_where_there_is_no_ray():
+    assert not {"ray", "optuna", "tune"} & loaded("import sys, tests.benchmarks.__main__; print(*sys.modules)")
+
+
 @pytest.mark.skipif(library() is None, reason="no C compiler here")
 def test_a_trial_does_not_wait_for_torchs_compiler():
     code = (
