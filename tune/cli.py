@@ -142,14 +142,9 @@ def search_command(
     from tune.search import run_search  # only here: Optuna takes a second to import
 
     asked = asked_for(**given)
-    changed: dict[str, Any] = {"sampler": sampler} if sampler else {}
-    if objectives:
-        if len(set(objectives)) != len(objectives) or len(objectives) > 2:
-            raise InvalidInputError(f"objective: {', '.join(objectives)} is not allowed; expected one or two different")
-        changed["objectives"] = objectives
-    if pruner:
-        changed["pruner"] = pruner
-    spec = asked.spec.model_copy(update={"search": asked.spec.search.model_copy(update=changed)})
+    given_here = {"sampler": sampler, "objectives": objectives, "pruner": pruner}
+    changed = asked.spec.search.replace(**{name: value for name, value in given_here.items() if value})
+    spec = asked.spec.model_copy(update={"search": changed})
     with resumable(asked.options.resume):
         outcome = run_search(
             spec, Store(out), asked.options, trials=trials, window=window, storage=storage, refit=refit

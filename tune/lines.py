@@ -43,6 +43,10 @@ class Line:
         """The lower end of every range."""
         return {name: distribution.low for name, distribution in self.space.items()}  # type: ignore[attr-defined]
 
+    def highest(self) -> dict[str, Any]:
+        """The upper end of every range."""
+        return {name: distribution.high for name, distribution in self.space.items()}  # type: ignore[attr-defined]
+
     def rounded(self, params: dict[str, Any]) -> dict[str, Any]:
         """Suggested numbers with as many digits as anybody reads, still inside their ranges."""
         found = {}
@@ -109,7 +113,8 @@ def _line(fixed: dict[str, Any], seeds: tuple[int, ...], grid: dict[str, list[An
                 low, high = _MU if name == "mu" else _GAMMA
                 space[name] = _distribution(name, low, high, False)
     line = Line(fixed=fixed, seeds=seeds, space=space)
-    line.configs(line.lowest())  # refuses what can never be
+    for end in (line.lowest(), line.highest()):
+        line.configs(end)  # refuses what can never be: every field's allowed values are an interval
     return line
 
 

@@ -66,7 +66,7 @@ class SearchSpec(BaseModel):
 
     space: dict[str, Range] = Field(default_factory=dict)
     sampler: Sampler = "tpe"
-    objectives: tuple[Objective, ...] = Field(default=("val_accuracy",), min_length=1, max_length=2)
+    objectives: tuple[Objective, ...] = ("val_accuracy",)
     sampler_seed: int = Field(default=0, ge=0, le=2**31 - 1)
     pruner: Pruner | None = None
 
@@ -85,3 +85,26 @@ class SearchSpec(BaseModel):
                 whole = name in INTEGERS and float(end).is_integer()
                 TrialConfig.check_field(name, int(end) if whole else end)
         return space
+
+    @model_validator(mode="after")
+    def _check(self) -> "SearchSpec":
+        _check_objectives(self.objectives, self.sampler)
+        return self
+
+    def replace(self, **fields: Any) -> "SearchSpec":
+        """The spec with some fields, each valid alone, replaced.
+
+        Raises:
+            ConfigError: they do not go together.
+        """
+        replaced = self.model_copy(update=fields)
+        _check_objectives(replaced.objectives, replaced.sampler)
+        return replaced
+
+
+def _check_objectives(objectives: tuple[Objective, ...], sampler: Sampler) -> None:
+    if not 1 <= len(objectives) <= 2 or len(set(objectives)) < len(objectives):
+        raise ConfigError("search.objectives", list(objectives), "one, or two different ones")
+    if sampler == "cmaes" and len(objectives) > 1:
+        others = ", ".join(name for name in SAMPLERS if name != sampler)
+        raise ConfigError("search.sampler", sampler, f"one of {others} for two objectives")

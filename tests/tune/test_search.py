@@ -88,7 +88,14 @@ def test_named_fields_are_searched_and_fixed_ones_are_not():
         ("search: {space: {lam: {low: 1.0, high: 0.1}}}", "search.space: [1.0, 0.1] is not allowed"),
         ("search: {space: {lam: {low: 0.0, high: 0.1, log: true}}}", "low > 0 where log is true"),
         ("search: {space: {mu: {low: 0.5, high: 1.5}}}", "mu: 1.5 is not allowed"),
+        ("search: {space: {dropout: {low: 0.0, high: 0.5}}}", "dropout: 0.5 is not allowed; expected 0 for mlp6"),
         ("search: {sampler: magic}", "search.sampler: 'magic' is not allowed"),
+        ("search: {objectives: [sparsity, sparsity]}", "search.objectives: ['sparsity', 'sparsity'] is not allowed"),
+        ("search: {objectives: []}", "search.objectives: [] is not allowed"),
+        (
+            "search: {objectives: [val_accuracy, sparsity], sampler: cmaes}",
+            "search.sampler: 'cmaes' is not allowed; expected one of tpe, gp, random, qmc for two objectives",
+        ),
         ("search: 5", "search: 5 is not allowed"),
     ],
 )
@@ -108,7 +115,11 @@ def test_a_wrong_search_is_one_clear_line(text, words, tmp_path, capsys):
         (["--trials", "0"], "trials"),
         (["--trials", "8", "--set", "lam=0.1"], "lam: [0.1] is not allowed; expected search.space.lam, or two values"),
         (["--trials", "8", "--set", "mode=none"], "mode: none leaves nothing to search"),
-        (["--trials", "8", "--objective", "sparsity", "--objective", "sparsity"], "objective"),
+        (["--trials", "8", "--objective", "sparsity", "--objective", "sparsity"], "search.objectives: ['sparsity', "),
+        (
+            ["--trials", "8", "--sampler", "cmaes", "--objective", "val_accuracy", "--objective", "sparsity"],
+            "search.sampler: 'cmaes' is not allowed",
+        ),
         (["--trials", "8", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/db"], "storage: "),
         (["--trials", "8", "--storage", "nonsense://x"], "storage: nonsense://x cannot be opened"),
     ],
