@@ -32,8 +32,9 @@ class Line:
 
     @property
     def label(self) -> str:
-        """A short name for people, as ``digits/mlp6/l2/ours``."""
-        return "/".join(str(self.fixed[name]) for name in ("dataset", "model", "regularizer", "mode"))
+        """A short name for people, as ``digits/mlp6/l2/ours``, and γ if it is fixed: two may differ in no more."""
+        parts = [str(self.fixed[name]) for name in ("dataset", "model", "regularizer", "mode")]
+        return "/".join(parts) + (f"/gamma={self.fixed['gamma']}" if "gamma" in self.fixed else "")
 
     def configs(self, params: dict[str, Any]) -> list[TrialConfig]:
         """The setting's trials, one a seed."""
@@ -69,7 +70,7 @@ def lines_of(grids: list[dict[str, list[Any]]], search: SearchSpec) -> list[Line
         InvalidInputError: nothing is left to search, or a combination is not allowed.
     """
     lines: dict[str, Line] = {}
-    for grid in grids:
+    for grid in (part for whole in grids for part in _by_gamma(whole, search)):
         seeds = tuple(grid.get("seed", [TrialConfig.__dataclass_fields__["seed"].default]))
         varied = {"seed", "lam", "mu", "gamma", "gamma_threshold", *search.space}
         shared = {name: values for name, values in grid.items() if name not in varied}
@@ -105,7 +106,7 @@ def _line(fixed: dict[str, Any], seeds: tuple[int, ...], grid: dict[str, list[An
             space[name] = FloatDistribution(min(positive), max(positive), log=True)
         elif name in ("mu", "gamma", "gamma_threshold"):
             values = [value for value in grid.get(name, []) if value is not None]
-            if len(values) > 1 and "auto" not in values:
+            if len(values) > 1:
                 space[name] = _distribution(name, min(values), max(values), False)
             elif values:
                 fixed[name] = values[0]
@@ -116,6 +117,15 @@ def _line(fixed: dict[str, Any], seeds: tuple[int, ...], grid: dict[str, list[An
     for end in (line.lowest(), line.highest()):
         line.configs(end)  # refuses what can never be: every field's allowed values are an interval
     return line
+
+
+def _by_gamma(grid: dict[str, list[Any]], search: SearchSpec) -> list[dict[str, list[Any]]]:
+    """The grid, in two where it lists γ as numbers and as ``auto``: only numbers lie in a range."""
+    gammas = grid.get("gamma", [])
+    numbers = [gamma for gamma in gammas if gamma != "auto"]
+    if "gamma" in search.space or len(numbers) in (0, len(gammas)):
+        return [grid]
+    return [{**grid, "gamma": numbers}, {**grid, "gamma": ["auto"]}]
 
 
 def _reads(mode: str, name: str, grid: dict[str, list[Any]]) -> bool:

@@ -78,6 +78,23 @@ def test_named_fields_are_searched_and_fixed_ones_are_not():
     assert (config.batch_size, config.lr, config.mu) == (64, 0.02, 0.6)
 
 
+def test_a_gamma_that_waits_for_pi_is_a_line_beside_the_numbers():
+    spec = load_spec("digits-depth", {"model": "mlp6"})
+    lines = lines_of(spec.spaces(), spec.search)
+    assert [line.label.removeprefix("digits/mlp6/l2/") for line in lines] == [
+        "baseline",
+        "ours/gamma=5",
+        "ours_orig",
+        "ours/gamma=auto",
+    ]
+    several = spec.replace({"gamma": [5, "auto", 20], "gamma_threshold": [0.55, 0.7]})
+    _, numbers, _, auto = lines_of(several.spaces(), several.search)
+    assert (numbers.space["gamma"].low, numbers.space["gamma"].high) == (5, 20)
+    assert sorted(auto.space) == ["gamma_threshold", "lam"]
+    ranged = SearchSpec(space={"gamma": {"low": 0.0, "high": 9.0}})
+    assert len(lines_of(several.spaces(), ranged)) == 3, "the spec says what γ is to be"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
