@@ -48,6 +48,13 @@ class Line:
         """The upper end of every range."""
         return {name: distribution.high for name, distribution in self.space.items()}  # type: ignore[attr-defined]
 
+    def contains(self, params: dict[str, Any]) -> bool:
+        """Whether a search of the line could suggest them."""
+        return params.keys() == self.space.keys() and all(
+            distribution._contains(distribution.to_internal_repr(params[name]))
+            for name, distribution in self.space.items()
+        )
+
     def rounded(self, params: dict[str, Any]) -> dict[str, Any]:
         """Suggested numbers with as many digits as anybody reads, still inside their ranges."""
         found = {}

@@ -2,7 +2,8 @@
 
 Deterministic, however many trials run at once: setting number k is suggested when the settings up to k − window have
 ended, and from their results alone. So a search that was killed is replayed from the store to where it was, and ends
-in the same table as one that was not.
+in the same table as one that was not. What was suggested is noted in the store before a trial of it runs, and stays: a
+trial that failed gives another result when it is tried again, and other drivers' results come when they come.
 """
 
 import json
@@ -30,6 +31,7 @@ __all__ = ["Best", "SearchOutcome", "run_search"]
 
 Row = Mapping[str, Any]
 _MANIFEST = "search.json"
+_SUGGESTIONS = "suggestions.json"
 _JOURNAL = "study.journal"
 
 
@@ -123,6 +125,7 @@ def run_search(
             note_run(store, spec, planned=sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
             cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
             search = _Search(
+                store=store,
                 lines=lines,
                 counts=counts,
                 identity=identity,
@@ -191,6 +194,7 @@ class _Search:
     def __init__(
         self,
         *,
+        store: Store,
         lines: Sequence[Line],
         counts: Sequence[int],
         identity: _Identity,
@@ -202,7 +206,8 @@ class _Search:
     ) -> None:
         self._lines, self._studies, self._objectives, self._cutter = lines, studies, objectives, cutter
         self._pruner = pruner
-        self._window, self._stored = identity.window, stored
+        self._store, self._identity, self._stored = store, identity, stored
+        self._noted = sum(len(study.suggested) for study in studies)
         # One setting of every line before the next: all lines are equally far whenever one looks.
         self._order = [n for round_ in range(max(counts)) for n, count in enumerate(counts) if round_ < count]
         self.total = sum(len(lines[n].seeds) for n in self._order)
@@ -244,15 +249,24 @@ class _Search:
             self._go_on(setting)
 
     def _advance(self) -> None:
-        """Suggest every setting that may be suggested now."""
-        while len(self._settings) < len(self._order):
-            settled = len(self._settings) - self._window + 1
-            if settled > 0 and not all(each.complete for each in self._settings[self._told : settled]):
-                return
-            for setting in self._settings[self._told : max(settled, self._told)]:
-                self._studies[setting.line].tell(setting.index, setting.values(self._objectives))
-            self._told = max(settled, self._told)
+        """Suggest every setting that may be suggested now, and note what was suggested before it can run."""
+        while len(self._settings) < len(self._order) and self._settle():
             self._open()
+        suggested = [study.suggested for study in self._studies]
+        if sum(map(len, suggested)) > self._noted:
+            _write_suggestions(self._store, self._identity, suggested)
+            self._noted = sum(map(len, suggested))
+
+    def _settle(self) -> bool:
+        """Tell the settings that the next suggestion waits for, if all have ended; whether they have."""
+        settled = max(self._told, len(self._settings) - self._identity.window + 1)
+        waited_for = self._settings[self._told : settled]
+        if not all(setting.complete for setting in waited_for):
+            return False
+        for setting in waited_for:
+            self._studies[setting.line].tell(setting.index, setting.values(self._objectives))
+        self._told = settled
+        return True
 
     def _open(self) -> None:
         number = self._order[len(self._settings)]
@@ -371,6 +385,7 @@ def _studies(
         kept = StudyStorage(storage)
     elif store.is_local:
         kept = StudyStorage.journal(Path(store.path(_JOURNAL)))
+    suggested = _known_suggestions(store, identity, lines)
     return [
         LineStudy(
             line,
@@ -378,6 +393,7 @@ def _studies(
             (spec.search.sampler, spec.search.sampler_seed + number),
             experiment=spec.experiment,
             driver=identity.driver,
+            suggested=suggested[number],
             storage=kept,
         )
         for number, line in enumerate(lines)
@@ -426,6 +442,27 @@ def _known_identity(store: Store, window: int | None, definition: dict[str, Any]
 
 def _write_identity(store: Store, identity: _Identity) -> None:
     store.write_json(_MANIFEST, asdict(identity) | {"known": sorted(identity.known)})
+
+
+def _known_suggestions(store: Store, identity: _Identity, lines: Sequence[Line]) -> list[list[dict[str, Any]]]:
+    """What was suggested so far: the searched fields of the settings of each line."""
+    found = store.read_json(_SUGGESTIONS)
+    if found is None or found.get("driver") != identity.driver:
+        return [[] for _ in lines]
+    try:
+        suggested = [[dict(params) for params in of_line] for of_line in found["lines"]]
+        possible = all(
+            line.contains(params) for line, of_line in zip(lines, suggested, strict=True) for params in of_line
+        )
+    except (KeyError, TypeError, ValueError):
+        possible = False
+    if not possible:
+        raise DamagedStoreError(f"{store.path(_SUGGESTIONS)} is damaged: expected driver, lines")
+    return suggested
+
+
+def _write_suggestions(store: Store, identity: _Identity, suggested: Sequence[Sequence[dict[str, Any]]]) -> None:
+    store.write_json(_SUGGESTIONS, {"driver": identity.driver, "lines": suggested})
 
 
 def _saved_epochs(rows: Mapping[str, Row]) -> int:

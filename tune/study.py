@@ -135,7 +135,11 @@ class LineStudy:
         sampler: name and seed of Optuna's sampler.
         experiment: first part of the study's name.
         driver: identity of this search; settings of other drivers in the same storage are learned from.
+        suggested: what was suggested before; a replay asks for the same.
         storage: where to copy the results; None for nowhere.
+
+    Attributes:
+        suggested: the searched fields of every setting, those that a replay has not asked for yet included.
     """
 
     def __init__(
@@ -146,13 +150,14 @@ class LineStudy:
         *,
         experiment: str,
         driver: str,
+        suggested: Sequence[dict[str, Any]],
         storage: StudyStorage | None,
     ) -> None:
         self.line = line
         self._study = optuna.create_study(directions=["maximize"] * len(objectives), sampler=make_sampler(*sampler))
         self._driver = driver
+        self.suggested = list(suggested)
         self._asked: list[optuna.Trial] = []
-        self._params: list[dict[str, Any]] = []
         self._seen: set[int] = set()
         self._kept: optuna.Study | None = None
         self._own: dict[int, FrozenTrial] = {}
@@ -164,28 +169,21 @@ class LineStudy:
 
     def learn(self, params: dict[str, Any], values: Sequence[float]) -> None:
         """Add a setting that was not asked for: from an earlier sweep, or from another driver."""
-        inside = params.keys() == self.line.space.keys() and all(
-            distribution._contains(distribution.to_internal_repr(params[name]))
-            for name, distribution in self.line.space.items()
-        )
-        if inside:
+        if self.line.contains(params):
             self._study.add_trial(create_trial(params=params, distributions=dict(self.line.space), values=list(values)))
 
     def ask(self) -> dict[str, Any]:
         """The next setting's searched fields."""
         self._learn_from_others()
         trial = self._study.ask(dict(self.line.space))
-        params = self.line.rounded(trial.params)
-        kept = self._own.get(len(self._asked))
-        if kept is not None:  # the same, unless other drivers' results came in another order
-            params = dict(kept.params)
         self._asked.append(trial)
-        self._params.append(params)
-        return params
+        if len(self._asked) > len(self.suggested):
+            self.suggested.append(self.line.rounded(trial.params))
+        return self.suggested[len(self._asked) - 1]
 
     def tell(self, index: int, values: Sequence[float] | None) -> None:
         """How setting ``index`` ended; ``values`` is None if every seed failed. Call in the order of the indices."""
-        trial, params = self._asked[index], self._params[index]
+        trial, params = self._asked[index], self.suggested[index]
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         if self.line.rounded(trial.params) == params:
             self._study.tell(trial, values=None if values is None else list(values), state=state)
@@ -210,7 +208,7 @@ class LineStudy:
         if self._kept is None or (known is not None and known.state == state):
             return
         kept = create_trial(
-            params=self._params[index],
+            params=self.suggested[index],
             distributions=dict(self.line.space),
             values=None if values is None else list(values),
             state=state,

@@ -13,7 +13,9 @@ from pathlib import Path
 import optuna
 import pytest
 
+import tune.units
 from gcsr import InvalidInputError
+from gcsr.cohort import train_cohort
 from tests.tune.test_sweep import rows
 from tune.cli import main
 from tune.lines import lines_of
@@ -35,6 +37,7 @@ GRID = {
     "epochs": 8,
 }
 SPEC = SweepSpec(experiment="test", grid=GRID)
+ONE_LINE = SPEC.replace({"mode": "ours_orig"})  # so long that every sampler comes to suggest from results
 
 
 def search(out, spec=SPEC, *, trials=24, window=3, storage=None, refit=False, **search_fields):
@@ -44,9 +47,11 @@ def search(out, spec=SPEC, *, trials=24, window=3, storage=None, refit=False, **
 
 
 def forget(out, keep):
-    """Leave the store as a kill after some trials might."""
+    """Leave some trials, and nothing that says what was suggested: only their results can."""
     for path in sorted((Path(out) / "trials").iterdir())[keep:]:
         path.unlink()
+    for name in ("study.journal", "suggestions.json"):
+        (Path(out) / name).unlink(missing_ok=True)
 
 
 # -- what is searched ---------------------------------------------------------------------------------------------
@@ -156,17 +161,50 @@ def test_bad_options_are_one_clear_line(options, words, tmp_path, capsys):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(sampler, tmp_path):
-    outcome = search(tmp_path / "whole", sampler=sampler)
-    assert (outcome.total, outcome.ran, len(outcome.best)) == (24, 24, 2)
+    outcome = search(tmp_path / "whole", ONE_LINE, sampler=sampler)
+    assert (outcome.total, outcome.ran, len(outcome.best)) == (24, 24, 1)
     expected = rows(Store(str(tmp_path / "whole")))
-    assert len({(row["mode"], row["lam"], row["mu"]) for row in expected}) == 12
+    assert len({(row["lam"], row["mu"]) for row in expected}) == 12
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     forget(tmp_path / "killed", 9)
-    again = search(tmp_path / "killed", sampler=sampler, window=None)
+    again = search(tmp_path / "killed", ONE_LINE, sampler=sampler, window=None)
     assert again.ran == 15
     assert again.best == outcome.best
     assert rows(Store(str(tmp_path / "killed"))) == expected
-    assert search(tmp_path / "killed", sampler=sampler).ran == 0
+    assert search(tmp_path / "killed", ONE_LINE, sampler=sampler).ran == 0
+
+
+def test_a_failed_trial_is_all_that_is_tried_again(tmp_path, monkeypatch):
+    trained = []  # by a sampler whose suggestions depend on every digit of a result
+
+    def failing(configs, *rest, **options):
+        trained.append(configs)
+        if len(trained) in (1, 3):  # both seeds of the first setting, then its second alone
+            raise RuntimeError("on purpose")
+        return train_cohort(configs, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tune.units, "train_cohort", failing)
+        assert search(tmp_path, ONE_LINE, sampler="gp").statuses["failed"] == 1
+    suggested = {row["trial_id"] for row in rows(Store(str(tmp_path)))}
+    (tmp_path / "study.journal").unlink()  # an object store has none
+    (tmp_path / "trials" / f"{trained[-1][0].trial_id}.parquet").unlink()  # killed before the last was stored
+    assert search(tmp_path, ONE_LINE, sampler="gp").ran == 2
+    assert {row["trial_id"] for row in rows(Store(str(tmp_path)))} == suggested
+    assert search(tmp_path, ONE_LINE, sampler="gp", trials=28).ran == 4
+    assert search(tmp_path, ONE_LINE, sampler="gp", trials=28).ran == 0
+
+
+def test_damaged_suggestions_are_named(tmp_path):
+    search(tmp_path, trials=8)
+    kept = json.loads((tmp_path / "suggestions.json").read_text())
+    for damage in ({"lam": 7.0}, {"mu": 0.5}, {"lam": "much"}, "nothing"):
+        damaged = kept | {"lines": [[damage], *kept["lines"][1:]]}
+        (tmp_path / "suggestions.json").write_text(json.dumps(damaged))
+        with pytest.raises(InvalidInputError, match=r"suggestions\.json is damaged"):
+            search(tmp_path, trials=8)
+    (tmp_path / "suggestions.json").write_text(json.dumps(damaged | {"driver": "another"}))
+    assert search(tmp_path, trials=8).ran == 0, "those of another search say nothing"
 
 
 def test_what_a_search_is_does_not_change(tmp_path):
