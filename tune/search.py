@@ -149,9 +149,9 @@ def run_search(
             ) as recorder:
                 run_source(executor, search, recorder)
                 if refit:
-                    ended = stored.keys() | search.rows.keys()
-                    again = [config for config in search.refits() if config.trial_id not in ended]
-                    executor.run(cutter.cut(again), recorder)
+                    refits = search.refits()
+                    missing = {config.trial_id for config in refits} - stored.keys() - search.rows.keys()
+                    executor.run(cutter.cut(refits, missing), recorder)
             return SearchOutcome(
                 search.total + extra,
                 sum(recorder.statuses.values()),

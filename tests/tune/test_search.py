@@ -268,6 +268,22 @@ def test_the_best_are_trained_again_on_all_images(tmp_path):
     assert search(tmp_path, trials=8, refit=True).ran == 0
 
 
+def test_a_refit_that_was_killed_is_stacked_with_those_that_it_was_stacked_with(tmp_path, monkeypatch):
+    units = []
+
+    def noted(configs, *rest, **options):
+        units.append(configs)
+        return train_cohort(configs, *rest, **options)
+
+    monkeypatch.setattr(tune.units, "train_cohort", noted)
+    search(tmp_path, trials=8, refit=True)
+    refit = units[-1]
+    assert (len(refit), refit[0].holdout) == (4, 0)
+    (tmp_path / "trials" / f"{refit[2].trial_id}.parquet").unlink()
+    assert search(tmp_path, trials=8, refit=True).ran == 1
+    assert units[-1] == refit
+
+
 # -- where Optuna keeps it ----------------------------------------------------------------------------------------
 
 
