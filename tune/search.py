@@ -24,7 +24,7 @@ from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run,
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
-from tune.study import LineStudy, StudyStorage, should_prune
+from tune.study import LineStudy, StudyStorage, should_prune, storage_failures
 from tune.units import UnitCutter
 
 __all__ = ["Best", "SearchOutcome", "run_search"]
@@ -104,6 +104,7 @@ def run_search(
 
     Raises:
         InvalidInputError: the spec, the data, the store or the storage cannot be used; nothing was started.
+        OSError: the store or the storage failed.
     """
     lines = lines_of(spec.spaces(), spec.search)
     counts = _settings_of_lines(lines, trials)
@@ -111,7 +112,7 @@ def run_search(
     lowest = [config for line in lines for config in line.configs(line.lowest())]
     check_machine(lowest, options)
     job = job_of(spec, store, options)
-    with store.exclusive():
+    with storage_failures(), store.exclusive():
         recover(store)
         stored = store.ended_rows()
         definition = _definition(lines, spec, options)

@@ -5,17 +5,19 @@ order, so the same results lead to the same suggestions, and a killed search goe
 kept in Optuna's storage is a copy: for dashboards, and for other drivers that share it, to learn from.
 """
 
+import contextlib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -26,7 +28,7 @@ from gcsr import InvalidInputError
 from tune.lines import Line
 from tune.search_spec import Pruner, Sampler
 
-__all__ = ["LineStudy", "StudyStorage", "make_sampler", "should_prune"]
+__all__ = ["LineStudy", "StudyStorage", "make_sampler", "should_prune", "storage_failures"]
 
 _DRIVER, _INDEX = "driver", "index"  # user attributes of a stored trial: who asked for it, as which one of its line
 
@@ -124,6 +126,19 @@ class StudyStorage:
         if study.metric_names != list(objectives):
             study.set_metric_names(list(objectives))
         return study
+
+
+@contextlib.contextmanager
+def storage_failures() -> Iterator[None]:
+    """A database that fails in the block is the run's end as a failing disk is: it may be resumed.
+
+    Raises:
+        OSError: in place of Optuna's own error.
+    """
+    try:
+        yield
+    except StorageInternalError as error:
+        raise OSError(f"storage: the database failed: {_line(error.__cause__ or error)}") from None
 
 
 class LineStudy:

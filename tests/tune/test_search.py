@@ -1,10 +1,12 @@
 """Searches: what is suggested, that it does not depend on what runs beside or was killed, where it is kept."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import tempfile
 from glob import glob
@@ -322,6 +324,34 @@ def test_two_drivers_that_share_a_storage_learn_from_each_other(tmp_path):
     other = SPEC.replace({"epochs": 9})  # a stranger with another problem does not mix in
     search(tmp_path / "three", other, trials=4, storage=url)
     assert len(storage.get_all_studies()) == 4
+
+
+def test_a_database_that_fails_ends_the_search_with_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "spec.yaml").write_text(f"experiment: test\ngrid: {GRID}\n")
+    arguments = ["search", str(tmp_path / "spec.yaml"), "--out", str(tmp_path / "out"), "--executor", "inline"]
+    arguments += ["--trials", "16", "--window", "3", "--storage", f"sqlite:///{tmp_path}/study.db"]
+    trained = []
+
+    def failing(configs, *rest, **options):
+        trained.append(configs)
+        if len(trained) == 4:
+            rename("trials", "gone")
+        return train_cohort(configs, *rest, **options)
+
+    def rename(old, new):
+        with contextlib.closing(sqlite3.connect(tmp_path / "study.db", timeout=60)) as database:
+            database.execute(f"alter table {old} rename to {new}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tune.units, "train_cohort", failing)
+        assert main(arguments) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("gcsr: storage: the database failed: ")
+    assert "resume with: gcsr " in line
+    rename("gone", "trials")
+    assert main([*arguments, "--resume"]) == 0
+    search(tmp_path / "whole", trials=16)
+    assert rows(Store(str(tmp_path / "out"))) == rows(Store(str(tmp_path / "whole")))
 
 
 @pytest.fixture
