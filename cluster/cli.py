@@ -1,6 +1,5 @@
 """The console script ``gcsr``: all of `tune.cli`, and ``gcsr submit`` for jobs on a cluster."""
 
-import re
 import shlex
 import sys
 import urllib.parse
@@ -25,6 +24,7 @@ from tune.endings import (
     run_as_program,
 )
 from tune.options import asked_for
+from tune.passwords import refuse_password
 from tune.provenance import commit
 from tune.spec import shipped_specs
 
@@ -36,7 +36,6 @@ __all__ = ["cli", "main", "run"]
 _COMMANDS = ("sweep", "search", "tolerance")
 _DASHBOARD = "http://127.0.0.1:8265"
 _RUN_OPTIONS = {str(option.name) for option in tune_cli.commands["sweep"].params} - {"out"}
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 _address_option = click.option(
     "--address",
@@ -142,11 +141,7 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
     if spec.startswith("-"):
         raise InvalidInputError(f"spec: {spec!r} is not allowed; expected SPEC before the options of gcsr {command}")
     for word in (out, *options):
-        if _PASSWORD.search(word):
-            raise InvalidInputError(
-                "submit: a URL with a password is not allowed, as others see a job's command line; expected the "
-                "password in the environment or the credentials file of the cluster's nodes"
-            )
+        refuse_password("submit", word)
     if "://" not in out and not Path(out).is_absolute():
         raise InvalidInputError(
             f"out: {out!r} is not allowed in a job; expected a URI such as s3://bucket/name, or the absolute path of a "

@@ -33,6 +33,7 @@ from tune.options import (
     stop_option,
     threads_option,
 )
+from tune.passwords import refuse_password
 from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, Sampler
 from tune.spec import MAX_TRIALS, load_spec, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
@@ -194,6 +195,7 @@ def report_command(out: str, form: Format, file: str | None, figures: str | None
     """Read the verdict of the sweep in DIR; also while it runs."""
     from tune.reporting import Report  # only here: the libraries of statistics and figures take seconds to import
 
+    refuse_password("dir", out)
     store = Store(out)
     if not store.exists():
         raise StoreError(f"dir: {out!r} holds no sweep; expected the --out of gcsr sweep")

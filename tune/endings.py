@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from gcsr import CheckpointError, InvalidInputError
+from tune.passwords import without_password
 
 __all__ = [
     "BAD_INPUT",
@@ -38,13 +39,18 @@ class InterruptedRunError(Exception):
 
 
 def command_line() -> str:
-    """What was typed, as a shell takes it."""
-    return shlex.join(["gcsr", *sys.argv[1:]])
+    """What was typed, as a shell takes it; without passwords, as terminals and logs keep it."""
+    return shlex.join(["gcsr", *map(without_password, sys.argv[1:])])
 
 
 def resuming(resume: bool) -> str:
     """The command that goes on with what this one began; whoever started a job knows another one for it."""
-    return os.environ.get("GCSR_RESUME_COMMAND") or command_line() + ("" if resume else " --resume")
+    known = os.environ.get("GCSR_RESUME_COMMAND")
+    if known:
+        return known
+    left_out = any(without_password(word) != word for word in sys.argv)
+    hint = " (without the password: give it again, or in PGPASSWORD or ~/.pgpass)" if left_out else ""
+    return command_line() + ("" if resume else " --resume") + hint
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import click
 
 from gcsr import InvalidInputError, TrialConfig
 from gcsr.data import data_root
+from tune.passwords import refuse_password
 from tune.runs import EXECUTORS, RunOptions
 from tune.schema import CONFIG_FIELDS
 from tune.spec import SweepSpec, load_spec, parse_assignment
@@ -19,6 +20,7 @@ __all__ = [
     "Asked",
     "asked_for",
     "config_options",
+    "data_location",
     "data_option",
     "device_option",
     "run_options",
@@ -73,6 +75,16 @@ class _Share(click.ParamType[float]):
         return share
 
 
+class _Location(click.ParamType[str]):
+    """A path or a URI."""
+
+    name = "DIR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        refuse_password(_named(param), value)
+        return str(value)
+
+
 class _Assignment(click.ParamType[tuple[str, Any]]):
     name = "FIELD=VALUE"
 
@@ -87,7 +99,7 @@ def _named(param: click.Parameter | None) -> str:
 TIME = _Time()
 
 data_option = click.option(
-    "--data", metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
+    "--data", type=_Location(), metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 threads_option = click.option(
@@ -133,7 +145,13 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """What ``sweep``, ``search`` and ``tolerance`` share; `asked_for` takes them."""
     options = (
         click.argument("spec"),
-        click.option("--out", required=True, metavar="DIR", help="Store: a folder, or a URI such as s3://bucket/name."),
+        click.option(
+            "--out",
+            required=True,
+            type=_Location(),
+            metavar="DIR",
+            help="Store: a folder, or a URI such as s3://bucket/name.",
+        ),
         click.option("--resume", is_flag=True, help="Run what DIR lacks."),
         click.option("--set", "assignments", multiple=True, type=_Assignment(), help="Replace a field by YAML."),
         click.option(
@@ -187,7 +205,7 @@ def asked_for(spec: str, assignments: Sequence[tuple[str, Any]], data: str | Non
         if name in fields:
             raise InvalidInputError(f"set: {name} is given twice; expected each field once")
         fields[name] = value
-    run = RunOptions(data=_data_location(data), **options)
+    run = RunOptions(data=data_location(data), **options)
     if run.executor == "inline":
         given = {"address": run.address, "max-concurrent": run.max_concurrent, "wait": run.wait}
         for option, value in given.items():
@@ -196,8 +214,14 @@ def asked_for(spec: str, assignments: Sequence[tuple[str, Any]], data: str | Non
     return Asked(load_spec(spec, fields), run)
 
 
-def _data_location(given: str | None) -> str | None:
+def data_location(given: str | None) -> str | None:
+    """The data root that a command line asks for: a URI, an absolute folder, or None for each machine's default.
+
+    Raises:
+        InvalidInputError: it is a URL with a password.
+    """
     location = given or os.environ.get("GCSR_DATA")
-    if not location or "://" in location:
-        return location or None
-    return str(data_root(location).resolve())
+    if not location:
+        return None
+    refuse_password("data", location)
+    return location if "://" in location else str(data_root(location).resolve())

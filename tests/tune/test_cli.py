@@ -55,6 +55,10 @@ BAD = {
     "concurrency": ["sweep", "digits", "--out", "OUT", "--max-concurrent", "0"],
     "inline on a cluster": ["sweep", "digits", "--out", "OUT", "--executor", "inline", "--address", "auto"],
     "device": ["sweep", "digits", "--out", "OUT", "--device", "tpu"],
+    "password in out": ["sweep", "digits", "--out", "s3://KEY:PASSWORD@bucket/x"],
+    "password in data": ["sweep", "digits", "--out", "OUT", "--data", "s3://KEY:PASSWORD@bucket/x"],
+    "train password": ["train", "--data", "s3://KEY:PASSWORD@bucket/x"],
+    "report password": ["report", "s3://KEY:PASSWORD@bucket/x"],
     "uri": ["sweep", "digits", "--out", "nonsense://x"],
     "no data": ["sweep", "paper-svhn-vgg11-l1", "--out", "OUT", "--data", "NOWHERE"],
     "train value": ["train", "--lam", "strong"],
@@ -79,6 +83,15 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(case, capsys, tmp_path):
         assert out == ""
         assert err.startswith("gcsr: ")
         assert err.count("\n") == 1
+        assert "KEY:PASSWORD" not in err
+
+
+def test_the_data_folder_of_the_environment_has_no_password_either(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("GCSR_DATA", "s3://KEY:PASSWORD@bucket/x")
+    code, _, err = run(capsys, "sweep", "digits", "--out", tmp_path / "out")
+    assert code == 2
+    assert err.startswith("gcsr: data: a URL with a password is not allowed")
+    assert "PASSWORD@" not in err
 
 
 def test_a_damaged_checkpoint_is_bad_input(capsys, tmp_path):
