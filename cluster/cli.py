@@ -3,7 +3,7 @@
 import shlex
 import sys
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,13 @@ from tune.endings import (
     main_of,
     run_as_program,
 )
-from tune.options import asked_for
+from tune.options import Asked, asked_for, searched
 from tune.passwords import refuse_password
+from tune.placement import worker_resources
 from tune.provenance import commit
 from tune.spec import shipped_specs
+from tune.tolerance import methods_of
+from tune.trial import SweepJob
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, JobCommand, Jobs
@@ -159,7 +162,7 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         raise InvalidInputError(
             f"data: {data!r} is not allowed in a job; expected a URI, or an absolute path on its nodes"
         )
-    asked_for(**{name: value for name, value in parsed.items() if name in _RUN_OPTIONS})  # the spec, what is set in it
+    _build(command, asked_for(**{name: value for name, value in parsed.items() if name in _RUN_OPTIONS}), parsed)
     own = spec not in shipped_specs()
     return JobCommand(
         command=command,
@@ -169,6 +172,29 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         options=tuple(options),
         commit=commit(),
     )
+
+
+def _build(command: str, asked: Asked, given: Mapping[str, Any]) -> None:
+    """Make what the command will make of its spec, so that a combination that cannot be is refused."""
+    job = SweepJob(
+        experiment=asked.spec.experiment,
+        store="",  # looked for by the job
+        gpu_share=asked.options.gpu_share,
+        workers=asked.spec.workers,
+        cohort=asked.options.cohort,
+        abreast=asked.options.abreast,
+    )
+    worker_resources(job, [])
+    if command == "search":
+        from tune.lines import lines_of  # only here: Optuna takes a second to import
+        from tune.search import settings_of_lines
+
+        spec = searched(asked.spec, given["sampler"], given["objectives"], given["pruner"])
+        settings_of_lines(lines_of(spec.spaces(), spec.search), given["trials"])
+    elif command == "tolerance":
+        methods_of(asked.spec, given["precision"])
+    else:
+        asked.spec.trials()
 
 
 def _start(jobs: "Jobs", command: "JobCommand", no_wait: bool) -> int:

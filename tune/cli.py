@@ -30,6 +30,7 @@ from tune.options import (
     data_option,
     device_option,
     run_options,
+    searched,
     stop_option,
     threads_option,
 )
@@ -143,9 +144,7 @@ def search_command(
     from tune.search import run_search  # only here: Optuna takes a second to import
 
     asked = asked_for(**given)
-    given_here = {"sampler": sampler, "objectives": objectives, "pruner": pruner}
-    changed = asked.spec.search.replace(**{name: value for name, value in given_here.items() if value})
-    spec = asked.spec.model_copy(update={"search": changed})
+    spec = searched(asked.spec, sampler, objectives, pruner)
     with resumable(asked.options.resume):
         outcome = run_search(
             spec, Store(out), asked.options, trials=trials, window=window, storage=storage, refit=refit

@@ -13,6 +13,7 @@ from gcsr.data import data_root
 from tune.passwords import refuse_password
 from tune.runs import EXECUTORS, RunOptions
 from tune.schema import CONFIG_FIELDS
+from tune.search_spec import Objective, Pruner, Sampler
 from tune.spec import SweepSpec, load_spec, parse_assignment
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "data_option",
     "device_option",
     "run_options",
+    "searched",
     "stop_option",
     "threads_option",
 ]
@@ -101,7 +103,9 @@ TIME = _Time()
 data_option = click.option(
     "--data", type=_Location(), metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
 )
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: cuda if any."
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a worker."
 )
@@ -212,6 +216,19 @@ def asked_for(spec: str, assignments: Sequence[tuple[str, Any]], data: str | Non
             if value:
                 raise InvalidInputError(f"{option}: {value!r} is not allowed; expected it with --executor ray")
     return Asked(load_spec(spec, fields), run)
+
+
+def searched(
+    spec: SweepSpec, sampler: Sampler | None, objectives: Sequence[Objective], pruner: Pruner | None
+) -> SweepSpec:
+    """The spec with what the command line says of its search.
+
+    Raises:
+        InvalidInputError: it is not allowed.
+    """
+    given = {"sampler": sampler, "objectives": tuple(objectives), "pruner": pruner}
+    changed = spec.search.replace(**{name: value for name, value in given.items() if value})
+    return spec.model_copy(update={"search": changed})
 
 
 def data_location(given: str | None) -> str | None:

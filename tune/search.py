@@ -27,7 +27,7 @@ from tune.store import DamagedStoreError, Store, StoreError
 from tune.study import LineStudy, StudyStorage, should_prune, storage_failures
 from tune.units import UnitCutter
 
-__all__ = ["Best", "SearchOutcome", "run_search"]
+__all__ = ["Best", "SearchOutcome", "run_search", "settings_of_lines"]
 
 Row = Mapping[str, Any]
 _MANIFEST = "search.json"
@@ -107,7 +107,7 @@ def run_search(
         OSError: the store or the storage failed.
     """
     lines = lines_of(spec.spaces(), spec.search)
-    counts = _settings_of_lines(lines, trials)
+    counts = settings_of_lines(lines, trials)
     check_unused(store, options)
     lowest = [config for line in lines for config in line.configs(line.lowest())]
     check_machine(lowest, options)
@@ -335,8 +335,12 @@ class _Search:
                 yield max(found, key=lambda each: each[2])
 
 
-def _settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:
-    """How many settings each line gets of a budget of trials: as equal as can be, the first lines the rest."""
+def settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:
+    """How many settings each line gets of a budget of trials: as equal as can be, the first lines the rest.
+
+    Raises:
+        InvalidInputError: some get none.
+    """
     counts, left = [0] * len(lines), trials
     while True:
         opened = False

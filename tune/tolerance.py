@@ -13,7 +13,7 @@ from tune.spec import SweepSpec
 from tune.store import Store
 from tune.units import UnitCutter
 
-__all__ = ["Level", "ToleranceOutcome", "run_tolerance"]
+__all__ = ["Level", "ToleranceOutcome", "methods_of", "run_tolerance"]
 
 _DIGITS = 4  # significant ones of a λ that bisection tries
 
@@ -66,10 +66,8 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     Raises:
         InvalidInputError: the spec, the data or the store cannot be used; nothing was started.
     """
-    if not 1e-3 <= precision <= 10:
-        raise InvalidInputError(f"precision: {precision:g} is not allowed; expected a number from 0.001 to 10")
-    trials = [config for config in spec.trials() if config.mode != "none"]
-    methods = _methods(trials)
+    methods = methods_of(spec, precision)
+    trials = [config for method in methods for config in method]
     check_unused(store, options)
     check_machine(trials, options)
     job = job_of(spec, store, options)
@@ -102,11 +100,18 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
             )
 
 
-def _methods(trials: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
-    """The grid's trials, a list for each method: they differ in λ and seed only."""
+def methods_of(spec: SweepSpec, precision: float) -> list[list[TrialConfig]]:
+    """The grid's trials, a list for each method: they differ in λ and seed only.
+
+    Raises:
+        InvalidInputError: there is nothing to search between, or not to that precision.
+    """
+    if not 1e-3 <= precision <= 10:
+        raise InvalidInputError(f"precision: {precision:g} is not allowed; expected a number from 0.001 to 10")
     groups: dict[str, list[TrialConfig]] = {}
-    for config in trials:
-        groups.setdefault(replace(config, lam=1.0, seed=0).trial_id, []).append(config)
+    for config in spec.trials():
+        if config.mode != "none":
+            groups.setdefault(replace(config, lam=1.0, seed=0).trial_id, []).append(config)
     for group in groups.values():
         if len({config.lam for config in group if config.lam > 0}) < 2:
             raise ConfigError("lam", sorted({config.lam for config in group}), "two values > 0 to search between")

@@ -63,6 +63,29 @@ BAD = {
         ["digits", *OUT, "--command", "search", "--trials", "9", "--storage", "postgresql://me:secret@db/x"],
         "a URL with a password is not allowed",
     ),
+    "device": (["digits", *OUT, "--device", "cuda:1"], "Invalid value for '--device'"),
+    "combination": (["digits", *OUT, "--set", "model=vgg16"], "model: 'vgg16' is not allowed"),
+    "workers and cohort": (["digits", *OUT, "--set", "workers=2", "--cohort", "8"], "cohort: 8 is not allowed with 2"),
+    "precision": (
+        ["digits", *OUT, "--command", "tolerance", "--precision", "0"],
+        "precision: 0 is not allowed; expected a number from 0.001 to 10",
+    ),
+    "levels": (
+        ["digits", *OUT, "--command", "tolerance", "--set", "lam=0.1"],
+        "lam: [0.1] is not allowed; expected two values > 0",
+    ),
+    "too few trials": (
+        ["digits", *OUT, "--command", "search", "--trials", "1"],
+        "trials: 1 is not allowed; expected at least",
+    ),
+    "searched combination": (
+        ["digits", *OUT, "--command", "search", "--trials", "99", "--set", "model=vgg16"],
+        "model: 'vgg16' is not allowed",
+    ),
+    "objectives": (
+        ["digits", *OUT, "--command", "search", "--trials", "99", *2 * ["--objective", "sparsity"]],
+        "is not allowed; expected one",
+    ),
     "search without trials": (["digits", *OUT, "--command", "search"], "Missing option '--trials'"),
     "command": (["digits", *OUT, "--command", "train"], "Invalid value for '--command'"),
     "no job": (["logs"], "Missing argument 'JOB'"),
@@ -153,6 +176,8 @@ def test_a_jobs_command_goes_to_the_cluster_and_back_word_for_word(tmp_path):
     assert JobCommand.of({"gcsr": json.dumps(asdict(command))}) == command
     assert command.resumed().words() == [*command.words(), "--resume"]
     assert command.resumed().resumed() == command.resumed()
+    for whole in (("search", ("--trials", "99", "--objective", "val_accuracy")), ("tolerance", ("--precision", "0.2"))):
+        assert _job_command(whole[0], "digits", "s3://b/x", whole[1]).options == whole[1]
     assert _job_command("sweep", "digits", "s3://b/x", ()).words() == ["sweep", "digits", "--out", "s3://b/x"]
     for foreign in (None, {}, {"gcsr": "no"}, {"gcsr": "{}"}):
         assert JobCommand.of(foreign) is None

@@ -55,6 +55,8 @@ BAD = {
     "concurrency": ["sweep", "digits", "--out", "OUT", "--max-concurrent", "0"],
     "inline on a cluster": ["sweep", "digits", "--out", "OUT", "--executor", "inline", "--address", "auto"],
     "device": ["sweep", "digits", "--out", "OUT", "--device", "tpu"],
+    "device on a cluster": ["sweep", "digits", "--out", "OUT", "--device", "cuda:1", "--address", "127.0.0.1:9"],
+    "train device": ["train", "--device", "cuda:1"],
     "password in out": ["sweep", "digits", "--out", "s3://KEY:PASSWORD@bucket/x"],
     "password in data": ["sweep", "digits", "--out", "OUT", "--data", "s3://KEY:PASSWORD@bucket/x"],
     "train password": ["train", "--data", "s3://KEY:PASSWORD@bucket/x"],
