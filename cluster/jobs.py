@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from aiohttp import ClientError
 from ray import job_submission
 from ray.exceptions import AuthenticationError
 
@@ -176,7 +177,7 @@ class Jobs:
                 if job.status in ENDED:
                     return job
                 failures = 0
-            except (RuntimeError, ConnectionError, OSError, InvalidInputError) as error:
+            except (RuntimeError, OSError, ClientError, InvalidInputError) as error:
                 failures += 1
                 if failures > _RECONNECTS:
                     raise LostJobError(f"{self.address} no longer answers: {' '.join(str(error).split())}") from None

@@ -3,6 +3,7 @@
 Jobs on a real cluster: ``python -m tests.cluster.onprem``.
 """
 
+import asyncio
 import http.server
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 from dataclasses import asdict
 
 import pytest
+from aiohttp import web
 
 from cluster.cli import _job_command, cli, main
 from cluster.jobs import JobCommand, _Once
@@ -104,14 +106,19 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(case, capsys):
     assert "secret" not in err
 
 
-def submit(*arguments, **environment):
+def called(*arguments, **environment):
     """In a process of its own: Ray reads how it is to authenticate once a process."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-m", "cluster.cli", "submit", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=known | environment, timeout=60)
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.returncode, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def submit(*arguments, **environment):
+    code, out, err = called(*arguments, **environment)
+    assert out == ""
+    assert err.count("\n") == 1, err
+    return code, err
 
 
 def test_without_a_token_nothing_is_asked(tmp_path):
@@ -165,6 +172,54 @@ def test_a_cluster_that_is_open_or_closed_to_us(status, words, answering):
     code, err = submit("status", "--address", answering(status), RAY_AUTH_TOKEN="0" * 64)
     assert code == 2
     assert words in err
+
+
+@pytest.fixture
+def dashboard():
+    """A dashboard that knows one job, which has ended; its log is to be had the third time only."""
+    command = JobCommand(command="sweep", spec="digits", spec_text=None, out="s3://b/x", options=(), commit=None)
+    job = {"type": "SUBMISSION", "submission_id": "job", "entrypoint": "", "status": "SUCCEEDED", "driver_exit_code": 0}
+    asked = []
+
+    async def version(request):
+        if "Authorization" not in request.headers:
+            raise web.HTTPUnauthorized
+        return web.json_response({"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
+
+    async def jobs(request):
+        return web.json_response([job | {"metadata": {"gcsr": json.dumps(asdict(command))}}])
+
+    async def log(request):
+        asked.append(request.path)
+        if len(asked) == 1:
+            request.transport.close()  # ServerDisconnectedError
+        if len(asked) <= 2:
+            raise web.HTTPBadGateway  # WSServerHandshakeError
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("one\ntwo\n")
+        await socket.close()
+        return socket
+
+    application = web.Application()
+    application.add_routes(
+        [web.get("/api/version", version), web.get("/api/jobs/", jobs), web.get("/api/jobs/job/logs/tail", log)]
+    )
+    loop, runner = asyncio.new_event_loop(), web.AppRunner(application)
+    loop.run_until_complete(runner.setup())
+    loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_a_log_whose_connection_breaks_is_taken_up_again(dashboard):
+    code, out, err = called("logs", "job", "--follow", "--address", dashboard, RAY_AUTH_TOKEN="0" * 64)
+    assert (code, out) == (0, "one\ntwo\n"), err
 
 
 def test_a_jobs_command_goes_to_the_cluster_and_back_word_for_word(tmp_path):
