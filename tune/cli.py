@@ -27,6 +27,7 @@ from tune.options import (
     TIME,
     asked_for,
     config_options,
+    data_location,
     data_option,
     device_option,
     run_options,
@@ -72,7 +73,12 @@ def train_command(
     """Train one trial; under torchrun, as one of the processes that it started."""
     given = {name: parse_yaml(text, name) for name, text in fields.items() if text is not None}
     run = TrainRun(
-        config=TrialConfig(**given), data=data, device=device, threads=threads, checkpoint=checkpoint, as_json=as_json
+        config=TrialConfig(**given),
+        data=data_location(data),
+        device=device,
+        threads=threads,
+        checkpoint=checkpoint,
+        as_json=as_json,
     )
     try:
         run_train(run, workers)
@@ -231,9 +237,12 @@ def report_command(out: str, form: Format, file: str | None, figures: str | None
 @click.option("--check", is_flag=True, help="Also compare the file with its checksum, NAME.npz.sha256.")
 def data_command(name: str, data: str | None, download: bool, check: bool) -> None:
     """Prepare a data set, check its shapes and labels, and say what is there."""
-    arrays = prepare_arrays(name, data, download=download)
-    checksum = verify_arrays(name, data) if check else None
-    where = "inside scikit-learn" if name == "digits" else str(data_root(data))
+    root = data_location(data)
+    if root is not None and "://" in root:
+        raise InvalidInputError(f"data: {root!r} is not allowed here; expected a folder, whose files may be put there")
+    arrays = prepare_arrays(name, root, download=download)
+    checksum = verify_arrays(name, root) if check else None
+    where = "inside scikit-learn" if name == "digits" else str(data_root(root))
     click.echo(f"{name}: {where}")
     for key, array in arrays.items():
         click.echo(f"  {key}: {array.dtype} {list(array.shape)}")

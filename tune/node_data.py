@@ -24,23 +24,31 @@ def local_root(data: str | None, name: str) -> str | None:
     machine while the others wait, unless the file of that checksum is there already.
 
     Args:
-        data: data root: a folder, a URI that holds ``NAME.npz`` and ``NAME.npz.sha256``, or None for the default.
+        data: data root: a folder, a URI that holds ``NAME.npz`` and ``NAME.npz.sha256``, or None for this machine's.
         name: of the data set.
 
     Raises:
         DataError: the URI cannot be read, or what it gave is not what the checksum says.
     """
+    data = data or os.environ.get("GCSR_DATA") or None
     if data is None or "://" not in data or name == "digits":
         return data
     files = Files(data, "data")
     source = f"{files.root}/{name}.npz"
     expected = _noted_checksum(files, source, data)
-    folder = data_root(None) / "fetched" / hashlib.sha256(data.encode()).hexdigest()[:16]
+    folder = _kept() / "fetched" / hashlib.sha256(data.encode()).hexdigest()[:16]
     with _alone(folder):
         target = folder / f"{name}.npz"
         if not _is_there(target, expected):
             _fetch(files, source, target, expected)
     return str(folder)
+
+
+def _kept() -> Path:
+    """This machine's own data root, also where ``GCSR_DATA`` is a URI."""
+    if "://" in os.environ.get("GCSR_DATA", ""):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcsr"
+    return data_root(None)
 
 
 def _noted_checksum(files: Files, source: str, data: str) -> str:

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import multiprocessing
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessException
 from gcsr import Dataset, EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import from_environment, run_workers
+from tune.node_data import local_root
 from tune.trial import choose_device
 
 __all__ = ["LostWorkerError", "TrainRun", "run_train"]
@@ -30,7 +33,7 @@ class TrainRun:
 
     Attributes:
         config: the trial.
-        data: data root; None for the default.
+        data: data root, a folder or a URI; None for the default.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads of a worker.
         checkpoint: file to save to and go on from; None for none.
@@ -49,7 +52,7 @@ def run_train(run: TrainRun, workers: int) -> None:
     """Train and print the result.
 
     Raises:
-        InvalidInputError: what was asked for is not possible here; nothing was started.
+        InvalidInputError: what was asked for is not possible here; nothing was trained.
         LostWorkerError: one of several workers ended before its time.
     """
     device = choose_device(run.device)
@@ -63,9 +66,12 @@ def run_train(run: TrainRun, workers: int) -> None:
                 f"workers: {workers} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
             )
         _load(run, torch.device("cpu"))  # a data set that is not there is one clear line, not one a worker
+        refusals = multiprocessing.get_context("spawn").SimpleQueue()
         try:
-            run_workers(functools.partial(_train_and_print, run), workers, device.type, run.threads)
+            run_workers(functools.partial(_work, run, refusals), workers, device.type, run.threads)
         except ProcessException as error:
+            if not refusals.empty():
+                raise refusals.get() from None
             how = getattr(error, "signal_name", None) or str(error).strip().splitlines()[-1]
             raise LostWorkerError(f"worker {error.error_index} of {workers} was lost ({how})") from None
         return
@@ -74,8 +80,19 @@ def run_train(run: TrainRun, workers: int) -> None:
         _train_and_print(run, group, own_device)
 
 
+def _work(
+    run: TrainRun, refusals: "SimpleQueue[InvalidInputError]", group: dist.ProcessGroup, device: torch.device
+) -> None:
+    try:
+        _train_and_print(run, group, device)
+    except InvalidInputError as error:
+        refusals.put(error)  # torch passes on no more than a traceback's text
+        raise
+
+
 def _load(run: TrainRun, device: torch.device) -> Dataset:
-    return load_dataset(run.config.dataset, holdout=run.config.holdout, root=run.data, device=device)
+    name = run.config.dataset
+    return load_dataset(name, holdout=run.config.holdout, root=local_root(run.data, name), device=device)
 
 
 def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: torch.device) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.tune.test_node_data import write
 from tune.cli import cli, main
 
 
@@ -71,6 +72,7 @@ BAD = {
     "report of nothing": ["report", "OUT"],
     "report format": ["report", "OUT", "--format", "pdf"],
     "data set": ["data", "imagenet"],
+    "data into a uri": ["data", "cifar10", "--data", "s3://bucket", "--download"],
     "spec name": ["specs", "digitz"],
 }
 
@@ -96,11 +98,25 @@ def test_the_data_folder_of_the_environment_has_no_password_either(capsys, tmp_p
     assert "PASSWORD@" not in err
 
 
-def test_a_damaged_checkpoint_is_bad_input(capsys, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_checkpoint_is_bad_input(workers, capfd, tmp_path):
     (tmp_path / "c.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
-    code, _, err = run(capsys, "train", "--model", "mlp1", "--epochs", 1, "--checkpoint", tmp_path / "c.pt")
+    arguments = ["train", "--model", "mlp1", "--epochs", 1, "--workers", workers, "--checkpoint", tmp_path / "c.pt"]
+    code, _, err = run(capfd, *arguments)
     assert code == 2
-    assert "c.pt is damaged" in err
+    assert "c.pt is damaged" in err.splitlines()[-1]
+
+
+def test_train_fetches_data_from_a_uri(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GCSR_DATA", (tmp_path / "shared").as_uri())
+    write(tmp_path / "shared")
+    trained = run(capsys, "train", "--dataset", "cifar10", "--model", "mlp1", "--epochs", 1, "--json")
+    assert trained[0] == 0
+    assert list((tmp_path / "cache").rglob("cifar10.npz"))
+    code, out, err = run(capsys, "data", "cifar10", "--download")
+    assert (code, out) == (2, "")
+    assert "is not allowed here; expected a folder" in err
 
 
 def test_inline_needs_no_ray(tmp_path):

@@ -33,7 +33,8 @@ def shared(tmp_path, monkeypatch):
     return tmp_path / "shared"
 
 
-def test_folders_are_their_own_answer():
+def test_folders_are_their_own_answer(monkeypatch):
+    monkeypatch.delenv("GCSR_DATA", raising=False)
     assert local_root(None, "cifar10") is None
     assert local_root("/data", "cifar10") == "/data"
     assert local_root("s3://nowhere/at/all", "digits") == "s3://nowhere/at/all", "digits need no files"
@@ -49,6 +50,13 @@ def test_it_is_fetched_once_and_again_when_it_is_another(shared):
     assert npz.stat().st_mtime_ns == written
     other = write(shared, seed=1)
     assert digest(load_arrays("cifar10", local_root(uri, "cifar10"))) == digest(other) != digest(first)
+
+
+def test_a_uri_in_the_environment_is_fetched_into_the_cache(shared, monkeypatch):
+    monkeypatch.setenv("GCSR_DATA", f"file://{shared}")
+    root = local_root(None, "cifar10")
+    assert root.startswith(str(shared.parent / "cache"))
+    assert local_root(f"file://{shared}", "cifar10") == root
 
 
 def _fetch(uri):
