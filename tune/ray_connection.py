@@ -1,13 +1,16 @@
 """The connection to Ray: a local one of our own, or a running cluster's, reached, authenticated and watched."""
 
+import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 from gcsr import InvalidInputError
@@ -44,6 +47,7 @@ def connect(address: str | None) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
     if address is None:
+        _keep_token_private()
         # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
         ray.init(address="local", include_dashboard=False, **quiet)
     else:
@@ -55,6 +59,21 @@ def connect(address: str | None) -> None:
             raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in front, which only prints a stack and dies
+
+
+def _keep_token_private() -> None:
+    """Make the secret of a local Ray, if there is none: Ray itself would let all users of this machine read it."""
+    elsewhere = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if elsewhere or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+    with contextlib.suppress(OSError):  # one that Ray made before, unless the disk is read-only
+        path.chmod(0o600)
 
 
 def watch_head() -> None:

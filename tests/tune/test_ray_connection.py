@@ -1,0 +1,31 @@
+"""A Ray of our own: who may use it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+STARTED = """
+import os
+os.umask(0o022)
+from tune.ray_connection import connect
+connect(None)
+import ray
+assert ray.get(ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
+"""
+
+
+@pytest.mark.parametrize("before", [None, "0" * 64])
+def test_its_secret_is_for_its_owner_only(before, tmp_path):
+    token = tmp_path / ".ray" / "auth_token"
+    if before is not None:  # as Ray itself leaves it
+        token.parent.mkdir()
+        token.write_text(before)
+        token.chmod(0o644)
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", STARTED]
+    subprocess.run(command, env=known | {"HOME": str(tmp_path)}, check=True, timeout=120)
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert len(token.read_text()) == 64
+    assert before in (None, token.read_text())
