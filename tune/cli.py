@@ -226,7 +226,7 @@ def report_command(out: str, form: Format, file: str | None, figures: str | None
         for line in report.damaged[:20]:
             click.echo(f"gcsr: {line}", err=True)
         raise InvalidInputError(
-            f"trials: {len(report.damaged)} damaged file(s) skipped; gcsr sweep --resume runs them again"
+            f"trials: {len(report.damaged)} damaged file(s) skipped; gcsr sweep --resume runs again what trials/ lacks"
         )
 
 

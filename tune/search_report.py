@@ -30,14 +30,14 @@ def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -
         values = [value for _, value in settings]
         best = [max(values[: k + 1]) for k in range(len(values))]
         order = tuple(float(k + 1) for k in range(len(values)))
-        where, mode = tuple(line[name] for name in _NAMING[:-1]), line["mode"]
+        where, mode, name = tuple(line[name] for name in _NAMING[:-1]), line["mode"], line["name"]
         hover = tuple(
             ", ".join(f"{k} {v:g}" for k, v in params.items()) + f": {100 * v0:.2f}" for params, v0 in settings
         )
         shown = tuple(100 * value for value in values)
-        panels[where].append(Series(name=mode, mode=mode, x=order, y=shown, hover=hover, joined=False))
+        panels[where].append(Series(name=name, mode=mode, x=order, y=shown, hover=hover, joined=False))
         panels[where].append(
-            Series(name=f"{mode}, best so far", mode=mode, x=order, y=tuple(100 * v for v in best), hover=hover)
+            Series(name=f"{name}, best so far", mode=mode, x=order, y=tuple(100 * v for v in best), hover=hover)
         )
     return [
         Figure(
@@ -69,7 +69,7 @@ def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) 
             study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        label = "/".join(str(line[name]) for name in _NAMING)
+        label = "/".join(str(line[name]) for name in (*_NAMING[:-1], "name"))
         found += [(label, name, f"{100 * share:.0f} %", str(len(settings))) for name, share in shares.items()]
     columns = ("line", "parameter", "importance", "settings")
     return TextTable("Importance of the searched parameters (fANOVA)", columns, tuple(found)) if found else None
@@ -78,14 +78,19 @@ def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) 
 def _lines(
     rows: list[dict[str, Any]], definition: Mapping[str, Any]
 ) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], float]]]]:
-    """Each line of the search, and its settings in the order in which they ended: searched parameters, objective."""
+    """Each line of the search, and its settings in the order in which they ended: searched parameters, objective.
+
+    A line's ``name`` is its mode, with γ where that is fixed: two lines may differ in no more.
+    """
     objective = definition["objectives"][0]
     for line in definition["lines"]:
         fixed = line["fixed"]
         names = [name for name in line if name not in ("fixed", "seed")]
         settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
-            if row["status"] != "failed" and row[objective] is not None and _is_of(row, fixed):
+            measured = row["status"] != "failed" and row[objective] is not None
+            is_auto = "gamma" in names and row["gamma"] == "auto"  # which lies in no range
+            if measured and not is_auto and _is_of(row, fixed):
                 settings[tuple(row[name] for name in names)].append(row)
         ended = sorted(settings.items(), key=lambda item: max(row["finished_at"] for row in item[1]))
         found = []
@@ -94,7 +99,8 @@ def _lines(
             if None not in params.values():
                 found.append((params, sum(row[objective] for row in group) / len(group)))
         if found:
-            yield {**fixed, **{name: line[name] for name in names}}, found
+            gamma = f" (γ={fixed['gamma']})" if "gamma" in fixed else ""
+            yield {**fixed, "name": fixed["mode"] + gamma, **{name: line[name] for name in names}}, found
 
 
 def _is_of(row: Row, fixed: Mapping[str, Any]) -> bool:
