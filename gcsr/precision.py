@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-__all__ = ["PRECISIONS", "Precision", "arithmetic", "autocast"]
+__all__ = ["PRECISIONS", "Precision", "arithmetic", "autocast", "is_emulated"]
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -17,6 +17,13 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if precision != "bf16":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether the device has no instructions for this precision, so that it is many times slower than float32."""
+    if precision != "bf16" or device.type != "cpu":
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextlib.contextmanager

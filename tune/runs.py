@@ -15,7 +15,7 @@ from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 from tune.sweep_log import SweepLog
-from tune.trial import Outcome, SweepJob, choose_device
+from tune.trial import Outcome, SweepJob, choose_device, warn_of_emulation
 from tune.units import UnitSource
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def check_unused(store: Store, options: RunOptions) -> None:
 
 
 def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
-    """Raise before anything is started if this machine's device or data cannot serve the trials.
+    """Raise before anything is started if this machine's device or data cannot serve the trials, warn if badly.
 
     Not for a running cluster: its nodes have devices and data folders of their own (`tune.node_check`).
 
@@ -179,7 +179,7 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
     """
     if options.address is not None:
         return
-    choose_device(options.device)
+    warn_of_emulation(trials, choose_device(options.device))
     for name in sorted({config.dataset for config in trials}):
         images = len(load_arrays(name, local_root(options.data, name))["train_images"])
         for config in trials:

@@ -18,7 +18,7 @@ from gcsr import Dataset, EpochRecord, InvalidInputError, TrialConfig, TrialResu
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import from_environment, run_workers
 from tune.node_data import local_root
-from tune.trial import choose_device
+from tune.trial import choose_device, warn_of_emulation
 
 __all__ = ["LostWorkerError", "TrainRun", "run_train"]
 
@@ -56,6 +56,7 @@ def run_train(run: TrainRun, workers: int) -> None:
         LostWorkerError: one of several workers ended before its time.
     """
     device = choose_device(run.device)
+    warn_of_emulation([run.config], device)
     if run.checkpoint and Path(run.checkpoint).is_dir():
         raise InvalidInputError(f"checkpoint: {run.checkpoint!r} is a folder; expected a file, which need not be there")
     if workers > 1:

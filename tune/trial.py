@@ -1,9 +1,10 @@
 """One trial of a sweep: from its config to the rows of the store. Every executor runs this."""
 
 import functools
+import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_dataset
 from gcsr.checkpoint import Checkpointer
 from gcsr.errors import OutOfTimeError
+from gcsr.precision import is_emulated
 from gcsr.trainer import training
 from gcsr.turns import Abreast, Turns
 from tune.node_data import local_root
@@ -28,6 +30,7 @@ __all__ = [
     "failed_outcome",
     "run_trials",
     "trial_in_turns",
+    "warn_of_emulation",
 ]
 
 _CHECKPOINT_SHARE = 0.05  # of a trial's time: a thousand GPUs share one store
@@ -100,6 +103,14 @@ def choose_device(name: str) -> torch.device:
             f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda"
         ) from None
     return device
+
+
+def warn_of_emulation(configs: Iterable[TrialConfig], device: torch.device) -> None:
+    """Say on stderr, before a long wait, that the trials' precision makes them slower here."""
+    for precision in sorted({config.precision for config in configs}):
+        if is_emulated(precision, device):
+            line = f"precision: {precision} is emulated on this processor, several times slower than fp32"
+            sys.stderr.write(f"gcsr: {line}\n")
 
 
 def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcome]:

@@ -107,6 +107,21 @@ def test_a_damaged_checkpoint_is_bad_input(workers, capfd, tmp_path):
     assert "c.pt is damaged" in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_precision_that_the_processor_lacks_is_warned_of(emulated, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("gcsr.precision.torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: not emulated)
+    given = {"model": "mlp1", "epochs": 1, "lam": 1e-3, "seed": 0, "mode": "baseline", "regularizer": "l2"}
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    grid = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+    sweep = ["sweep", "digits", "--executor", "inline", "--out", tmp_path / "out", *grid]
+    for arguments in (["train", *options, "--precision", "bf16"], [*sweep, "--set", "precision=[fp32, bf16]"]):
+        code, _, err = run(capsys, *arguments)
+        assert code == 0
+        assert err.count("precision: bf16 is emulated on this processor") == emulated
+    code, _, err = run(capsys, "train", *options)
+    assert "emulated" not in err
+
+
 def test_train_fetches_data_from_a_uri(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("GCSR_DATA", (tmp_path / "shared").as_uri())
