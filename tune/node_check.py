@@ -11,9 +11,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gcsr import InvalidInputError
-from gcsr.data import digest, load_arrays
 from tune.filesystem import one_line
-from tune.node_data import local_root
+from tune.node_data import local_digest
 from tune.store import Store
 from tune.trial import SweepJob
 
@@ -50,15 +49,18 @@ class NodeChecks:
         self._digests: dict[str, tuple[str, str]] = {}  # data set → (digest, the node that had it first)
         self._pending: dict[ray.ObjectRef, dict[str, Any]] = {}
 
-    def check(self, nodes: Sequence[dict[str, Any]]) -> None:
+    def check(self, nodes: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Check all these nodes and wait for the answers.
+
+        Returns:
+            SHA-256 of each data set, which is the same on all of them.
 
         Raises:
             InvalidInputError: one of them cannot serve; the line names it.
         """
         here = ray.util.get_node_ip_address()
         if not self._datasets and all(node["NodeManagerAddress"] == here for node in nodes):
-            return  # the store is on this machine, or behind a URI that the driver has reached
+            return {}  # the store is on this machine, or behind a URI that the driver has reached
         store, token = Store(self._job.store), f"visible-{uuid.uuid4().hex}"
         store.write_bytes(token, b"to be seen by every node")
         try:
@@ -75,6 +77,7 @@ class NodeChecks:
                     sys.stderr.write(f"gcsr: {line}, for {said - began:.0f} s\n")
         finally:
             store.remove(token)
+        return {name: found for name, (found, _) in self._digests.items()}
 
     def start(self, node: dict[str, Any], token: str | None = None) -> None:
         """Begin to check a node; `finished` gives the answer.
@@ -123,6 +126,6 @@ def _look(job: SweepJob, datasets: Sequence[str], token: str | None) -> NodeRepo
             return NodeReport(
                 f"out: {job.store!r} is not shared with this node; expected a URI, or a folder all nodes see"
             )
-        return NodeReport(digests={name: digest(load_arrays(name, local_root(job.data, name))) for name in datasets})
+        return NodeReport(digests={name: local_digest(job.data, name) for name in datasets})
     except (InvalidInputError, OSError) as error:
         return NodeReport(one_line(error))

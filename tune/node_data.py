@@ -2,19 +2,24 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcsr import DataError
-from gcsr.data import checksum_file, data_root
+from gcsr import DataError, InvalidInputError
+from gcsr.data import checksum_file, data_root, digest, load_arrays
 from gcsr.files import write_atomically
 from tune.filesystem import Files, one_line
 
-__all__ = ["local_root"]
+__all__ = ["UnfitNodeError", "check_digest", "local_digest", "local_root"]
 
 _CHUNK = 4 << 20  # bytes
+
+
+class UnfitNodeError(Exception):
+    """This machine's data is not what a sweep's other machines have: no fault of a trial, which is to run elsewhere."""
 
 
 def local_root(data: str | None, name: str) -> str | None:
@@ -42,6 +47,30 @@ def local_root(data: str | None, name: str) -> str | None:
         if not _is_there(target, expected):
             _fetch(files, source, target, expected)
     return str(folder)
+
+
+@functools.lru_cache
+def local_digest(data: str | None, name: str) -> str:
+    """SHA-256 of a data set's content on this machine; found out once a process.
+
+    Raises:
+        InvalidInputError: it is not there, or damaged.
+    """
+    return digest(load_arrays(name, local_root(data, name)))
+
+
+def check_digest(data: str | None, name: str, expected: str) -> None:
+    """Raise unless this machine's data set has that digest.
+
+    Raises:
+        UnfitNodeError: it has not, or is not there at all.
+    """
+    try:
+        found = local_digest(data, name)
+    except InvalidInputError as error:
+        raise UnfitNodeError(str(error)) from None
+    if found != expected:
+        raise UnfitNodeError(f"dataset: {name} has the sha256 {found[:12]}… here; expected {expected[:12]}…")
 
 
 def _kept() -> Path:
@@ -74,15 +103,15 @@ def _is_there(target: Path, expected: str) -> bool:
 
 
 def _fetch(files: Files, source: str, target: Path, expected: str) -> None:
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     try:
         checksum_file(target).unlink(missing_ok=True)
         with files.reading(source) as incoming, write_atomically(target) as file:
             while chunk := bytes(incoming.read(_CHUNK)):
-                digest.update(chunk)
+                sha256.update(chunk)
                 file.write(chunk)
-            if digest.hexdigest() != expected:
-                raise DataError(f"dataset: {source} has the sha256 {digest.hexdigest()}; expected {expected}")
+            if sha256.hexdigest() != expected:
+                raise DataError(f"dataset: {source} has the sha256 {sha256.hexdigest()}; expected {expected}")
         with write_atomically(checksum_file(target)) as file:
             file.write(f"{expected}  {target.name}\n".encode())
     except OSError as error:

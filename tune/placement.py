@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gcsr import InvalidInputError
 from tune.trial import SweepJob
 
-__all__ = ["TooSmallError", "TrialPlan", "described", "plan_trials", "worker_resources"]
+__all__ = ["TooSmallError", "TrialPlan", "described", "places", "plan_trials", "worker_resources"]
 
 Resources = Mapping[str, float]
 
@@ -75,13 +75,18 @@ def plan_trials(job: SweepJob, nodes: Sequence[Resources]) -> TrialPlan:
                 f"{'threads' if kind == 'CPU' else 'device'}: a trial that needs {needed:g} {kind} a worker can never "
                 f"run; expected at most {largest:g}, the largest node's"
             )
-    places = sum(min(_times(node.get(kind, 0), needed) for kind, needed in resources.items()) for node in nodes)
-    if job.workers > places:
+    workers = sum(places(node, resources) for node in nodes)
+    if job.workers > workers:
         raise TooSmallError(
-            f"workers: {job.workers} workers of {described(resources)} can never run; expected at most {places}, "
+            f"workers: {job.workers} workers of {described(resources)} can never run; expected at most {workers}, "
             "as many as the cluster holds"
         )
-    return TrialPlan(resources, places // job.workers)
+    return TrialPlan(resources, workers // job.workers)
+
+
+def places(node: Resources, needed: Resources) -> int:
+    """How many workers of these resources a node holds."""
+    return min(_times(node.get(kind, 0), amount) for kind, amount in needed.items())
 
 
 def _times(there: float, needed: float) -> int:

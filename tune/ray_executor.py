@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from gcsr import TrialConfig
 from tune.capacity import alive_nodes, plan_on_cluster
 from tune.node_check import NodeChecks
 from tune.placement import TrialPlan, plan_trials
+from tune.quarantine import Quarantine
 from tune.ray_scheduler import SparingScheduler
 from tune.ray_searcher import UnitSearcher
 from tune.recorder import Listener
@@ -76,8 +78,9 @@ class RayExecutor:
             else:
                 self._plan = plan_on_cluster(self._job, self._wait)
                 checks = NodeChecks(self._job, self._datasets, self._plan.resources)
-                checks.check(alive_nodes())
-                self._watch = NodeWatch(checks)
+                nodes = alive_nodes()
+                self._job = replace(self._job, digests=checks.check(nodes))
+                self._watch = NodeWatch(nodes, checks, Quarantine(self._plan.resources))
         except BaseException:
             ray.shutdown()
             raise

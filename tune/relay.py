@@ -9,6 +9,7 @@ from ray import tune as ray_tune
 from gcsr import TrialConfig
 from tune.capacity import alive_nodes
 from tune.node_check import NodeChecks
+from tune.quarantine import Quarantine
 from tune.recorder import Listener
 from tune.trainable import OUTCOME, UNIT, size_of, trials_of, unit_text
 
@@ -18,15 +19,17 @@ _PULSE_SECONDS = 5.0
 
 
 class NodeWatch:
-    """Looks at the cluster's nodes every few seconds, checks those that join, and tells what changed.
+    """Looks at the cluster's nodes every few seconds, keeps trials off those that join unfit, and tells what changed.
 
     Args:
-        checks: that the nodes so far have passed.
+        nodes: that have passed the checks.
+        checks: for those that join.
+        quarantine: for those that do not pass.
     """
 
-    def __init__(self, checks: NodeChecks) -> None:
-        self._checks = checks
-        self._known = {node["NodeID"]: node for node in alive_nodes()}
+    def __init__(self, nodes: Sequence[dict[str, Any]], checks: NodeChecks, quarantine: Quarantine) -> None:
+        self._checks, self._quarantine = checks, quarantine
+        self._known = {node["NodeID"]: node for node in nodes}
         self._next = 0.0
 
     def look(self, trials: Sequence[Any], listener: Listener) -> None:
@@ -42,12 +45,14 @@ class NodeWatch:
         now = {node["NodeID"]: node for node in alive_nodes()}
         for name in self._known.keys() - now.keys():
             listener.noticed("node_left", node=self._known[name]["NodeManagerAddress"], nodes=len(now))
+            self._quarantine.forget(self._known[name])
         for name in now.keys() - self._known.keys():
             listener.noticed("node_joined", node=now[name]["NodeManagerAddress"], nodes=len(now))
             self._checks.start(now[name])
         self._known = now
         for node, problem in self._checks.finished():
-            if problem is not None:
+            if problem is not None and node["NodeID"] in now:
+                self._quarantine.close(node)
                 listener.noticed("node_unfit", node=node["NodeManagerAddress"], problem=problem)
         running = sum(size_of(trial.config) for trial in trials if trial.status == "RUNNING")
         listener.noticed("pulse", running=running, nodes=len(now))

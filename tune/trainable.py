@@ -1,14 +1,14 @@
 """`gcsr` trials as a Ray Tune trainable, in actors that are reused from trial to trial."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
-from tune.trial import SweepJob
+from tune.trial import Outcome, SweepJob, check_data
 from tune.units import run_unit
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]
@@ -53,7 +53,7 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         if job.gpu_share < 1 and torch.cuda.is_available():
             # Ray only counts shares; without this one trial's memory would be another's failure.
             torch.cuda.set_per_process_memory_fraction(job.gpu_share)
-        self._outcomes = run_unit(unit, job)
+        self._outcomes = _run(unit, job)
         self._left = len(unit)
         return True
 
@@ -67,3 +67,8 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         return None
+
+
+def _run(unit: Sequence[TrialConfig], job: SweepJob) -> Iterator[list[Outcome]]:
+    check_data(unit, job)  # what it raises Tune takes for a lost worker, and tries elsewhere
+    yield from run_unit(unit, job)

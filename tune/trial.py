@@ -4,8 +4,8 @@ import functools
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -17,13 +17,14 @@ from gcsr.errors import OutOfTimeError
 from gcsr.precision import is_emulated
 from gcsr.trainer import training
 from gcsr.turns import Abreast, Turns
-from tune.node_data import local_root
+from tune.node_data import check_digest, local_root
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
 
 __all__ = [
     "Outcome",
     "SweepJob",
+    "check_data",
     "checkpoint_name",
     "choose_device",
     "dataset_of",
@@ -53,6 +54,7 @@ class SweepJob:
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         deadline: as `time.time` counts; trials that have not ended by then stop after their running epoch.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
+        digests: SHA-256 of each data set, as the nodes of a running cluster agreed on when the sweep began.
     """
 
     experiment: str
@@ -67,6 +69,7 @@ class SweepJob:
     stop_collapsed: bool = False
     deadline: float | None = None
     checkpoint_seconds: float = 10.0
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def out_of_time(self) -> bool:
         """Whether the deadline has passed."""
@@ -201,6 +204,16 @@ class StoredCheckpoint:
 
     def __str__(self) -> str:
         return self._store.path(self._name)
+
+
+def check_data(configs: Sequence[TrialConfig], job: SweepJob) -> None:
+    """Raise unless this machine has the trials' data as the sweep's nodes agreed on it.
+
+    Raises:
+        UnfitNodeError: it has not.
+    """
+    for name in sorted({config.dataset for config in configs} & job.digests.keys()):
+        check_digest(job.data, name, job.digests[name])
 
 
 def dataset_of(config: TrialConfig, job: SweepJob, device: torch.device) -> Dataset:

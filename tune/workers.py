@@ -13,9 +13,10 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from gcsr.errors import OutOfTimeError
 from gcsr.parallel import backend, is_lost_worker
 from gcsr.turns import finished, undisturbed
+from tune.node_data import UnfitNodeError
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
-from tune.trial import Outcome, SweepJob, failed_outcome, trial_in_turns
+from tune.trial import Outcome, SweepJob, check_data, failed_outcome, trial_in_turns
 
 __all__ = ["train_with_workers"]
 
@@ -47,9 +48,9 @@ def train_with_workers(config: dict[str, Any]) -> None:
         outcome = trainer.fit().return_value
     except WorkerGroupError as error:
         causes = [_raised_by_trial(failure) for failure in error.worker_failures.values()]
-        own = [cause for cause in causes if cause is not None and not is_lost_worker(cause)]
+        own = [cause for cause in causes if cause is not None and not _is_machines_fault(cause)]
         if not own or len(own) < len(causes):
-            raise  # a worker or its node is gone
+            raise  # a worker or its node is gone, or cannot serve
         outcome = failed_outcome(trial, job, own[0])
     ray_tune.report({OUTCOME: [] if outcome is None else [outcome]})
 
@@ -60,10 +61,15 @@ def _raised_by_trial(failure: BaseException) -> BaseException | None:
     return None if type(raised).__module__.split(".")[0] == "ray" else raised
 
 
+def _is_machines_fault(cause: BaseException) -> bool:
+    return isinstance(cause, UnfitNodeError) or is_lost_worker(cause)
+
+
 def _work(config: dict[str, Any]) -> Outcome | None:
     job: SweepJob = config[JOB]
     torch.set_num_threads(job.threads)
     (trial,) = trials_of(config)
+    check_data([trial], job)
     device = get_device()
     try:
         with undisturbed(device, trial.precision):

@@ -2,13 +2,19 @@
 
 import hashlib
 import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from gcsr import DataError
+from gcsr import DataError, TrialConfig
 from gcsr.data import digest, load_arrays
-from tune.node_data import local_root
+from tune.node_data import UnfitNodeError, local_digest, local_root
+from tune.ray_executor import RayExecutor
+from tune.recorder import Recorder
+from tune.store import Store
+from tune.trainable import JOB, OUTCOME, UNIT, SweepTrainable, unit_text
+from tune.trial import SweepJob
 
 
 def write(folder, seed=0, name="cifar10"):
@@ -89,3 +95,34 @@ def test_a_digest_is_of_the_content(shared):
     assert digest(arrays) == digest({key: value.copy(order="F") for key, value in arrays.items()})
     changed = arrays | {"test_labels": arrays["test_labels"][::-1].copy()}
     assert digest(arrays) != digest(changed)
+
+
+def test_a_worker_whose_data_is_another_is_no_fault_of_the_trials(shared, tmp_path):
+    config = TrialConfig(dataset="cifar10", model="mlp1", epochs=1, batch_size=10)
+    job = SweepJob(experiment="test", store=str(tmp_path / "out"), data=str(shared))
+    agreed = local_digest(str(shared), "cifar10")
+    (tmp_path / "empty").mkdir()
+
+    def outcome(job):
+        return SweepTrainable({UNIT: unit_text([config]), JOB: job}).step()[OUTCOME][0].row["error"]
+
+    assert outcome(replace(job, digests={"cifar10": agreed})) is None
+    assert "is not in" in outcome(replace(job, data=str(tmp_path / "empty"))), "where nothing was agreed on"
+    with pytest.raises(UnfitNodeError, match="has the sha256"):
+        outcome(replace(job, digests={"cifar10": "0" * 64}))
+    with pytest.raises(UnfitNodeError, match="is not in"):
+        outcome(replace(job, data=str(tmp_path / "empty"), digests={"cifar10": agreed}))
+
+
+@pytest.mark.slow
+def test_nor_is_one_of_several_workers(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no address: Ray is started here
+    monkeypatch.setattr("tune.ray_executor._ROUNDS", 1)
+    config = TrialConfig(dataset="cifar10", model="mlp1", epochs=1, batch_size=10)
+    digests = {"cifar10": "0" * 64}
+    job = SweepJob(experiment="test", store=str(tmp_path / "out"), data=str(shared), workers=2, digests=digests)
+    recorder = Recorder(Store(job.store), set(), [])
+    with RayExecutor(job) as executor, recorder:
+        executor.run([[config]], recorder)
+    (failure,) = recorder.failures
+    assert "its worker was lost 1 times" in failure

@@ -1,6 +1,7 @@
 """Real kills: a search's driver, nodes of a real cluster, its head; a disk that is full or read-only."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tune.test_node_data import write
 from tests.tune.test_sweep import rows
 from tune.cli import main
 from tune.store import Store
@@ -79,10 +81,10 @@ def cluster(monkeypatch):
 
     clusters = []
 
-    def started(workers):
+    def started(workers, **options):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         clusters.append(cluster)
-        return cluster, [cluster.add_node(num_cpus=1) for _ in range(workers)]
+        return cluster, [cluster.add_node(num_cpus=1, **options) for _ in range(workers)]
 
     yield started
     for cluster in clusters:
@@ -110,6 +112,38 @@ def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     _, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     assert rows(Store(str(out))) == expected
+
+
+def test_nodes_that_join_with_other_data_or_none_run_no_trial(tmp_path, cluster, monkeypatch):
+    monkeypatch.delenv("GCSR_DATA", raising=False)  # of the driver: each node has one of its own
+    spec, out = tmp_path / "spec.yaml", tmp_path / "out"
+    grid = {"dataset": "cifar10", "model": "mlp2", "mode": "baseline", "lam": 1e-3, "epochs": 100}
+    spec.write_text(f"experiment: test\ngrid: {grid | {'seed': list(range(10))}}\n")
+    for seed, folder in enumerate(("data", "other")):
+        write(tmp_path / folder, seed)
+    expected = undisturbed("sweep", spec, tmp_path / "undisturbed", "--data", str(tmp_path / "data"))
+    where = {name: {"GCSR_DATA": str(tmp_path / name)} for name in ("data", "other", "nowhere")}
+    first, (fit,) = cluster(1, env_vars=where["data"])
+    driver = start("sweep", spec, out, "--address", first.address)
+    wait_for(out, 1, driver)
+    first.remove_node(fit, allow_graceful=False)
+    for name in ("other", "nowhere"):
+        first.add_node(num_cpus=1, env_vars=where[name])
+
+    def problems():
+        events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return sorted(event["problem"] for event in events if event["event"] == "node_unfit")
+
+    deadline = time.monotonic() + 120
+    while len(problems()) < 2 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first.add_node(num_cpus=1, env_vars=where["data"])
+    _, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    assert rows(Store(str(out))) == expected
+    missing, other = problems()
+    assert "cifar10 is not in" in missing
+    assert "its cifar10 has the sha256" in other
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small disk takes root")
