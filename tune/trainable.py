@@ -8,7 +8,7 @@ import torch
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
-from tune.trial import Outcome, SweepJob, check_data
+from tune.trial import Outcome, SweepJob, check_digests
 from tune.units import run_unit
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]
@@ -70,5 +70,5 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
 
 
 def _run(unit: Sequence[TrialConfig], job: SweepJob) -> Iterator[list[Outcome]]:
-    check_data(unit, job)  # what it raises Tune takes for a lost worker, and tries elsewhere
+    check_digests(unit, job)  # what it raises Tune takes for a lost worker, and tries elsewhere
     yield from run_unit(unit, job)

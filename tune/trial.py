@@ -24,7 +24,7 @@ from tune.store import Store
 __all__ = [
     "Outcome",
     "SweepJob",
-    "check_data",
+    "check_digests",
     "checkpoint_name",
     "choose_device",
     "dataset_of",
@@ -206,7 +206,7 @@ class StoredCheckpoint:
         return self._store.path(self._name)
 
 
-def check_data(configs: Sequence[TrialConfig], job: SweepJob) -> None:
+def check_digests(configs: Sequence[TrialConfig], job: SweepJob) -> None:
     """Raise unless this machine has the trials' data as the sweep's nodes agreed on it.
 
     Raises:

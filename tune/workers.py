@@ -16,7 +16,7 @@ from gcsr.turns import finished, undisturbed
 from tune.node_data import UnfitNodeError
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
-from tune.trial import Outcome, SweepJob, check_data, failed_outcome, trial_in_turns
+from tune.trial import Outcome, SweepJob, check_digests, failed_outcome, trial_in_turns
 
 __all__ = ["train_with_workers"]
 
@@ -69,7 +69,7 @@ def _work(config: dict[str, Any]) -> Outcome | None:
     job: SweepJob = config[JOB]
     torch.set_num_threads(job.threads)
     (trial,) = trials_of(config)
-    check_data([trial], job)
+    check_digests([trial], job)
     device = get_device()
     try:
         with undisturbed(device, trial.precision):
