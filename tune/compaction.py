@@ -49,16 +49,23 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
 
 
 def recover(store: Store) -> None:
-    """Complete a merge that was killed, and put files that cannot be read out of the way."""
+    """Complete a merge that was killed, and put damaged files out of the way, so that their trials run again.
+
+    Epochs are many and cost no trial: of theirs only the footers are looked at.
+
+    Raises:
+        OSError: the store cannot be read at the moment; what could not be read stays where it is.
+    """
     for info in store.files("compacting"):
         folder, _, part = info.base_name.partition("-")
-        if store.is_readable(info.path):
+        if store.is_readable(info.path, folder):
             _finish(store, folder, part, store.sources(info.path))
         else:
-            store.remove(f"compacting/{info.base_name}")
+            store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
     for folder in ("trials", "epochs"):
         for info in store.files(folder):
-            if _PART.fullmatch(info.base_name) and not store.is_readable(info.path):
+            whole = folder == "trials"
+            if _PART.fullmatch(info.base_name) and not store.is_readable(info.path, folder, whole=whole):
                 store.move(f"{folder}/{info.base_name}", f"damaged/{folder}-{info.base_name}")
 
 
@@ -83,7 +90,8 @@ def _merge_singles(store: Store, names: Sequence[str], singles: int) -> None:
 
 
 def _merge_parts(store: Store, folder: str, names: Sequence[str], level: int) -> None:
-    fit = store.each(store.is_readable, [store.path(folder, name) for name in names])
+    paths = [store.path(folder, name) for name in names]
+    fit = store.each(lambda path: store.is_readable(path, folder, whole=False), paths)
     readable = [name for name, good in zip(names, fit, strict=True) if good]
     with contextlib.suppress(DamagedStoreError):  # who reads the store is told its name
         _write(store, folder, readable, store.read_pieces(folder, readable), level=level)

@@ -37,6 +37,7 @@ _LOCK = ".lock"
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"
 _ROW_GROUP = 100_000  # rows
+_FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}  # else a rotten bit is just a number
 _SCHEMAS = {"trials": TRIALS, "epochs": EPOCHS}
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
@@ -185,6 +186,9 @@ class Store:
         """All rows of ``trials/`` that can be read, and the names of the files that cannot.
 
         Complete also while another process merges files: what it takes away is in its place already.
+
+        Raises:
+            OSError: the store cannot be read at the moment.
         """
         wanted = columns if columns is None or "trial_id" in columns else ["trial_id", *columns]
         while True:
@@ -193,13 +197,13 @@ class Store:
             found, merging = self._listing("trials")
             for info in sorted(found, key=lambda i: i.base_name.startswith(_PART)) + merging:
                 try:
-                    with self._files.reading(info.path) as file:
-                        tables.append(_conform(pq.read_table(file, columns=wanted), wanted))
-                except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-                    if self._info(info.path).is_file:
-                        damaged.append(f"{info.path} is damaged: {one_line(error)}")
-                    else:
-                        moved = True
+                    with self._parsing(info.path) as file:
+                        rows = pq.read_table(file, columns=wanted, page_checksum_verification=True)
+                        tables.append(_conform(rows, wanted))
+                except FileNotFoundError:
+                    moved = True
+                except DamagedStoreError as error:
+                    damaged.append(str(error))
             if not moved:
                 break
         schema = TRIALS if wanted is None else pa.schema([TRIALS.field(name) for name in wanted])
@@ -209,7 +213,7 @@ class Store:
 
     def ended(self) -> set[str]:
         """Ids of the trials that need no run: all but the failed ones and those whose file is damaged."""
-        table = self.read_trials(["trial_id", "status"]).table
+        table = self.read_trials().table  # whole: what a report calls damaged is to run again
         rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return {trial_id for trial_id, status in rows if status != "failed"}
 
@@ -258,23 +262,54 @@ class Store:
             if all(i.base_name in before for i in self.files(folder) if i.base_name.startswith(_PART)):
                 return found, merging
 
-    def is_readable(self, path: str) -> bool:
-        """Whether a Parquet file's footer and schema can be read."""
+    @contextlib.contextmanager
+    def _parsing(self, path: str) -> Iterator[pa.NativeFile]:
+        """A Parquet file to be parsed in the block.
+
+        Raises:
+            DamagedStoreError: its bytes are not what they should be.
+            OSError: they cannot be had, which says nothing about them.
+        """
+        with self._files.reading(path) as file:
+            try:
+                yield file
+            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # a disk's; Parquet's own have no number
+                    error.filename = path
+                    raise
+                raise DamagedStoreError(f"{path} is damaged: {one_line(error)}") from None
+
+    def is_readable(self, path: str, folder: str, *, whole: bool = True) -> bool:
+        """Whether a Parquet file can be read.
+
+        Args:
+            path: of the file.
+            folder: whose rows it holds.
+            whole: look at every row, not only at the footer.
+
+        Raises:
+            OSError: the store cannot be read at the moment.
+        """
         try:
-            with self._files.reading(path) as file:
+            if whole:
+                for _ in self._pieces(path, folder):
+                    pass
+                return True
+            with self._parsing(path) as file:
                 return "trial_id" in pq.read_schema(file).names
-        except (pa.ArrowException, OSError, ValueError):
+        except DamagedStoreError:
             return False
 
     def read_each(self, folder: str, names: Sequence[str]) -> list[pa.Table | None]:
-        """The rows of each file of a folder; None in the place of one that cannot be read."""
+        """The rows of each file of a folder; None in the place of one that is damaged."""
 
         def whole(name: str) -> pa.Table | None:
             try:
-                with self._files.reading(self.path(folder, name)) as file:
-                    rows = pq.ParquetFile(file).read(use_threads=False)  # so small a file: threads would cost more
+                with self._parsing(self.path(folder, name)) as file:
+                    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                    rows = parquet.read(use_threads=False)  # so small a file: threads would cost more
                     return _conform(rows, None, _SCHEMAS[folder])
-            except (pa.ArrowException, OSError, ValueError, KeyError):
+            except DamagedStoreError:
                 return None
 
         return self.each(whole, names)
@@ -283,15 +318,15 @@ class Store:
         """The rows of some files of a folder, in order, a piece at a time.
 
         Raises:
-            DamagedStoreError: one of them cannot be read.
+            DamagedStoreError: one of them is damaged.
         """
         for name in names:
-            try:
-                with self._files.reading(self.path(folder, name)) as file:
-                    for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP):
-                        yield _conform(pa.Table.from_batches([batch]), None, _SCHEMAS[folder])
-            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-                raise DamagedStoreError(f"{folder}/{name} is damaged: {one_line(error)}") from None
+            yield from self._pieces(self.path(folder, name), folder)
+
+    def _pieces(self, path: str, folder: str) -> Iterator[pa.Table]:
+        with self._parsing(path) as file:
+            for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(_ROW_GROUP):
+                yield _conform(pa.Table.from_batches([batch]), None, _SCHEMAS[folder])
 
     def write_merged(self, folder: str, part: str, sources: Sequence[str], tables: Iterable[pa.Table]) -> None:
         """Write ``compacting/FOLDER-PART``: the rows of others, and their names.
@@ -305,7 +340,7 @@ class Store:
         schema = _SCHEMAS[folder].with_metadata({_SOURCES: json.dumps(list(sources)).encode()})
         with (
             self._files.writing(self.path("compacting", f"{folder}-{part}")) as stream,
-            pq.ParquetWriter(stream, schema, compression="zstd") as writer,
+            pq.ParquetWriter(stream, schema, **_FORMAT) as writer,
         ):
             waiting: list[pa.Table] = []
             for table in tables:
@@ -318,7 +353,7 @@ class Store:
 
     def sources(self, path: str) -> list[str]:
         """Names of the files that a merged one replaces."""
-        with self._files.reading(path) as file:
+        with self._parsing(path) as file:
             names: list[str] = json.loads((pq.read_schema(file).metadata or {}).get(_SOURCES, b"[]"))
         return names
 
@@ -369,7 +404,7 @@ class Store:
 
 def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, **_FORMAT)
     return buffer.getvalue()
 
 

@@ -1,8 +1,13 @@
 """Few files, whatever happens while they are merged."""
 
+import contextlib
+import errno
+import io
 import threading
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tune.conftest import make_row
@@ -31,6 +36,16 @@ def check(store, rows):
     assert not found.damaged
     assert found.table["trial_id"].to_pylist() == ids(rows)
     assert len(store.epochs().to_table()) == 3 * len([row for row in rows if row["status"] != "failed"])
+
+
+def rot(path, column="test_accuracy"):
+    """Turn over the last byte of a column's values."""
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    (chunk,) = [each for k in range(group.num_columns) if (each := group.column(k)).path_in_schema == column]
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start + chunk.total_compressed_size - 1] ^= 0xFF
+    path.write_bytes(data)
 
 
 def names(store, folder="trials"):
@@ -151,6 +166,67 @@ def test_a_damaged_file_is_not_merged_and_a_damaged_part_is_put_aside(tmp_path):
     recover(store)
     assert not store.ended()  # all of them run again
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == [f"trials-{part}"]
+
+
+def test_a_part_whose_values_rot_is_put_aside_and_a_trial_whose_values_rot_runs_again(tmp_path):
+    store = Store(str(tmp_path))
+    fill(store, range(8))
+    compact(store, singles=8)
+    alone = fill(store, [8, 9])
+    (part,) = [name for name in names(store) if name.startswith("part-")]
+    rot(tmp_path / "trials" / part)
+    rot(tmp_path / "trials" / f"{alone[0]['trial_id']}.parquet")
+    assert len(store.read_trials().damaged) == 2
+    recover(store)
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == [f"trials-{part}"]
+    assert store.ended() == {alone[1]["trial_id"]}
+    rows = fill(store, range(10))
+    assert store.ended() == set(ids(rows))
+    assert not store.read_trials().damaged
+
+
+@pytest.mark.parametrize("damage", ["values", "footer"])
+def test_a_damaged_merge_is_put_aside_and_replaces_nothing(tmp_path, damage):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(8))
+    singles = [f"{row['trial_id']}.parquet" for row in rows]
+    store.write_merged("trials", "part-0-a.parquet", singles, store.read_pieces("trials", singles))
+    merged = tmp_path / "compacting" / "trials-part-0-a.parquet"
+    if damage == "values":
+        rot(merged)
+    else:
+        merged.write_bytes(merged.read_bytes()[:-9])
+    recover(store)
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["trials-part-0-a.parquet"]
+    assert not store.files("compacting")
+    check(store, rows)
+
+
+class Failing(io.BytesIO):
+    """A file on a disk that fails."""
+
+    def read(self, size=-1):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(8))
+    compact(store, singles=8)
+    (part,) = names(store)
+
+    @contextlib.contextmanager
+    def reading(path):
+        yield pa.PythonFile(Failing((tmp_path / "trials" / part).read_bytes()), "r")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._files, "reading", reading)
+        for work in (recover, Store.read_trials, lambda store: store.read_each("trials", [part])):
+            with pytest.raises(OSError, match="Input/output error") as caught:
+                work(store)
+            assert caught.value.filename.endswith(part)
+    assert not (tmp_path / "damaged").exists()
+    check(store, rows)
 
 
 def test_a_merge_that_ends_between_two_listings_is_missed_by_none(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A sweep into S3: the real protocol, on a server on loopback that fails some requests."""
 
+import re
 import subprocess
 import threading
 
@@ -21,16 +22,21 @@ SPEC = SweepSpec(experiment="test", grid=GRID | {"mode": ["baseline", "ours_orig
 
 
 class Flaky:
-    """A WSGI application before another: of so many requests it answers four in a row with 503."""
+    """A WSGI application before another: of so many requests it answers four in a row with 503.
+
+    So it does every request whose method and path match ``down``.
+    """
 
     def __init__(self, application):
         self.application, self.every, self.requests, self.failed = application, 0, 0, 0
+        self.down = None
         self.lock = threading.Lock()
 
     def __call__(self, environ, start_response):
         with self.lock:
             self.requests += 1
             fail = self.every and self.requests % self.every < 4
+            fail = fail or (self.down and re.match(self.down, f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"))
             self.failed += bool(fail)
         if fail:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -64,7 +70,7 @@ def bucket(server, monkeypatch, request):
     client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
     client.create_bucket(Bucket=name)
     yield f"s3://{name}/sweep?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
-    flaky.every = 0
+    flaky.every, flaky.down = 0, None
 
 
 def test_a_sweep_into_a_store_that_fails_some_requests_equals_one_on_a_disk(bucket, server, tmp_path, capsys):
@@ -90,6 +96,24 @@ def test_files_are_merged_there_too(bucket):
     compact(store, singles=8)
     recover(store)
     assert len(store.files("trials")) == len(store.files("epochs")) == 1
+    assert rows(store) == before
+
+
+def test_rows_that_only_a_killed_merge_holds_outlive_an_outage(bucket, server, capsys, monkeypatch):
+    monkeypatch.setattr(filesystem, "_ATTEMPTS", 1)  # of six seconds each, by the S3 client itself
+    store = Store(bucket)
+    run_sweep(SPEC, store, RunOptions(executor="inline"))
+    before = rows(store)
+    singles = [info.base_name for info in store.files("trials")]
+    store.write_merged("trials", "part-0-a.parquet", singles, store.read_pieces("trials", singles))
+    store.each(store.remove, [f"trials/{name}" for name in singles])  # killed before the part was moved
+    server[0].down = "GET .*/compacting/."
+    capsys.readouterr()
+    assert main(["sweep", "digits", "--executor", "inline", "--out", bucket, "--resume"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "resume with: gcsr" in line
+    server[0].down = None
+    recover(store)
     assert rows(store) == before
 
 
