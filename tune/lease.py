@@ -6,80 +6,119 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from gcsr import InvalidInputError
 
 if TYPE_CHECKING:
     from tune.store import Store
 
-__all__ = ["lease"]
+__all__ = ["Lease", "LostLeaseError"]
 
 _NAME = "lease.json"
+_CLOCK = "lease.clock"
 _RENEW_SECONDS = 10.0
 _VALID_SECONDS = 45.0
 _SETTLE_SECONDS = 1.0  # two that start at once: the one whose lease is still there after this holds it
 
 
-@contextlib.contextmanager
-def lease(store: "Store") -> Iterator[None]:
-    """Hold the right to write, or refuse.
+class LostLeaseError(OSError):
+    """Another run took the store over."""
+
+
+class Lease:
+    """The right to write to a store, renewed by a thread of its own; a context manager.
 
     A lease whose holder is a dead process of this machine is taken over at once; one from elsewhere when it has not
-    been renewed for `_VALID_SECONDS`.
+    been renewed for `_VALID_SECONDS`, by the store's clock. A holder that was suspended or cut off for so long finds
+    out at its next renewal: for `_RENEW_SECONDS` after it woke, two may write.
+
+    Args:
+        store: whose.
 
     Raises:
-        InvalidInputError: another run holds it.
+        InvalidInputError: on entering, if another run holds it.
     """
-    mine = uuid.uuid4().hex
-    _refuse_if_held(store, mine)
-    _renew(store, mine)
-    time.sleep(_SETTLE_SECONDS)
-    _refuse_if_held(store, mine)
-    done = threading.Event()
 
-    def renewing() -> None:
-        while not done.wait(_RENEW_SECONDS):
-            with contextlib.suppress(OSError):  # the next one may pass; until then the old one is valid
-                _renew(store, mine)
+    def __init__(self, store: "Store") -> None:
+        self._store, self._id = store, uuid.uuid4().hex
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._renewing, daemon=True, name="gcsr-lease")
+        self._lost: LostLeaseError | None = None
 
-    thread = threading.Thread(target=renewing, daemon=True, name="gcsr-lease")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        with contextlib.suppress(OSError):
-            store.remove(_NAME)
+    def __enter__(self) -> Self:
+        found = self._store.read_json(_NAME)
+        if found is not None and not self._is_over(found):
+            raise self._refusal(found)
+        self._write()
+        time.sleep(_SETTLE_SECONDS)
+        found = self._store.read_json(_NAME) or {}
+        if found.get("id") != self._id:
+            raise self._refusal(found)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        with contextlib.suppress(OSError, InvalidInputError):
+            if (self._store.read_json(_NAME) or {}).get("id") == self._id:
+                self._store.remove(_NAME)
+
+    def check(self) -> None:
+        """Raise if another run has taken over.
+
+        Raises:
+            LostLeaseError: it has.
+        """
+        if self._lost is not None:
+            raise self._lost
+
+    def _renewing(self) -> None:
+        while self._lost is None and not self._done.wait(_RENEW_SECONDS):
+            with contextlib.suppress(OSError, InvalidInputError):  # the next may pass; until then the old one is valid
+                found = self._store.read_json(_NAME) or {}
+                if found.get("id") == self._id:
+                    self._write()
+                else:
+                    self._lost = LostLeaseError(
+                        f"out: {self._store.location!r} was taken over by another gcsr run ({_holder(found)}) while "
+                        "this one was suspended or cut off"
+                    )
+
+    def _write(self) -> None:
+        self._store.write_json(_NAME, {"id": self._id, "host": socket.gethostname(), "pid": os.getpid()})
+
+    def _is_over(self, found: dict[str, Any]) -> bool:
+        if found.get("host") == socket.gethostname() and not _is_alive(found.get("pid")):
+            return True
+        # Clocks of machines may differ by minutes: the store's own is read off a file written now.
+        self._store.write_bytes(_CLOCK, self._id.encode())
+        now, renewed = self._store.modified(_CLOCK), self._store.modified(_NAME)
+        self._store.remove(_CLOCK)
+        return now is not None and renewed is not None and now - renewed > _VALID_SECONDS
+
+    def _refusal(self, found: dict[str, Any]) -> InvalidInputError:
+        return InvalidInputError(
+            f"out: {self._store.location!r} is in use by another gcsr run ({_holder(found)}); wait for it or stop it "
+            f"(if it died, its claim ends {_VALID_SECONDS:.0f} s after its last sign of life)"
+        )
 
 
-def _renew(store: "Store", mine: str) -> None:
-    store.write_json(_NAME, {"id": mine, "host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()})
+def _holder(found: dict[str, Any]) -> str:
+    return f"process {found['pid']} on {found['host']}" if "pid" in found and "host" in found else "which has ended"
 
 
-def _refuse_if_held(store: "Store", mine: str) -> None:
-    found = store.read_json(_NAME)
-    if found is None or found.get("id") == mine or _is_over(found):
-        return
-    holder = f"process {found.get('pid')} on {found.get('host')}"
-    raise InvalidInputError(
-        f"out: {store.location!r} is in use by another gcsr run ({holder}); wait for it or stop it (if it died, its "
-        f"claim ends {_VALID_SECONDS:.0f} s after its last sign of life)"
-    )
-
-
-def _is_over(found: dict[str, Any]) -> bool:
-    renewed, pid = found.get("renewed"), found.get("pid")
-    if not isinstance(renewed, int | float) or not isinstance(pid, int) or time.time() - renewed > _VALID_SECONDS:
-        return True
-    if found.get("host") != socket.gethostname() or pid == os.getpid():
+def _is_alive(pid: object) -> bool:
+    if not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:
+        return True
+    return True

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from gcsr import InvalidInputError
 from tune.filesystem import Files, one_line
-from tune.lease import lease
+from tune.lease import Lease
 from tune.schema import EPOCHS, TRIALS
 
 __all__ = ["CONCURRENT", "DamagedStoreError", "Store", "StoreError", "Trials"]
@@ -81,6 +81,7 @@ class Store:
             raise StoreError(str(error)) from None
         self._root = self._files.root
         self.is_local = self._files.is_local
+        self._lease: Lease | None = None
 
     def path(self, *parts: str) -> str:
         """A path inside the store, as its filesystem names it."""
@@ -137,7 +138,7 @@ class Store:
             bucket = self._root.split("/")[0]
             if self._info(bucket).type == pafs.FileType.NotFound:
                 raise StoreError(f"out: {self.location!r} cannot be written: there is no bucket {bucket}")
-            with lease(self):
+            with Lease(self) as self._lease:
                 yield
             return
         root = Path(self._root)
@@ -153,6 +154,15 @@ class Store:
                     for folder in created:
                         folder.rmdir()
             os.close(handle)
+
+    def check_held(self) -> None:
+        """Raise if another run has taken over the right to write that `exclusive` gave.
+
+        Raises:
+            LostLeaseError: it has; only on a remote store.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
     def _lock(self, root: Path) -> int:
         while True:
@@ -384,7 +394,7 @@ class Store:
         return data
 
     def modified(self, name: str) -> float | None:
-        """When a file was last written, as `time.time` counts; None if it is not there."""
+        """When a file was last written, in seconds by the store's clock; None if it is not there."""
         info = self._info(self.path(name))
         return info.mtime.timestamp() if info.is_file and info.mtime is not None else None
 

@@ -48,9 +48,10 @@ class StoreWriter:
             compact(self._store)
 
     def check(self) -> None:
-        """Raise what went wrong with an earlier outcome, if anything did."""
+        """Raise what went wrong with an earlier outcome, or that the store is another run's by now."""
         if self._error is not None:
             raise self._error
+        self._store.check_held()
 
     def write(self, outcome: Outcome) -> None:
         """Have an outcome stored; waits only where too many are waiting already.
@@ -86,6 +87,7 @@ class StoreWriter:
         if self._error is not None:
             return  # a store that is gone would be waited for once an outcome
         try:
+            self._store.check_held()
             work(item)
         except BaseException as error:
             self._error = self._error or error

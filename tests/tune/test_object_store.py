@@ -3,13 +3,19 @@
 import re
 import subprocess
 import threading
+import time
+from datetime import timedelta
 
 import pytest
 
+from gcsr import InvalidInputError, TrialConfig
+from tests.benchmarks.scaling import outcome
 from tests.tune.test_sweep import GRID, rows
 from tune import filesystem, lease
 from tune.cli import main
 from tune.compaction import compact, recover
+from tune.endings import WorkFailedError, resumable
+from tune.recorder import Recorder
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
@@ -19,6 +25,9 @@ boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
 
 SPEC = SweepSpec(experiment="test", grid=GRID | {"mode": ["baseline", "ours_orig"], "regularizer": "l2"})
+
+
+OTHER = {"id": "another", "host": "elsewhere", "pid": 1}
 
 
 class Flaky:
@@ -71,6 +80,13 @@ def bucket(server, monkeypatch, request):
     client.create_bucket(Bucket=name)
     yield f"s3://{name}/sweep?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
     flaky.every, flaky.down = 0, None
+
+
+def keys(bucket):
+    """What the server holds in a bucket, by name."""
+    from moto.s3.models import s3_backends
+
+    return dict(s3_backends["123456789012"]["aws"].buckets[bucket.split("/")[2]].keys.items())
 
 
 def test_a_sweep_into_a_store_that_fails_some_requests_equals_one_on_a_disk(bucket, server, tmp_path, capsys):
@@ -128,10 +144,42 @@ def test_a_second_run_is_refused_while_the_first_lives(bucket, capsys, monkeypat
     assert store.read_json("lease.json") is None
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for dead in ({"pid": gone.pid}, {"host": "elsewhere", "renewed": held["renewed"] - 100}):
-        store.write_json("lease.json", held | dead)
-        with store.exclusive():
-            pass
+    store.write_json("lease.json", held | {"pid": gone.pid})
+    with store.exclusive():
+        pass
+
+
+@pytest.mark.parametrize("skew", [-1000, 1000])
+def test_a_lease_from_elsewhere_is_judged_by_the_clock_of_the_store(bucket, monkeypatch, skew):
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)
+    store = Store(bucket)
+    store.write_json("lease.json", OTHER | {"renewed": time.time() + skew})
+    with pytest.raises(InvalidInputError, match="in use by another gcsr run"), store.exclusive():
+        pass
+    keys(bucket)["sweep/lease.json"].last_modified -= timedelta(seconds=100)
+    with store.exclusive():
+        pass
+    assert not [name for name in keys(bucket) if "lease" in name]
+
+
+def test_a_run_whose_lease_was_taken_over_ends_and_leaves_it_to_the_other(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.01)
+    store = Store(bucket)
+    deadline = time.monotonic() + 20
+    with (
+        pytest.raises(WorkFailedError, match=r"taken over .* \(process 1 on elsewhere\) .* resume with: gcsr"),
+        resumable(True),
+        store.exclusive(),
+        Recorder(store, set(), []) as recorder,
+    ):
+        recorder.ended(outcome(TrialConfig(mode="baseline", lam=1e-3)))
+        recorder.wait()
+        store.write_json("lease.json", OTHER)
+        while time.monotonic() < deadline:
+            recorder.noticed("pulse")
+    assert store.read_json("lease.json") == OTHER
+    assert len(store.ended()) == 1
 
 
 def test_a_bucket_that_is_not_there_is_one_line(bucket, capsys):
