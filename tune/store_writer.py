@@ -79,7 +79,8 @@ class StoreWriter:
 
     def _write(self, outcome: Outcome) -> None:
         self._store.write_trial(outcome.row, outcome.epochs)
-        self._store.remove(checkpoint_name(outcome.row["trial_id"]))
+        if outcome.row["status"] != "failed":  # that one is run again, and need not begin anew
+            self._store.remove(checkpoint_name(outcome.row["trial_id"]))
         self._stored(outcome)
 
     def _guarded(self, work: Callable[[T], None], item: T) -> None:

@@ -5,11 +5,12 @@ import pytest
 import tune.trial
 import tune.units
 from gcsr import TrialConfig
+from tune.recorder import Recorder
 from tune.runs import RunOptions
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trial import SweepJob
+from tune.trial import StoredCheckpoint, SweepJob, checkpoint_name
 from tune.units import UnitCutter, is_stacked, run_unit
 
 MIXED = SweepSpec(
@@ -188,3 +189,44 @@ def test_after_the_deadline_nothing_is_begun(tmp_path):
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
     for fields in ({"cohort": 1}, {"cohort": 1, "abreast": 2}, {"cohort": 2}):
         assert outcomes_of(configs, job(tmp_path, deadline=0.0, **fields)) == []
+
+
+def stored(configs, job):
+    """Run as an executor does; returns how many trials ended how."""
+    store = Store(job.store)
+    with Recorder(store, store.ended(), []) as recorder:
+        for outcome in outcomes_of(configs, job):
+            recorder.ended(outcome)
+    return recorder.statuses
+
+
+def test_a_trial_that_failed_goes_on_from_its_checkpoint_when_it_runs_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune.trial, "_CHECKPOINT_SHARE", 1.0)
+    config = TrialConfig(model="mlp1", width=0.1, epochs=5)
+    disturbed = job(tmp_path / "disturbed", cohort=1, checkpoint_seconds=0.0)
+    saved, write = [], StoredCheckpoint.write
+
+    def full_once(storage, data):
+        saved.append(data)
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device")
+        write(storage, data)
+
+    monkeypatch.setattr(StoredCheckpoint, "write", full_once)
+    assert stored([config], disturbed) == {"failed": 1}
+    assert Store(disturbed.store).read_bytes(checkpoint_name(config.trial_id)) == saved[1]
+    assert stored([config], disturbed) == {"finished": 1}
+    assert len(saved) == 3 + 3, "epochs 2 to 4"
+    assert Store(disturbed.store).read_bytes(checkpoint_name(config.trial_id)) is None
+    whole = job(tmp_path / "whole", cohort=1)
+    stored([config], whole)
+    losses = [Store(each.store).read_trials().table["train_loss"].to_pylist() for each in (disturbed, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_a_damaged_checkpoint_is_dropped_and_its_trial_begins_anew(tmp_path):
+    config = TrialConfig(model="mlp1", width=0.1, epochs=1)
+    store = Store(str(tmp_path))
+    store.write_bytes(checkpoint_name(config.trial_id), b"PK\x03\x04 not a checkpoint")
+    assert stored([config], job(tmp_path, cohort=1)) == {"finished": 1}
+    assert store.read_bytes(checkpoint_name(config.trial_id)) is None
