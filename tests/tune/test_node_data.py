@@ -97,7 +97,8 @@ def test_a_digest_is_of_the_content(shared):
     assert digest(arrays) != digest(changed)
 
 
-def test_a_worker_whose_data_is_another_is_no_fault_of_the_trials(shared, tmp_path):
+def test_a_worker_whose_data_is_another_is_no_fault_of_the_trials(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path))  # else the home folder
     config = TrialConfig(dataset="cifar10", model="mlp1", epochs=1, batch_size=10)
     job = SweepJob(experiment="test", store=str(tmp_path / "out"), data=str(shared))
     agreed = local_digest(str(shared), "cifar10")
