@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from gcsr import InvalidInputError
 from tune.lines import Line
+from tune.passwords import without_password
 from tune.search_spec import Pruner, Sampler
 
 __all__ = ["LineStudy", "StudyStorage", "make_sampler", "should_prune", "storage_failures"]
@@ -98,7 +99,7 @@ class StudyStorage:
             else:
                 self.storage = JournalStorage(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))
         except Exception as error:  # a driver of any database may raise anything
-            raise InvalidInputError(f"storage: {_without_password(url)} cannot be opened: {_line(error)}") from None
+            raise InvalidInputError(f"storage: {without_password(url)} cannot be opened: {_line(error)}") from None
 
     @classmethod
     def journal(cls, path: Path) -> "StudyStorage":
@@ -247,11 +248,6 @@ def _identity(line: Line, objectives: Sequence[str]) -> str:
     space: dict[str, BaseDistribution] = line.space
     parts = [line.fixed, line.seeds, {name: distribution_to_json(each) for name, each in space.items()}, objectives]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://…@{tail}" if at else url
 
 
 def _line(error: BaseException) -> str:
