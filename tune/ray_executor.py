@@ -180,7 +180,12 @@ class RayExecutor:
                     verbose=0,
                 ),
             )
-            tuner.fit()
+            try:
+                tuner.fit()
+            except ray_tune.TuneError as error:
+                if isinstance(error.__context__, OSError):  # of the store, in a callback or the searcher
+                    raise error.__context__ from None
+                raise
             if relay.error is not None:
                 raise relay.error
         finally:

@@ -90,9 +90,14 @@ class Store:
     # -- the sweep it belongs to ------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether a sweep was started here."""
-        there = (self._info(self.path(name)).type for name in (_MANIFEST, "trials"))
-        return any(kind != pafs.FileType.NotFound for kind in there)
+        """Whether a sweep was started here.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        with self._reaching():
+            there = (self._files.info(self.path(name)).type for name in (_MANIFEST, "trials"))
+            return any(kind != pafs.FileType.NotFound for kind in there)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Note which sweep this is: its spec and which trials it has."""
@@ -136,9 +141,11 @@ class Store:
         """
         if not self.is_local:
             bucket = self._root.split("/")[0]
-            if self._info(bucket).type == pafs.FileType.NotFound:
-                raise StoreError(f"out: {self.location!r} cannot be written: there is no bucket {bucket}")
-            with Lease(self) as self._lease:
+            with contextlib.ExitStack() as held:
+                with self._reaching():
+                    if self._files.info(bucket).type == pafs.FileType.NotFound:
+                        raise StoreError(f"out: {self.location!r} cannot be written: there is no bucket {bucket}")
+                    self._lease = held.enter_context(Lease(self))
                 yield
             return
         root = Path(self._root)
@@ -254,10 +261,7 @@ class Store:
 
     def files(self, folder: str) -> list[pafs.FileInfo]:
         """The complete Parquet files of a folder, by name."""
-        try:
-            found = self._files.list(self.path(folder))
-        except OSError as error:
-            raise self._unreachable(error) from None
+        found = self._files.list(self.path(folder))
         return [i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(_BUSY)]
 
     def _listing(self, folder: str) -> tuple[list[pafs.FileInfo], list[pafs.FileInfo]]:
@@ -387,7 +391,7 @@ class Store:
 
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file; None if it is not there."""
-        if not self._info(self.path(name)).is_file:
+        if not self._files.info(self.path(name)).is_file:
             return None
         with self._files.reading(self.path(name)) as file:
             data: bytes = file.read()
@@ -395,21 +399,20 @@ class Store:
 
     def modified(self, name: str) -> float | None:
         """When a file was last written, in seconds by the store's clock; None if it is not there."""
-        info = self._info(self.path(name))
+        info = self._files.info(self.path(name))
         return info.mtime.timestamp() if info.is_file and info.mtime is not None else None
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
         self._files.remove(self.path(name))
 
-    def _info(self, path: str) -> pafs.FileInfo:
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Around what comes before a run: there a store that does not answer is bad input, later it ends the run."""
         try:
-            return self._files.info(path)
+            yield
         except OSError as error:
-            raise self._unreachable(error) from None
-
-    def _unreachable(self, error: OSError) -> StoreError:
-        return StoreError(f"out: {self.location!r} cannot be reached: {one_line(error)}")
+            raise StoreError(f"out: {self.location!r} cannot be reached: {one_line(error)}") from None
 
 
 def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:

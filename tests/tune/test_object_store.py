@@ -17,9 +17,11 @@ from tune.compaction import compact, recover
 from tune.endings import WorkFailedError, resumable
 from tune.recorder import Recorder
 from tune.runs import RunOptions
+from tune.schema import failed_row
 from tune.spec import SweepSpec
-from tune.store import Store
+from tune.store import Store, StoreError
 from tune.sweep import run_sweep
+from tune.trial import Outcome
 
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")
@@ -131,6 +133,30 @@ def test_rows_that_only_a_killed_merge_holds_outlive_an_outage(bucket, server, c
     server[0].down = None
     recover(store)
     assert rows(store) == before
+
+
+@pytest.mark.slow
+def test_an_outage_is_bad_input_before_a_run_and_ends_it_later_with_the_line_that_resumes(bucket, server, monkeypatch):
+    monkeypatch.setattr(filesystem, "_ATTEMPTS", 1)
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)
+    store = Store(bucket)
+    server[0].down = "."
+    with pytest.raises(StoreError, match=r"out: .* cannot be reached"), store.exclusive():
+        pass
+    with pytest.raises(OSError, match="503"):
+        store.modified("checkpoints/x.pt")
+    server[0].down = None
+    failed = Outcome(failed_row(TrialConfig(mode="baseline", lam=1e-3), "test", "ValueError: no"), [])
+    with (
+        pytest.raises(WorkFailedError, match=r"503.*; resume with: gcsr"),
+        resumable(True),
+        store.exclusive(),
+        Recorder(store, set(), []) as recorder,
+    ):
+        server[0].down = "GET /[^/]+$"  # the merge lists files, the writers do not
+        recorder.ended(failed)
+    server[0].down = None
+    assert len(store.read_trials().table) == 1
 
 
 def test_a_second_run_is_refused_while_the_first_lives(bucket, capsys, monkeypatch):

@@ -1,0 +1,48 @@
+"""What the Ray executor makes of lost workers."""
+
+import contextlib
+import threading
+
+import psutil
+import pytest
+
+from tune.cli import main
+from tune.store import Store
+
+
+@contextlib.contextmanager
+def every_worker_killed():
+    """Kills this process's Ray workers as soon as they train."""
+    done = threading.Event()
+
+    def kill():
+        while not done.wait(0.1):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "Trainable.train" in " ".join(process.cmdline()):
+                        process.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_store_that_is_gone_when_a_search_loses_a_worker_ends_it_with_the_line_that_resumes(
+    tmp_path, monkeypatch, capsys
+):
+    def gone(store, name):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Store, "modified", gone)
+    arguments = ["search", "digits", "--trials", "2", "--out", str(tmp_path / "out"), "--cohort", "1"]
+    for fixed in ("epochs=3000", "mode=ours_orig", "model=mlp6", "regularizer=l2", "seed=0"):
+        arguments += ["--set", fixed]
+    with every_worker_killed():
+        assert main(arguments) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("gcsr: Input/output error; every ended trial is stored; resume with: gcsr")
