@@ -107,7 +107,6 @@ class RayExecutor:
         losses = _Losses(self._job)
         left, attempt = list(work), 0
         while left:
-            losses.begin()
             self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
             left = [rest for unit in left if (rest := ending.left(unit))]
             if self._job.out_of_time():
@@ -123,7 +122,6 @@ class RayExecutor:
         """Run units as the source gives them, until it has finished."""
         ending = _Ending(listener, self._job)
         losses = _Losses(self._job)
-        losses.begin()
         searcher = UnitSearcher(
             source,
             self._shared,
@@ -227,20 +225,14 @@ class _Losses:
     def __init__(self, job: SweepJob) -> None:
         self._store = Store(job.store)
         self._counts: Counter[str] = Counter()
-        self._since: dict[str, float] = {}
-        self._began = 0.0
-
-    def begin(self) -> None:
-        """A round begins."""
-        self._began = time.time()
+        self._saved: dict[str, list[float | None]] = {}  # when, by the store's clock
 
     def too_many(self, unit: Sequence[TrialConfig]) -> bool:
         """The unit's worker was lost: whether to give it up."""
         key = unit[0].trial_id
         saved = [self._store.modified(checkpoint_name(config.trial_id)) for config in unit]
-        since = self._since.get(key, self._began)
-        self._since[key] = time.time()
-        if any(when is not None and when > since for when in saved):
+        if saved != self._saved.get(key):
             self._counts[key] = 0
+        self._saved[key] = saved
         self._counts[key] += 1
         return self._counts[key] >= _ROUNDS

@@ -1,13 +1,35 @@
 """What the Ray executor makes of lost workers."""
 
 import contextlib
+import os
 import threading
 
 import psutil
 import pytest
 
+from gcsr import TrialConfig
 from tune.cli import main
+from tune.ray_executor import _Losses
 from tune.store import Store
+from tune.trial import SweepJob, checkpoint_name
+
+
+@pytest.mark.parametrize("skew", [-1000, 1000])
+def test_a_unit_is_given_up_after_three_workers_without_progress_whatever_the_clock_of_the_store(tmp_path, skew):
+    store, losses = Store(str(tmp_path)), _Losses(SweepJob(experiment="test", store=str(tmp_path)))
+    unit = [TrialConfig(mode="baseline", lam=1e-3, seed=seed) for seed in range(2)]
+
+    def save(config, seconds):
+        name = checkpoint_name(config.trial_id)
+        store.write_bytes(name, b"state")
+        when = store.modified(name) + skew + seconds
+        os.utime(store.path(name), (when, when))
+
+    for seconds in range(4):
+        save(unit[seconds % 2], seconds)
+        assert not losses.too_many(unit)
+    assert not losses.too_many(unit)
+    assert losses.too_many(unit)
 
 
 @contextlib.contextmanager
