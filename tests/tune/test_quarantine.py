@@ -11,7 +11,7 @@ def test_it_takes_every_place_of_a_node_and_of_no_other(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the cluster lives on this machine, and for this test …
     process = multiprocessing.get_context("spawn").Process(target=_close_a_node)  # … and Ray reads it once a process
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=300)
     assert process.exitcode == 0
 
 

@@ -25,7 +25,7 @@ def test_its_secret_is_for_its_owner_only(before, tmp_path):
         token.chmod(0o644)
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", STARTED]
-    subprocess.run(command, env=known | {"HOME": str(tmp_path)}, check=True, timeout=120)
+    subprocess.run(command, env=known | {"HOME": str(tmp_path)}, check=True, timeout=300)
     assert token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) == 64
     assert before in (None, token.read_text())

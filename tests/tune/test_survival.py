@@ -44,7 +44,7 @@ def ended(out):
 
 
 def wait_for(out, count, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while ended(out) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert ended(out) >= count, process.communicate()
@@ -63,12 +63,12 @@ def test_a_search_killed_again_and_again_ends_in_the_undisturbed_table(spec, tmp
         driver = start("search", spec, out, *SEARCH)
         wait_for(out, before + 4, driver)
         driver.send_signal(number)
-        _, err = driver.communicate(timeout=120)
+        _, err = driver.communicate(timeout=300)
         if number == signal.SIGINT:
             assert driver.returncode == 130, err
             assert "resume with: gcsr search" in err
     driver = start("search", spec, out, *SEARCH)
-    _, err = driver.communicate(timeout=200)
+    _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert rows(Store(str(out))) == expected
     assert len(expected) == 28
@@ -99,7 +99,7 @@ def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     driver = start("sweep", spec, out, *SWEEP, "--abreast", "3", "--address", first.address)
     wait_for(out, 4, driver)
     first.remove_node(first.head_node, allow_graceful=False)
-    _, err = driver.communicate(timeout=100)
+    _, err = driver.communicate(timeout=300)
     assert driver.returncode == 1, err
     assert "stopped answering; every ended trial is stored" in err
     assert 4 <= ended(out) < len(expected)
@@ -109,7 +109,7 @@ def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     driver = start("sweep", spec, out, *SWEEP, "--abreast", "3", "--address", second.address)
     wait_for(out, ended(out) + 4, driver)
     second.remove_node(nodes[0], allow_graceful=False)
-    _, err = driver.communicate(timeout=200)
+    _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert rows(Store(str(out))) == expected
 
@@ -134,11 +134,11 @@ def test_nodes_that_join_with_other_data_or_none_run_no_trial(tmp_path, cluster,
         events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         return sorted(event["problem"] for event in events if event["event"] == "node_unfit")
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(problems()) < 2 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     first.add_node(num_cpus=1, env_vars=where["data"])
-    _, err = driver.communicate(timeout=200)
+    _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert rows(Store(str(out))) == expected
     missing, other = problems()
@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(spec, tmp_path, executor)
         pytest.skip("this machine does not let root mount")
     try:
         driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
-        _, err = driver.communicate(timeout=200)
+        _, err = driver.communicate(timeout=300)
         assert driver.returncode == 1, err
         assert "No space left on device" in err
         assert "resume with: gcsr sweep" in err
@@ -171,12 +171,12 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(spec, tmp_path, executor)
         assert not Store(str(out)).read_trials().damaged
         mount("remount,ro")
         driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
-        _, err = driver.communicate(timeout=200)
+        _, err = driver.communicate(timeout=300)
         assert driver.returncode == 2, err
         assert "Read-only file system" in err
         mount("remount,rw,size=10m")
         driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
-        _, err = driver.communicate(timeout=200)
+        _, err = driver.communicate(timeout=300)
         assert driver.returncode == 0, err
         assert rows(Store(str(out))) == expected
     finally:
