@@ -250,7 +250,7 @@ class Store:
             files = {info.path for info in found}
             try:
                 for info in merging:
-                    with contextlib.suppress(pa.ArrowInvalid):  # damaged: who reads it names it
+                    with contextlib.suppress(DamagedStoreError):  # who reads it names it
                         files -= {self.path("epochs", name) for name in self.sources(info.path)}
                     files.add(info.path)
                 return sorted(files)
