@@ -90,7 +90,14 @@ def training(
     run = _Run(config, data, workers)
     state = _load(checkpointer, config.trial_id, data.train_images.device, workers)
     if state is not None:
-        run.load_state_dict(state)
+        try:
+            run.load_state_dict(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint: its state is no trial's: {' '.join(str(error).split())[:100]}"
+            ) from None
     while run.epoch < config.epochs:  # type: ignore[operator]
         record = yield from run.train_epoch()
         if record is None:
@@ -313,10 +320,10 @@ class _Run:
         """Go on from a `state_dict`. If it is of another number of workers, dropout draws anew.
 
         Raises:
-            CheckpointError: it is of another kind of device, whose random numbers are others.
+            ValueError: it is of another kind of device, whose random numbers are others.
         """
         if state["device"] != self.device.type:
-            raise CheckpointError(f"checkpoint: it was written on {state['device']}; expected {self.device.type}")
+            raise ValueError(f"written on {state['device']}; expected {self.device.type}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -18,7 +18,7 @@ from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
 from tune.trial import Outcome, SweepJob, check_digests, failed_outcome, trial_in_turns
 
-__all__ = ["train_with_workers"]
+__all__ = ["is_machines_fault", "train_with_workers"]
 
 
 def train_with_workers(config: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ def train_with_workers(config: dict[str, Any]) -> None:
         outcome = trainer.fit().return_value
     except WorkerGroupError as error:
         causes = [_raised_by_trial(failure) for failure in error.worker_failures.values()]
-        own = [cause for cause in causes if cause is not None and not _is_machines_fault(cause)]
+        own = [cause for cause in causes if cause is not None and not is_machines_fault(cause)]
         if not own or len(own) < len(causes):
             raise  # a worker or its node is gone, or cannot serve
         outcome = failed_outcome(trial, job, own[0])
@@ -61,7 +61,8 @@ def _raised_by_trial(failure: BaseException) -> BaseException | None:
     return None if type(raised).__module__.split(".")[0] == "ray" else raised
 
 
-def _is_machines_fault(cause: BaseException) -> bool:
+def is_machines_fault(cause: BaseException) -> bool:
+    """Whether what a worker raised says that its machine is gone, or cannot serve."""
     return isinstance(cause, UnfitNodeError) or is_lost_worker(cause)
 
 

@@ -169,12 +169,21 @@ def test_a_checkpoint_of_another_trial_is_refused(digits, tmp_path):
         train(TrialConfig(model="mlp1", epochs=1, seed=1), digits, checkpointer=checkpointer)
 
 
-def test_a_checkpoint_of_another_kind_of_device_is_refused(digits, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device": "cuda"}, "written on cuda; expected cpu"),
+        ({"model": {}}, "Missing key"),
+        ({"records": [{"epoch": 0}]}, "missing"),
+        ({"generator": torch.zeros(3, dtype=torch.uint8)}, ""),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(digits, tmp_path, change, words):
     config, checkpointer = TrialConfig(model="mlp1", epochs=2), Checkpointer(FileStorage(tmp_path / "c.pt"))
     train(config, digits, checkpointer=checkpointer)
     state = checkpointer.load(config.trial_id, torch.device("cpu"))
-    checkpointer.save(config.trial_id, state | {"device": "cuda"})
-    with pytest.raises(CheckpointError, match="it was written on cuda; expected cpu"):
+    checkpointer.save(config.trial_id, state | change)
+    with pytest.raises(CheckpointError, match=f"its state is no trial's: .*{words}"):
         train(config, digits, checkpointer=checkpointer)
 
 
