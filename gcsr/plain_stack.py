@@ -47,7 +47,7 @@ class _Scratch:
 
 
 class PlainStack:
-    """The networks of a cohort.
+    """The networks of a cohort, or one alone.
 
     Args:
         weights: stacked parameters by name, ``[K, …]``, in the order of the layers: weight, bias, weight, …
