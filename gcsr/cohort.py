@@ -107,9 +107,7 @@ class _Cohort:
 
     def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
-        written_out = PlainStack.suits(self.first, self.device)
-        batch_size = min(self.first.batch_size, len(self.data.train_labels))
-        self.plain = PlainStack(self.weights, batch_size) if written_out else None
+        self.plain = PlainStack.of(self.first, self.weights, len(self.data.train_labels))
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         # Of the running epoch: steps, π, imposed, |g|, loss.

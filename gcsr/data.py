@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gcsr.config import DATASETS
 from gcsr.errors import ConfigError, DataError
-from gcsr.files import write_atomically
+from gcsr.files import cache_folder, write_atomically
 
 __all__ = [
     "Dataset",
@@ -77,7 +77,7 @@ def data_root(given: str | os.PathLike[str] | None = None) -> Path:
         return Path(given)
     if os.environ.get("GCSR_DATA"):
         return Path(os.environ["GCSR_DATA"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcsr"
+    return cache_folder()
 
 
 def load_dataset(

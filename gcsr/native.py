@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gcsr.files import cache_folder
 from gcsr.memory_pass import MemoryPass, PassTensor
 
 __all__ = ["NativePass", "library"]
@@ -54,7 +55,7 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     """Path of the shared library, compiled if it is not there; appears whole, whoever else compiles it."""
     source = _SOURCE.read_text()
     key = hashlib.sha256("\0".join((source, compiler, *flags, _processor())).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcsr"
+    cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(cache, os.W_OK) or cache.stat().st_uid != os.getuid():

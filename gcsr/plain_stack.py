@@ -71,6 +71,12 @@ class PlainStack:
         self._minus_one = first.new_full((batch_size, 1), -1.0)
         self._scratch: dict[int, _Scratch] = {}  # by size: whole batches, and ragged last ones
 
+    @classmethod
+    def of(cls, config: TrialConfig, weights: Mapping[str, Tensor], images: int) -> "PlainStack | None":
+        """The stack of such trials, which are trained on so many images; None if it cannot be written out."""
+        suits = cls.suits(config, next(iter(weights.values())).device)
+        return cls(weights, min(config.batch_size, images)) if suits else None
+
     @staticmethod
     def suits(config: TrialConfig, device: torch.device) -> bool:
         """Whether the networks of such trials can be written out."""

@@ -196,12 +196,13 @@ class _Run:
 
     def _written_out(self) -> PlainStack | None:
         """The network as a stack of one, which leaves its gradients where the optimizer looks for them."""
-        if self.workers.group is not None or not PlainStack.suits(self.config, self.device):
+        if self.workers.group is not None:
             return None
         weights = {name: p.detach()[None] for name, p in self.model.named_parameters()}
-        plain = PlainStack(weights, min(self.config.batch_size, len(self.data.train_labels)))
-        for name, p in self.model.named_parameters():
-            p.grad = plain.grads[name][0]
+        plain = PlainStack.of(self.config, weights, len(self.data.train_labels))
+        if plain is not None:
+            for name, p in self.model.named_parameters():
+                p.grad = plain.grads[name][0]
         return plain
 
     @property

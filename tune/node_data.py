@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gcsr import DataError, InvalidInputError
 from gcsr.data import checksum_file, data_root, digest, load_arrays
-from gcsr.files import write_atomically
+from gcsr.files import cache_folder, write_atomically
 from tune.filesystem import Files, one_line
 
 __all__ = ["UnfitNodeError", "check_digest", "local_digest", "local_root"]
@@ -75,9 +75,7 @@ def check_digest(data: str | None, name: str, expected: str) -> None:
 
 def _kept() -> Path:
     """This machine's own data root, also where ``GCSR_DATA`` is a URI."""
-    if "://" in os.environ.get("GCSR_DATA", ""):
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcsr"
-    return data_root(None)
+    return cache_folder() if "://" in os.environ.get("GCSR_DATA", "") else data_root(None)
 
 
 def _noted_checksum(files: Files, source: str, data: str) -> str:

@@ -101,7 +101,7 @@ def _named(param: click.Parameter | None) -> str:
 TIME = _Time()
 
 data_option = click.option(
-    "--data", type=_Location(), metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
+    "--data", metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
 )
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: cuda if any."
