@@ -1,5 +1,8 @@
-"""Shared by the tests of tune/: rows of the store that no training had to make."""
+"""Shared by the tests of tune/: rows of the store that no training had to make, and a real cluster."""
 
+import multiprocessing
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -44,3 +47,39 @@ def table():
 def row():
     """`make_row`."""
     return make_row
+
+
+@pytest.fixture
+def on_cluster(monkeypatch):
+    """Runs a function, given a real cluster whose head has so many CPUs, in a process of its own that is connected."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the cluster lives on this machine, and for this test …
+
+    def run(function: Callable[[Any], None], cpus: int) -> None:
+        arguments = (function, cpus)  # … and Ray reads it once a process
+        process = multiprocessing.get_context("spawn").Process(target=_with_cluster, args=arguments)
+        process.start()
+        process.join(timeout=120)
+        assert process.exitcode == 0
+
+    return run
+
+
+def _with_cluster(function: Callable[[Any], None], cpus: int) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    function(cluster)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def wait_for_cpus(count: int) -> None:
+    """Until the connected cluster has so many CPUs to give."""
+    import ray
+
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == count

@@ -1,10 +1,8 @@
 """What a cluster has and may grow to; waiting for nodes on a real one."""
 
-import multiprocessing
-import time
-
 import pytest
 
+from tests.tune.conftest import wait_for_cpus
 from tests.tune.test_placement import job
 from tune.capacity import Launched, plan_on_cluster
 from tune.placement import TooSmallError, plan_trials
@@ -35,20 +33,11 @@ def test_the_launchers_file():
 
 
 @pytest.mark.slow
-def test_it_refuses_waits_and_goes_on_when_a_node_has_joined(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the cluster lives on this machine, and for this test …
-    process = multiprocessing.get_context("spawn").Process(target=_wait_for_a_node)  # … and Ray reads it once a process
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode == 0
+def test_it_refuses_waits_and_goes_on_when_a_node_has_joined(on_cluster):
+    on_cluster(_wait_for_a_node, cpus=0)
 
 
-def _wait_for_a_node():
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+def _wait_for_a_node(cluster):
     said = []
     with pytest.raises(TooSmallError, match=r"threads: a trial that needs 1 CPU a worker can never run") as refused:
         plan_on_cluster(job(), None, said.append)
@@ -65,9 +54,4 @@ def _wait_for_a_node():
     plan = plan_on_cluster(job(workers=2), 60.0, say)
     assert plan.slots == 1
     assert "a trial takes 2 workers of 1 CPU" in said[-1]
-    deadline = time.monotonic() + 20
-    while ray.available_resources().get("CPU") != 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ray.available_resources()["CPU"] == 3, "what was asked for is given back"
-    ray.shutdown()
-    cluster.shutdown()
+    wait_for_cpus(3)  # what was asked for is given back
