@@ -54,7 +54,8 @@ class Short(ray_tune.Trainable):
 
 @pytest.mark.slow
 def test_short_trials_do_not_keep_other_workers_from_starting(tmp_path):
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    # "local": a cluster that another process of these tests started must not be joined.
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     try:
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(Short, {"cpu": 1}),
