@@ -3,24 +3,28 @@
 import contextlib
 import gc
 import hashlib
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from gcsr.turns import seed_generators
 
-__all__ = ["Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
+__all__ = ["START_METHOD", "Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
 
+START_METHOD = "forkserver"  # of `run_workers`; what is shared with its processes must be made for the same
 _TIMEOUT = timedelta(minutes=10)  # the first rank may still be loading data
 
 
@@ -129,6 +133,7 @@ def run_workers(
     """Run ``function(group, device)`` in so many new processes of this machine, which meet through a file.
 
     Nothing listens beyond the loopback interface. When one process ends with an error the others are ended too.
+    They are forked from one new process that has imported torch, which takes longer than a short trial.
 
     Args:
         function: picklable.
@@ -139,8 +144,21 @@ def run_workers(
     Raises:
         torch.multiprocessing.ProcessException: a process failed or was killed.
     """
+    imported = [__name__, getattr(function, "func", function).__module__]  # the module also of a functools.partial
+    if device_type == "cpu":
+        imported.append("torch._dynamo")  # DDP imports it, for seconds; it may ask CUDA, which no fork survives
+    multiprocessing.get_context(START_METHOD).set_forkserver_preload(imported)
     with tempfile.TemporaryDirectory(prefix="gcsr-workers-") as folder:
-        spawn(_worker, (function, workers, device_type, threads, str(Path(folder) / "meet")), nprocs=workers)
+        arguments = (function, workers, device_type, threads, str(Path(folder) / "meet"), dict(os.environ))
+        # Daemons: an interrupt of this process alone ends them, too.
+        start_processes(_worker, arguments, nprocs=workers, daemon=True, start_method=START_METHOD)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)  # the main thread may wait in a collective
 
 
 def _worker(
@@ -150,7 +168,10 @@ def _worker(
     device_type: str,
     threads: int,
     meet: str,
+    environment: dict[str, str],
 ) -> None:
+    os.environ.update(environment)  # the forking process has that of its own start
+    threading.Thread(target=_end_with_parent, daemon=True, name="gcsr-parent-watch").start()
     loopback = "lo0" if os.uname().sysname == "Darwin" else "lo"
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
     torch.set_num_threads(threads)

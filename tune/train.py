@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import ProcessException
 
 from gcsr import Dataset, EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
-from gcsr.parallel import from_environment, run_workers
+from gcsr.parallel import START_METHOD, from_environment, run_workers
 from tune.node_data import local_root
 from tune.trial import choose_device, warn_of_emulation
 
@@ -67,7 +67,7 @@ def run_train(run: TrainRun, workers: int) -> None:
                 f"workers: {workers} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
             )
         _load(run, torch.device("cpu"))  # a data set that is not there is one clear line, not one a worker
-        refusals = multiprocessing.get_context("spawn").SimpleQueue()
+        refusals = multiprocessing.get_context(START_METHOD).SimpleQueue()
         try:
             run_workers(functools.partial(_work, run, refusals), workers, device.type, run.threads)
         except ProcessException as error:

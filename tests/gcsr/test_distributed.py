@@ -3,6 +3,9 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -252,6 +255,40 @@ def test_a_lost_worker_ends_the_trial_and_leaves_its_checkpoint(tmp_path):
         trial("ours", epochs=10_000).trial_id, torch.device("cpu")
     )
     assert len(state["records"]) >= 1
+
+
+def forever(folder, group, device):
+    (Path(folder) / str(os.getpid())).touch()
+    while True:
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(number, tmp_path):
+    code = (
+        "import functools, sys; from gcsr.parallel import run_workers; from tests.gcsr.test_distributed import forever;"
+        "run_workers(functools.partial(forever, sys.argv[1]), 2, 'cpu', threads=1)"
+    )
+    started = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.iterdir())) < 2 and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(workers) == 2
+    assert all(map(alive, workers))
+    started.send_signal(number)  # to this one alone, not as a terminal does
+    started.wait(timeout=60)
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+
+
+def alive(process_id):
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
