@@ -7,5 +7,5 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: two processes share the tests, and neither should end with a long one."""
+    """The longest first: several processes share the tests, and none should end with a long one."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

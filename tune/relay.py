@@ -86,7 +86,8 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Trials of a unit ended."""
-        outcomes = result.pop(OUTCOME)  # Tune keeps each trial's last result for as long as the experiment lasts
+        outcomes = result[OUTCOME]
+        result[OUTCOME] = len(outcomes)  # Tune keeps a trial's last result for good, and prints one that is empty
         try:
             for outcome in outcomes if self.error is None else ():
                 self._listener.ended(outcome)

@@ -148,7 +148,7 @@ def test_nodes_that_join_with_other_data_or_none_run_no_trial(tmp_path, cluster,
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small disk takes root")
 @pytest.mark.parametrize("executor", ["inline", "ray"])
-def test_a_disk_that_is_full_and_one_that_is_read_only(spec, tmp_path, executor):
+def test_a_disk_that_is_full_and_one_that_is_read_only(spec, tmp_path, executor, capsys):
     disk, out = tmp_path / "disk", tmp_path / "disk" / "out"
     disk.mkdir()
     expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *SWEEP)
@@ -170,14 +170,10 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(spec, tmp_path, executor)
         assert 0 < ended(out) < len(expected)
         assert not Store(str(out)).read_trials().damaged
         mount("remount,ro")
-        driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
-        _, err = driver.communicate(timeout=300)
-        assert driver.returncode == 2, err
-        assert "Read-only file system" in err
+        assert main(["sweep", str(spec), "--out", str(out), "--resume", *SWEEP, "--executor", executor]) == 2
+        assert "Read-only file system" in capsys.readouterr().err
         mount("remount,rw,size=10m")
-        driver = start("sweep", spec, out, *SWEEP, "--executor", executor)
-        _, err = driver.communicate(timeout=300)
-        assert driver.returncode == 0, err
+        assert main(["sweep", str(spec), "--out", str(out), "--resume", *SWEEP, "--executor", "inline"]) == 0
         assert rows(Store(str(out))) == expected
     finally:
         subprocess.run(["umount", str(disk)], check=True)
