@@ -1,1 +1,17 @@
-"""Sweeps of gcsr trials: specs, the Ray Tune runner, the Parquet store, statistics, reports, command line."""
+"""Sweeps of gcsr trials: from a spec to a store, from a store to a report.
+
+The modules in layers. Each imports only from its own layer and from those above it (``tests/tune/test_layers.py``)::
+
+    words and columns  words, passwords, provenance, schema, formats, paper
+    what to run        search_spec, spec
+    storage            filesystem, node_data, lease, store, compaction
+    trials             trial, units
+    what is told       recorder, store_writer, progress, sweep_log, sweep_metrics, tensorboard
+    executors          inline_executor, placement, capacity, node_check, quarantine, ray_connection, ray_scheduler,
+                       ray_searcher, trainable, workers, relay, ray_executor
+    runs               runs, sweep, lines, study, search, tolerance
+    statistics         stats, aggregate, curves
+    reports            tables, verdict, figures, static_figures, plotly_figures, search_report, report, html,
+                       reporting, watch
+    commands           endings, options, train, cli
+"""

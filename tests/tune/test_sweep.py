@@ -158,7 +158,7 @@ def test_trials_over_two_workers_on_ray_survive_one_of_them_and_fail_once_by_the
     monkeypatch.setattr("tune.sweep.check_machine", lambda *_: None)
     monkeypatch.setattr("tune.runs.SweepJob", functools.partial(SweepJob, checkpoint_seconds=0.1))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no --address: Ray is started here
-    fields = {"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "seed": 0, "epochs": 300}
+    fields = {"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "seed": 0, "epochs": 100}
     spec = SPEC.replace(fields | {"dataset": ["cifar10", "digits"], "workers": 2})
     out = tmp_path / "out"
     killed = []
