@@ -155,7 +155,7 @@ class _Cohort:
             imposed = torch.where(self.by_pi, pi > self.mu, self.certain)
             self.stepper.update(grads, imposed * self.lam)
             ones = torch.ones_like(pi)
-            measured = (ones, pi, imposed.double(), grad_sum / self.size, loss.double() * size)
+            measured = (ones, pi, imposed.double(), grad_sum, loss.double() * size)
             self.sums += torch.stack(measured, 1)
 
     def _choose_gammas(self, epoch: int) -> None:
@@ -219,8 +219,8 @@ class _Cohort:
         ).T.tolist()
         seconds = (time.perf_counter() - began) / count
         ended: dict[int, Literal["diverged", "collapsed"]] = {}
-        for k, (steps, pi, imposed, grad, loss, correct, sparse, weight_mean, held) in enumerate(rows):
-            if not (math.isfinite(grad) and math.isfinite(loss)):
+        for k, (steps, pi, imposed, grad_sum, loss, correct, sparse, weight_mean, held) in enumerate(rows):
+            if not (math.isfinite(grad_sum) and math.isfinite(loss)):
                 ended[k] = "diverged"
                 continue
             self.records[k].append(
@@ -231,7 +231,7 @@ class _Cohort:
                     val_accuracy=None if data.val_labels is None else held / len(data.val_labels),
                     pi=pi / steps,
                     imposed_fraction=imposed / steps,
-                    grad_abs_mean=grad / steps,
+                    grad_abs_mean=grad_sum / self.size / steps,
                     weight_abs_mean=weight_mean,
                     sparsity=sparse,
                     lr=self.lrs[k],

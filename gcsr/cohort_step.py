@@ -1,5 +1,6 @@
 """The gated step of a cohort: coherence (eq. 9) and update (eq. 2, 10) of K trials whose weights are stacked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -185,4 +186,4 @@ class PassStep:
 
 
 def _rate(coherent: Tensor, n: Tensor, grad_sum: Tensor) -> Tensor:
-    return torch.where(grad_sum.isfinite(), coherence_rate(coherent, n), torch.nan)
+    return torch.where(grad_sum < math.inf, coherence_rate(coherent, n), torch.nan)

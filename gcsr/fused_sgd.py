@@ -1,14 +1,14 @@
 """torch.optim.SGD's step, the penalty and the count in one pass over memory (float32)."""
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from gcsr.coherence import Counts
+from gcsr.memory_pass import TableEntry
 from gcsr.parameter_pass import ParameterPass, can_pass
 from gcsr.penalty import Regularizer
 
@@ -56,6 +56,10 @@ class FusedSGD:
         self._regularized = [id(p) in regularized for p in self._params]
         own = {index: counted[id(p)] for index, p in enumerate(self._params) if id(p) in counted}
         self._pass = ParameterPass(self._params, own, lam, regularizer)
+        # As they stand in the pass's table:
+        self._settings: dict[int, tuple[float, float, float]] = {}  # number of a group → lr, momentum, weight_decay
+        self._buffers: dict[int, Tensor] = {}  # index of a parameter → its momentum buffer
+        self._first: list[TableEntry] = []  # those whose buffer the last step made
 
     @staticmethod
     def suits(inner: torch.optim.Optimizer) -> bool:
@@ -98,25 +102,42 @@ class FusedSGD:
         return Counts(*self._pass.counts())
 
     def _fill(self) -> None:
-        table, index = self._pass.memory.table, 0
-        for group in self._inner.param_groups:
-            lr, momentum, decay = float(group["lr"]), group["momentum"], group["weight_decay"]
+        """Write what is new since the last step into the pass's table."""
+        for entry in self._first:
+            entry.first = False
+        self._first.clear()
+        state, index = self._inner.state, 0
+        for number, group in enumerate(self._inner.param_groups):
+            settings = (float(group["lr"]), group["momentum"], group["weight_decay"])
+            if settings != self._settings.get(number):
+                self._settings[number] = settings
+                self._set(range(index, index + len(group["params"])), *settings)
             for p in group["params"]:
-                entry = table[index]
-                entry.lr, entry.momentum = lr, momentum
-                entry.decay, entry.l2, entry.l1 = decay, 0.0, 0.0
-                if self._regularized[index]:
-                    entry.l2, entry.l1 = (2.0, 0.0) if self._l2 else (0.0, lr)
-                entry.m = self._buffer(p, entry) if momentum and p.grad is not None else None
+                entry = self._pass.memory.table[index]
+                if settings[1] and p.grad is not None:
+                    buffer = state[p].get("momentum_buffer")
+                    if buffer is None or buffer is not self._buffers.get(index):
+                        self._buffers[index] = buffer = self._adopt(p, buffer, entry)
+                    entry.m = buffer.data_ptr()
+                else:
+                    entry.m = None
                 index += 1
 
-    def _buffer(self, p: Tensor, entry: Any) -> int:
-        state = self._inner.state[p]
-        buffer = state.get("momentum_buffer")
-        entry.first = buffer is None
+    def _set(self, indices: Iterable[int], lr: float, momentum: float, decay: float) -> None:
+        for index in indices:
+            entry = self._pass.memory.table[index]
+            entry.lr, entry.momentum = lr, momentum
+            entry.decay, entry.l2, entry.l1 = decay, 0.0, 0.0
+            if self._regularized[index]:
+                entry.l2, entry.l1 = (2.0, 0.0) if self._l2 else (0.0, lr)
+
+    def _adopt(self, p: Tensor, buffer: Tensor | None, entry: TableEntry) -> Tensor:
+        """The inner optimizer's momentum buffer, in the parameter's layout; made if there is none yet."""
         if buffer is None:
-            buffer = state["momentum_buffer"] = torch.empty_like(p, memory_format=torch.preserve_format)
+            buffer = torch.empty_like(p, memory_format=torch.preserve_format)
+            entry.first = True
+            self._first.append(entry)
         elif buffer.stride() != p.stride():
-            buffer = state["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
-        address: int = buffer.data_ptr()
-        return address
+            buffer = torch.empty_like(p).copy_(buffer)
+        self._inner.state[p]["momentum_buffer"] = buffer
+        return buffer

@@ -143,7 +143,7 @@ class GatedOptimizer:
         self._size = sum(p.numel() for p in params)
         self._lam = torch.tensor(self.lam, dtype=torch.float32, device=params[0].device)
         self._zero = torch.zeros_like(self._lam)
-        # Sums of the running epoch: steps, π, imposed, |g| (of this rank's share; NaN if any was not finite).
+        # Sums of the running epoch: steps, π, imposed, Σ|g| (of this rank's share; not finite if any was not).
         self._sums = torch.zeros(4, dtype=torch.float64, device=params[0].device)
         self._one = torch.ones((), dtype=torch.float64, device=params[0].device)
         self.epoch = 0
@@ -190,44 +190,48 @@ class GatedOptimizer:
         certain = self.gate.imposed_in(self.epoch)  # the decision, where the host knows it
         by_pi = self.gate.decides_by_pi()
         if self._fused is not None and self._fused.ready():
-            vote = self._step_fused(self._fused, certain, by_pi)
+            self._step_fused(self._fused, certain, by_pi)
         else:
-            vote = self._step_with_inner(certain, by_pi)
-        pi = vote.pi()
-        imposed = self.gate.imposed(self.epoch, pi)
-        self._sums += torch.stack((self._one, pi, imposed.double(), vote.grad_sum / self._size))
-        self.last_pi = pi
-        self.last_lam = torch.where(imposed, self._lam, self._zero)
+            self._step_with_inner(certain, by_pi)
 
-    def _step_fused(self, fused: FusedSGD, certain: bool, by_pi: bool) -> "_Vote":
-        if not by_pi:  # the decision does not wait for the count: one pass does both
+    def _step_fused(self, fused: FusedSGD, certain: bool, by_pi: bool) -> None:
+        if by_pi:
+            lam_t = self._decide(_Vote(fused.count(), self._process_group))
+            fused.update(lam_t, count=False)
+        else:  # the decision does not wait for the count: one pass does both
             counts = fused.update(self._lam if certain else self._zero, count=True)
             assert counts is not None
-            return _Vote(counts, self._process_group)
-        vote = _Vote(fused.count(), self._process_group)
-        fused.update(self._lam_at(vote), count=False)
-        return vote
+            self._decide(_Vote(counts, self._process_group))
 
-    def _step_with_inner(self, certain: bool, by_pi: bool) -> "_Vote":
+    def _step_with_inner(self, certain: bool, by_pi: bool) -> None:
         vote = _Vote(self._counter.count(), self._process_group)
-        if self.regularizer == "l2" and (certain or by_pi):
+        if self.regularizer == "l2" and by_pi:
+            strength = 2 * self._decide(vote)
+            for p in self._params:
+                if p.grad is not None:
+                    g = local(p.grad)
+                    g.addcmul_(local(p), strength.to(g.dtype))
+            self.optimizer.step()
+            return
+        if self.regularizer == "l2" and certain:
             pairs = [(local(p.grad), local(p)) for p in self._params if p.grad is not None]
-            if certain and pairs:
+            if pairs:
                 torch._foreach_add_([g for g, _ in pairs], [w for _, w in pairs], alpha=2 * self.lam)
-            elif pairs:
-                strength = 2 * self._lam_at(vote)
-                for g, w in pairs:
-                    g.addcmul_(w, strength.to(g.dtype))
-        self.optimizer.step()  # with L1 the all-reduce of the counts runs beside it
+        self.optimizer.step()  # the all-reduce of the counts runs beside it
+        lam_t = self._decide(vote)
         if self.regularizer == "l1" and (certain or by_pi):
-            lam_t = self._lam if certain else self._lam_at(vote)
             for group, weights in self._groups:
                 learning = [local(w) for w in weights if w.grad is not None]  # as L2, and as the inner optimizer
                 soft_threshold_(learning, lam_t * group["lr"])
-        return vote
 
-    def _lam_at(self, vote: "_Vote") -> Tensor:
-        return torch.where(self.gate.imposed(self.epoch, vote.pi()), self._lam, self._zero)
+    def _decide(self, vote: "_Vote") -> Tensor:
+        """The step's ``lam_t``, once the vote is in; noted, so to be called once a step."""
+        pi = vote.pi()
+        imposed = self.gate.imposed(self.epoch, pi)
+        self._sums += torch.stack((self._one, pi, imposed.double(), vote.grad_sum))
+        self.last_pi = pi
+        self.last_lam = torch.where(imposed, self._lam, self._zero)
+        return self.last_lam
 
     def after_capture(self) -> None:
         """To be called once a `torch.cuda.graph` that holds a `step` is captured, before its first replay.
@@ -252,8 +256,8 @@ class GatedOptimizer:
         sums = self._sums.clone()
         if self._process_group is not None:
             dist.all_reduce(sums[3:], group=self._process_group)  # each rank summed |g| over its own share
-        steps, pi, imposed, grad = sums.tolist()
-        if not math.isfinite(grad):
+        steps, pi, imposed, grad_sum = sums.tolist()
+        if not math.isfinite(grad_sum):
             raise NonFiniteGradientError(f"a gradient was NaN or infinite in epoch {self.epoch}")
         steps_or_one = max(steps, 1)
         return GateMetrics(
@@ -261,7 +265,7 @@ class GatedOptimizer:
             pi=pi / steps_or_one,
             imposed_fraction=imposed / steps_or_one,
             lam_effective=self.lam * imposed / steps_or_one,
-            grad_abs_mean=grad / steps_or_one,
+            grad_abs_mean=grad_sum / self._size / steps_or_one,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,19 +295,16 @@ class _Vote:
     def __init__(self, counts: Counts, group: dist.ProcessGroup | None) -> None:
         self.grad_sum = counts.grad_sum
         # A gradient that is not finite makes π NaN on every rank: its mark survives the sum of integers.
-        coherent = torch.where(counts.grad_sum.isfinite(), counts.coherent, _NOT_FINITE)
+        coherent = torch.where(counts.grad_sum < math.inf, counts.coherent, _NOT_FINITE)  # nor is NaN less
         self._both = torch.stack((coherent, counts.n))
         self._work = None if group is None else dist.all_reduce(self._both, group=group, async_op=True)
-        self._pi: Tensor | None = None
 
     def pi(self) -> Tensor:
-        """The global π, float64 0-dim; NaN if a gradient was not finite. Waits for the all-reduce, once."""
-        if self._pi is None:
-            if self._work is not None:
-                self._work.wait()
-            coherent, n = self._both.unbind()
-            self._pi = torch.where(coherent < 0, torch.nan, coherence_rate(coherent, n))
-        return self._pi
+        """The global π, float64 0-dim; NaN if a gradient was not finite. Waits for the all-reduce."""
+        if self._work is not None:
+            self._work.wait()
+        coherent, n = self._both.unbind()
+        return torch.where(coherent < 0, torch.nan, coherence_rate(coherent, n))
 
 
 def _by_group(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[tuple[dict[str, Any], list[Tensor]]]:
