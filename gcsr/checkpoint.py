@@ -2,6 +2,7 @@
 
 import io
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,6 +106,9 @@ class Checkpointer:
         if data is None:
             return None
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch writes checksums and reads none
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"checksum of {damaged}")
             saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
             found, owner = saved["format"], saved["trial_id"]
             state: dict[str, Any] = saved["state"]

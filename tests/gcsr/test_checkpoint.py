@@ -1,11 +1,12 @@
-"""When a checkpoint is due."""
+"""When a checkpoint is due, and what of one is not believed."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from gcsr import checkpoint
-from gcsr.checkpoint import Checkpointer
+from gcsr import CheckpointError, checkpoint
+from gcsr.checkpoint import Checkpointer, FileStorage
 
 
 class SlowStorage:
@@ -67,3 +68,23 @@ def test_after_the_deadline_every_epoch_is_saved(clock):
     clock.now += 51
     assert checkpointer.due(2)
     assert checkpointer.out_of_time()
+
+
+def test_a_single_wrong_bit_is_damage(tmp_path):
+    storage = FileStorage(tmp_path / "c.pt")
+    weights = torch.full((1000,), 0.5)
+    Checkpointer(storage).save("id", {"weights": weights})
+    whole = storage.path.read_bytes()
+    assert torch.equal(Checkpointer(storage).load("id", torch.device("cpu"))["weights"], weights)
+    middle = whole.index(weights.numpy().tobytes()) + 2000
+    for position in (middle, *range(0, len(whole), 97)):
+        wrong = bytearray(whole)
+        wrong[position] ^= 1
+        storage.write(bytes(wrong))
+        try:
+            state = Checkpointer(storage).load("id", torch.device("cpu"))
+        except CheckpointError as error:
+            assert "c.pt is damaged" in str(error)
+        else:  # a byte that only fills up
+            assert position != middle
+            assert torch.equal(state["weights"], weights)
