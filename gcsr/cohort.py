@@ -9,7 +9,6 @@ kernel is small, a plain network's products are done trial by trial (`gcsr.plain
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -24,7 +23,6 @@ from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
-from gcsr.gate import Gate, choose_gamma
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.optim import regularized_parameters
 from gcsr.plain_stack import PlainStack
@@ -93,14 +91,7 @@ class _Cohort:
         self.skeleton = models[0].to("meta")
         self.lrs = [config.lr for config in configs]
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
-        self.gates = [
-            Gate(
-                mode=config.mode,
-                gamma=None if config.gamma == "auto" else 5 if config.gamma is None else config.gamma,
-                mu=0.6 if config.mu is None else config.mu,
-            )
-            for config in configs
-        ]
+        self.gates = [config.gate() for config in configs]
         self._set_up_steps()
         self.inputs = None if self.first.augment else data.normalized(data.train_images)
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
@@ -159,11 +150,8 @@ class _Cohort:
             self.sums += torch.stack(measured, 1)
 
     def _choose_gammas(self, epoch: int) -> None:
-        for k, (config, gate) in enumerate(zip(self.configs, self.gates, strict=True)):
-            if gate.mode == "ours" and gate.gamma is None:
-                previous = self.records[k][-1].pi if self.records[k] else None
-                threshold = 0.6 if config.gamma_threshold is None else config.gamma_threshold
-                self.gates[k] = replace(gate, gamma=choose_gamma(epoch, previous, threshold))
+        for k, (gate, records) in enumerate(zip(self.gates, self.records, strict=True)):
+            self.gates[k] = gate.with_gamma(epoch, records[-1].pi if records else None)
 
     def _batch(self, rows: Tensor, crops: Tensor | None) -> Tensor:
         """Network input ``[K, B, C, H, W]`` for rows ``[K, B]``."""

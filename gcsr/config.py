@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from gcsr.errors import ConfigError
-from gcsr.gate import MODES, Mode
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MODES, MU, Gate, Mode
 from gcsr.models import check_model_name, is_mlp
 from gcsr.penalty import REGULARIZERS
 from gcsr.precision import PRECISIONS
@@ -157,11 +157,11 @@ class TrialConfig:
             "dropout": self.dropout if self.dropout is not None else (0.0 if mlp else 0.5),
             "augment": self.augment if self.augment is not None else self.dataset.startswith("cifar"),
             "lam": 0.0 if self.regularizer == "none" else self.lam,
-            "mu": _or(self.mu, 0.6) if self.mode == "ours_orig" else None,
-            "gamma": _or(self.gamma, 5) if self.mode == "ours" else None,
+            "mu": _or(self.mu, MU) if self.mode == "ours_orig" else None,
+            "gamma": _or(self.gamma, GAMMA) if self.mode == "ours" else None,
         }
         threshold = self.mode == "ours" and self.gamma == "auto"
-        resolved["gamma_threshold"] = _or(self.gamma_threshold, 0.6) if threshold else None
+        resolved["gamma_threshold"] = _or(self.gamma_threshold, GAMMA_THRESHOLD) if threshold else None
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
 
@@ -170,6 +170,15 @@ class TrialConfig:
         """16 hexadecimal digits: a hash of every field, the same in every process and on every machine."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def gate(self) -> Gate:
+        """When λ applies, as training begins."""
+        return Gate(
+            mode=self.mode,
+            gamma=None if self.gamma == "auto" else _or(self.gamma, GAMMA),
+            gamma_threshold=_or(self.gamma_threshold, GAMMA_THRESHOLD),
+            mu=_or(self.mu, MU),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, in order, as plain values."""

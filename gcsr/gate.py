@@ -1,6 +1,6 @@
 """When λ applies: eq. 8 (`ours_orig`), eq. 11 (`ours`), and the two plain modes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -8,10 +8,12 @@ from torch import Tensor
 
 from gcsr.errors import ConfigError
 
-__all__ = ["MODES", "Gate", "Mode", "choose_gamma"]
+__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MODES", "MU", "Gate", "Mode"]
 
 Mode = Literal["none", "baseline", "ours", "ours_orig"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+GAMMA, MU = 5, 0.6  # the paper's (§3)
+GAMMA_THRESHOLD = 0.6  # of ``gamma: auto``: "a little greater than 0.5"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,20 +24,23 @@ class Gate:
         mode: ``none`` never; ``baseline`` always; ``ours`` from epoch γ on, for good (eq. 11);
             ``ours_orig`` at the steps where ``π > μ`` (eq. 8).
         gamma: γ ≥ 0, the number of free epochs; ``None`` while ``gamma: auto`` has not chosen. Read by ``ours``.
+        gamma_threshold: in [0, 1]: the mean π that ``gamma: auto`` waits for.
         mu: μ in [0, 1]. Read by ``ours_orig``.
     """
 
     mode: Mode
-    gamma: int | None = 5
-    mu: float = 0.6
+    gamma: int | None = GAMMA
+    gamma_threshold: float = GAMMA_THRESHOLD
+    mu: float = MU
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError("mode", self.mode, "one of " + ", ".join(MODES))
         if self.gamma is not None and (type(self.gamma) is not int or self.gamma < 0):
             raise ConfigError("gamma", self.gamma, "an integer ≥ 0, or auto")
-        if not 0 <= self.mu <= 1:
-            raise ConfigError("mu", self.mu, "a number from 0 to 1")
+        for name in ("gamma_threshold", "mu"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(name, getattr(self, name), "a number from 0 to 1")
 
     def decides_by_pi(self) -> bool:
         """Whether the decision depends on the step's π, so that only the device knows it."""
@@ -62,10 +67,15 @@ class Gate:
             return pi > self.mu
         return torch.full((), self.imposed_in(epoch), dtype=torch.bool, device=pi.device)
 
+    def with_gamma(self, epoch: int, previous_pi: float | None) -> "Gate":
+        """The gate of an epoch: ``gamma: auto`` chooses it as γ if the mean π of the epoch before passed the threshold.
 
-def choose_gamma(epoch: int, previous_pi: float | None, threshold: float) -> int | None:
-    """``gamma: auto``: γ = ``epoch`` if the mean π of the epoch before it passed ``threshold``, else None.
+        The paper sets γ "as the time step where π becomes a little greater than 0.5", by hand.
 
-    The paper sets γ "as the time step where π becomes a little greater than 0.5", by hand.
-    """
-    return epoch if previous_pi is not None and previous_pi > threshold else None
+        Args:
+            epoch: that begins, from 0.
+            previous_pi: mean π of the epoch before it; None if there was none.
+        """
+        chooses = self.mode == "ours" and self.gamma is None
+        passed = previous_pi is not None and previous_pi > self.gamma_threshold  # NaN is not
+        return replace(self, gamma=epoch) if chooses and passed else self

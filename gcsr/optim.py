@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gcsr.coherence import CoherenceCounter, Counts, check_group, coherence_rate, counted_slices, local
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
-from gcsr.gate import Gate, Mode, choose_gamma
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MU, Gate, Mode
 from gcsr.penalty import REGULARIZERS, Regularizer, soft_threshold_
 
 __all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
@@ -106,9 +106,9 @@ class GatedOptimizer:
         regularizer: Regularizer,
         mode: Mode,
         lam: float,
-        gamma: int | Literal["auto"] = 5,
-        gamma_threshold: float = 0.6,
-        mu: float = 0.6,
+        gamma: int | Literal["auto"] = GAMMA,
+        gamma_threshold: float = GAMMA_THRESHOLD,
+        mu: float = MU,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         params = list(params)
@@ -116,8 +116,6 @@ class GatedOptimizer:
             raise ConfigError("regularizer", regularizer, "one of " + ", ".join(REGULARIZERS))
         if not (math.isfinite(lam) and lam >= 0):
             raise ConfigError("lam", lam, "a finite number ≥ 0")
-        if not 0 <= gamma_threshold <= 1:
-            raise ConfigError("gamma_threshold", gamma_threshold, "a number from 0 to 1")
         if not params:
             raise ConfigError("params", [], "at least one regularized parameter")
         if any(p.device != params[0].device for p in params):
@@ -125,8 +123,7 @@ class GatedOptimizer:
         self.optimizer = optimizer
         self.regularizer: Regularizer = regularizer
         self.lam = float(lam)
-        self.gate = Gate(mode=mode, gamma=None if gamma == "auto" else gamma, mu=mu)
-        self._gamma_threshold = gamma_threshold
+        self.gate = Gate(mode=mode, gamma=None if gamma == "auto" else gamma, gamma_threshold=gamma_threshold, mu=mu)
         self._params = params
         self._groups = _by_group(optimizer, params)
         self._process_group = process_group
@@ -170,7 +167,7 @@ class GatedOptimizer:
         if self.gate.mode == "ours" and self.gate.gamma is None:
             ended = self._sums.tolist()
             previous_pi = ended[1] / ended[0] if ended[0] else None
-            self.gate = replace(self.gate, gamma=choose_gamma(epoch, previous_pi, self._gamma_threshold))
+            self.gate = self.gate.with_gamma(epoch, previous_pi)
         self.epoch = epoch
         self._sums.zero_()
 

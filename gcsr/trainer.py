@@ -166,15 +166,16 @@ class _Run:
         fused = self.device.type in ("cpu", "cuda")
         inner = QuickSGD(self.model.parameters(), config.lr, momentum=config.momentum, fused=fused)
         self.schedule = torch.optim.lr_scheduler.StepLR(inner, config.lr_decay_epochs, config.lr_decay)
+        gate = config.gate()
         self.optimizer = GatedOptimizer(
             inner,
             self.params,
             regularizer="l1" if config.regularizer == "l1" else "l2",
-            mode=config.mode,
+            mode=gate.mode,
             lam=config.lam,
-            gamma=5 if config.gamma is None else config.gamma,
-            gamma_threshold=0.6 if config.gamma_threshold is None else config.gamma_threshold,
-            mu=0.6 if config.mu is None else config.mu,
+            gamma="auto" if gate.gamma is None else gate.gamma,
+            gamma_threshold=gate.gamma_threshold,
+            mu=gate.mu,
             process_group=workers.group,
         )
         self.plain = self._written_out()

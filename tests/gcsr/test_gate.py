@@ -1,10 +1,12 @@
 """When λ applies, by literal values."""
 
+import math
+
 import pytest
 import torch
 
 from gcsr import ConfigError
-from gcsr.gate import Gate, choose_gamma
+from gcsr.gate import Gate
 
 TABLE = [
     # mode, epoch, π, imposed (γ = 5, μ = 0.6)
@@ -36,13 +38,25 @@ def test_gamma_zero_has_no_free_epoch_and_no_gamma_imposes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("epoch", "previous", "chosen"), [(0, None, None), (1, 0.6, None), (1, 0.601, 1), (7, 0.9, 7), (7, 0.1, None)]
+    ("epoch", "previous", "chosen"),
+    [(0, None, None), (1, 0.6, None), (1, 0.601, 1), (7, 0.9, 7), (7, 0.1, None), (7, math.nan, None)],
 )
 def test_auto_gamma_is_the_first_epoch_after_one_that_passed(epoch, previous, chosen):
-    assert choose_gamma(epoch, previous, 0.6) == chosen
+    auto = Gate(mode="ours", gamma=None, gamma_threshold=0.6)
+    assert auto.with_gamma(epoch, previous).gamma == chosen
+    assert Gate(mode="ours", gamma=3).with_gamma(epoch, previous).gamma == 3
+    assert Gate(mode="ours_orig", gamma=None).with_gamma(epoch, previous).gamma is None
 
 
-@pytest.mark.parametrize("bad", [{"mode": "yours"}, {"mode": "ours", "gamma": -1}, {"mode": "ours_orig", "mu": 1.1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"mode": "yours"},
+        {"mode": "ours", "gamma": -1},
+        {"mode": "ours", "gamma_threshold": -0.1},
+        {"mode": "ours_orig", "mu": 1.1},
+    ],
+)
 def test_bad_values_are_named(bad):
     with pytest.raises(ConfigError, match=list(bad)[-1]):
         Gate(**bad)

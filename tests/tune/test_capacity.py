@@ -32,7 +32,7 @@ def test_the_launchers_file():
     assert (onprem.least, onprem.largest, onprem.grows) == (3, None, False)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_it_refuses_waits_and_goes_on_when_a_node_has_joined(on_cluster):
     on_cluster(_wait_for_a_node, cpus=0)
 

@@ -196,7 +196,7 @@ def test_train_over_two_workers_is_the_same_experiment():
     assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_train_under_torchrun():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tune.cli"]
     command += ["train", "--model", "mlp2", "--mode", "baseline", "--lam", "1e-3", "--epochs", "2", "--json"]

@@ -135,7 +135,7 @@ def test_rows_that_only_a_killed_merge_holds_outlive_an_outage(bucket, server, c
     assert rows(store) == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_an_outage_is_bad_input_before_a_run_and_ends_it_later_with_the_line_that_resumes(bucket, server, monkeypatch):
     monkeypatch.setattr(filesystem, "_ATTEMPTS", 1)
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)

@@ -6,7 +6,7 @@ from tests.tune.conftest import wait_for_cpus
 from tune.quarantine import Quarantine
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_it_takes_every_place_of_a_node_and_of_no_other(on_cluster):
     on_cluster(_close_a_node, cpus=2)
 

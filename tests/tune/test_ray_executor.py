@@ -53,7 +53,7 @@ def every_worker_killed():
         thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_store_that_is_gone_when_a_search_loses_a_worker_ends_it_with_the_line_that_resumes(
     tmp_path, monkeypatch, capsys
 ):

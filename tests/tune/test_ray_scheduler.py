@@ -52,7 +52,7 @@ class Short(ray_tune.Trainable):
         return None
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_short_trials_do_not_keep_other_workers_from_starting(tmp_path):
     # "local": a cluster that another process of these tests started must not be joined.
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)

@@ -113,7 +113,7 @@ def spec_file(tmp_path):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.slow(65)
 def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_table(undisturbed, spec_file, tmp_path):
     out = tmp_path / "out"
     # 1: SIGKILL to the driver in the middle.
@@ -150,7 +150,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-@pytest.mark.slow
+@pytest.mark.slow(150)
 def test_trials_over_two_workers_on_ray_survive_one_of_them_and_fail_once_by_their_own_fault(
     tmp_path, monkeypatch, capsys
 ):
@@ -213,7 +213,7 @@ def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_pa
     assert not list((tmp_path / "pieces" / "checkpoints").glob("*"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_a_time_limit_on_ray_cuts_a_trial_that_goes_on(tmp_path):
     fields = {"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "seed": 0}
     began = time.monotonic()
