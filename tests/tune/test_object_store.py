@@ -201,8 +201,9 @@ def test_a_run_whose_lease_was_taken_over_ends_and_leaves_it_to_the_other(bucket
     ):
         recorder.ended(outcome(TrialConfig(mode="baseline", lam=1e-3)))
         recorder.wait()
-        store.write_json("lease.json", OTHER)
         while time.monotonic() < deadline:
+            store.write_json("lease.json", OTHER)  # as the other renews it: ours may have been about to be written
+            time.sleep(0.05)
             recorder.noticed("pulse")
     assert store.read_json("lease.json") == OTHER
     assert len(store.ended()) == 1
