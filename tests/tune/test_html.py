@@ -202,8 +202,10 @@ def test_watch_follows_a_store_that_grows(browser, tmp_path):
         server.communicate(timeout=20)
 
 
-def test_figures_as_files_and_tables_for_latex(swept, tmp_path, capsys):
-    assert main(["report", str(swept), "--format", "latex", "--figures", str(tmp_path / "figures")]) == 0
+def test_figures_as_files_and_tables_for_latex(tmp_path, capsys):
+    spec = SweepSpec(experiment="test", grid=GRID | {"model": "mlp2", "regularizer": "l1"})  # a few: drawing takes long
+    run_sweep(spec, Store(str(tmp_path / "out")), RunOptions(executor="inline"))
+    assert main(["report", str(tmp_path / "out"), "--format", "latex", "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= 4
     assert r"ours\_orig $\mu$=0.6" in text
