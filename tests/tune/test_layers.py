@@ -1,10 +1,10 @@
 """The map of ``tune`` in its docstring is complete, and its modules import no others than it says."""
 
-import ast
 import re
 from pathlib import Path
 
 import tune
+from tests.gcsr.test_dependencies import imported
 
 FOLDER = Path(tune.__path__[0])
 
@@ -19,15 +19,6 @@ def layers():
     return found
 
 
-def imported(path):
-    """Modules of ``tune`` that a module imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[1] for name in node.names if name.name.startswith("tune."))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tune":
-            yield from [node.module.split(".")[1]] if "." in node.module else (name.name for name in node.names)
-
-
 def test_every_module_has_its_place():
     assert layers().keys() == {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
 
@@ -39,6 +30,6 @@ def test_no_module_imports_from_a_layer_below_it():
         for path in FOLDER.glob("*.py")
         if path.stem in layer_of
         for name in imported(path)
-        if layer_of[name] > layer_of[path.stem]
+        if name.startswith("tune.") and layer_of[name.split(".")[1]] > layer_of[path.stem]
     ]
     assert not wrong
