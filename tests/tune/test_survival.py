@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.tune.test_node_data import write
@@ -43,11 +44,20 @@ def ended(out):
     return len(list(Path(out).glob("trials/*.parquet")))
 
 
-def wait_for(out, count, process):
+def until(condition, process):
     deadline = time.monotonic() + 300
-    while ended(out) < count and process.poll() is None and time.monotonic() < deadline:
+    while not (met := condition()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert ended(out) >= count, process.communicate()
+    assert met or condition(), process.communicate()
+
+
+def wait_for(out, count, process):
+    until(lambda: ended(out) >= count, process)
+
+
+def events(out, name):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
 
 
 def undisturbed(command, spec, out, *options):
@@ -90,21 +100,32 @@ def cluster(monkeypatch):
             cluster.shutdown()
 
 
+def busy(node):
+    """Whether a worker of this node has been given a trial: Ray names a process after what it does."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        titles = [" ".join(process.cmdline()) for process in raylet.children(recursive=True)]
+        return any(title.startswith("ray::") and not title.startswith("ray::IDLE") for title in titles)
+    return False
+
+
 def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     out = tmp_path / "out"
-    expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *SWEEP)
+    long = ["--set", f"seed={list(range(6))}", "--set", "epochs=48", "--cohort", "1"]  # a death is noticed sooner
+    expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *long)
     first, nodes = cluster(2)
-    driver = start("sweep", spec, out, *SWEEP, "--abreast", "3", "--address", first.address)
-    wait_for(out, 4, driver)
+    driver = start("sweep", spec, out, *long, "--abreast", "3", "--address", first.address)
+    until(lambda: ended(out) >= 4 and all(busy(node) for node in nodes), driver)
     first.remove_node(nodes[0], allow_graceful=False)
-    wait_for(out, ended(out) + 12, driver)  # the other goes on, also with what that one had
+    until(lambda: events(out, "worker_lost"), driver)
+    wait_for(out, 10, driver)  # the other goes on, also with what that one had
     first.remove_node(first.head_node, allow_graceful=False)
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == 1, err
     assert "the worker of" in err
     assert "stopped answering; every ended trial is stored" in err
-    assert 16 <= ended(out) < len(expected)
-    assert main(["sweep", str(spec), "--out", str(out), "--resume", *SWEEP, "--executor", "inline"]) == 0
+    assert 10 <= ended(out) < len(expected)
+    assert main(["sweep", str(spec), "--out", str(out), "--resume", *long, "--executor", "inline"]) == 0
     assert rows(Store(str(out))) == expected
 
 
@@ -124,18 +145,12 @@ def test_nodes_that_join_with_other_data_or_none_run_no_trial(tmp_path, cluster,
     for name in ("other", "nowhere"):
         first.add_node(num_cpus=1, env_vars=where[name])
 
-    def problems():
-        events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        return sorted(event["problem"] for event in events if event["event"] == "node_unfit")
-
-    deadline = time.monotonic() + 300
-    while len(problems()) < 2 and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: len(events(out, "node_unfit")) >= 2, driver)
     first.add_node(num_cpus=1, env_vars=where["data"])
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert rows(Store(str(out))) == expected
-    missing, other = problems()
+    missing, other = sorted(event["problem"] for event in events(out, "node_unfit"))
     assert "cifar10 is not in" in missing
     assert "its cifar10 has the sha256" in other
 
