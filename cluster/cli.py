@@ -23,13 +23,13 @@ from tune.endings import (
     main_of,
     run_as_program,
 )
+from tune.job import SweepJob
 from tune.options import Asked, asked_for, searched
 from tune.passwords import refuse_password
 from tune.placement import worker_resources
 from tune.provenance import commit
 from tune.spec import shipped_specs
 from tune.tolerance import methods_of
-from tune.trial import SweepJob
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, JobCommand, Jobs

@@ -1,11 +1,16 @@
 """Gradient-coherent strong regularization: the method, useful alone in anybody's training loop."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from gcsr.config import TrialConfig
-from gcsr.data import Dataset, load_dataset
 from gcsr.errors import CheckpointError, ConfigError, DataError, InvalidInputError, NonFiniteGradientError
-from gcsr.optim import GatedOptimizer, GateMetrics, regularized_parameters
-from gcsr.records import EpochRecord, TrialResult
-from gcsr.trainer import train
+
+if TYPE_CHECKING:
+    from gcsr.data import Dataset, load_dataset
+    from gcsr.optim import GatedOptimizer, GateMetrics, regularized_parameters
+    from gcsr.records import EpochRecord, TrialResult
+    from gcsr.trainer import train
 
 __all__ = [
     "CheckpointError",
@@ -25,3 +30,25 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Importing torch takes seconds: whoever only checks a config, reads a store or asks for help does not wait for it.
+_NEEDS_TORCH = {
+    "Dataset": "gcsr.data",
+    "EpochRecord": "gcsr.records",
+    "GateMetrics": "gcsr.optim",
+    "GatedOptimizer": "gcsr.optim",
+    "TrialResult": "gcsr.records",
+    "load_dataset": "gcsr.data",
+    "regularized_parameters": "gcsr.optim",
+    "train": "gcsr.trainer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_NEEDS_TORCH[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(globals() | _NEEDS_TORCH)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from gcsr.errors import ConfigError
+from gcsr.names import Regularizer
 from gcsr.parameter_pass import ParameterPass, ParameterShapes, can_pass
-from gcsr.penalty import Regularizer, penalty_gradient
+from gcsr.penalty import penalty_gradient
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

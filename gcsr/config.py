@@ -8,14 +8,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from gcsr.errors import ConfigError
-from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MODES, MU, Gate, Mode
-from gcsr.models import check_model_name, is_mlp
-from gcsr.penalty import REGULARIZERS
-from gcsr.precision import PRECISIONS
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MU, Gate
+from gcsr.names import DATASETS, MODES, PRECISIONS, REGULARIZERS, Mode, check_model_name, is_mlp
 
-__all__ = ["DATASETS", "TrialConfig"]
-
-DATASETS = ("digits", "cifar10", "cifar100", "svhn")
+__all__ = ["TrialConfig"]
 
 
 def _number(allowed: str, test: Callable[[float], bool]) -> Callable[[str, Any], float]:

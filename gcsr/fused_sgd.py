@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gcsr.coherence import Counts
 from gcsr.memory_pass import TableEntry
+from gcsr.names import Regularizer
 from gcsr.parameter_pass import ParameterPass, can_pass
-from gcsr.penalty import Regularizer
 
 __all__ = ["FusedSGD", "QuickSGD"]
 

@@ -1,17 +1,16 @@
 """When λ applies: eq. 8 (`ours_orig`), eq. 11 (`ours`), and the two plain modes."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gcsr.errors import ConfigError
+from gcsr.names import MODES, Mode
 
-__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MODES", "MU", "Gate", "Mode"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Mode = Literal["none", "baseline", "ours", "ours_orig"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MU", "Gate"]
+
 GAMMA, MU = 5, 0.6  # the paper's (§3)
 GAMMA_THRESHOLD = 0.6  # of ``gamma: auto``: "a little greater than 0.5"
 
@@ -56,7 +55,7 @@ class Gate:
             case _:
                 return False
 
-    def imposed(self, epoch: int, pi: Tensor) -> Tensor:
+    def imposed(self, epoch: int, pi: "Tensor") -> "Tensor":
         """The decision at one step: a 0-dim bool tensor on π's device. ``π = μ`` and NaN impose nothing.
 
         Args:
@@ -65,6 +64,8 @@ class Gate:
         """
         if self.decides_by_pi():
             return pi > self.mu
+        import torch  # only here: a config is checked, and a sweep planned, without it
+
         return torch.full((), self.imposed_in(epoch), dtype=torch.bool, device=pi.device)
 
     def with_gamma(self, epoch: int, previous_pi: float | None) -> "Gate":

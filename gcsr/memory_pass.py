@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gcsr.penalty import Regularizer
+from gcsr.names import Regularizer
 
 __all__ = ["MemoryPass", "PassTensor", "TableEntry"]
 

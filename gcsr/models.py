@@ -1,6 +1,5 @@
 """The paper's networks: torchvision's AlexNet and VGG with its changes, and plain ReLU networks for digits."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -8,25 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from gcsr.errors import ConfigError
+from gcsr.names import check_model_name, is_mlp
 
-__all__ = ["CONVOLUTIONAL", "MODEL_NAMES", "build_model", "check_model_name", "is_mlp"]
+__all__ = ["build_model"]
 
 _VGG_LAYOUT = {"vgg11": "A", "vgg16": "D", "vgg19": "E"}
-CONVOLUTIONAL = ("alexnet", *_VGG_LAYOUT)
-MODEL_NAMES = "alexnet, vgg11, vgg16, vgg19 or mlpK (K = 1 to 32 hidden layers, as mlp6)"
-_MLP = re.compile(r"mlp([1-9]|[12][0-9]|3[0-2])")
 _MLP_WIDTH = 128
-
-
-def is_mlp(name: str) -> bool:
-    """Whether ``name`` is one of the plain networks ``mlp1`` … ``mlp32``."""
-    return _MLP.fullmatch(name) is not None
-
-
-def check_model_name(name: str) -> None:
-    """Raise `ConfigError` unless `build_model` knows ``name``."""
-    if not (name in CONVOLUTIONAL or is_mlp(name)):
-        raise ConfigError("model", name, MODEL_NAMES)
 
 
 def build_model(
@@ -37,7 +23,7 @@ def build_model(
     Draws from torch's global generator (as every torch layer does): seed it first.
 
     Args:
-        name: see `MODEL_NAMES`.
+        name: see `gcsr.names.check_model_name`.
         input_shape: ``(C, H, W)``; the convolutional networks take ``(3, 32, 32)``.
         classes: size of the output layer.
         width: multiplies every hidden layer's width (at least 1 unit stays).

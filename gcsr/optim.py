@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from gcsr.coherence import CoherenceCounter, Counts, check_group, coherence_rate, counted_slices, local
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
-from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MU, Gate, Mode
-from gcsr.penalty import REGULARIZERS, Regularizer, soft_threshold_
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MU, Gate
+from gcsr.names import REGULARIZERS, Mode, Regularizer
+from gcsr.penalty import soft_threshold_
 
 __all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gcsr.errors import ConfigError
 from gcsr.memory_pass import MemoryPass, PassTensor
+from gcsr.names import Regularizer
 from gcsr.native import NativePass, library
-from gcsr.penalty import Regularizer
 
 __all__ = ["ParameterPass", "ParameterShapes", "can_pass", "memory_pass"]
 

@@ -1,15 +1,13 @@
 """The penalties Ω: their gradient (eq. 2) and, for L1, the proximal step (eq. 10)."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["REGULARIZERS", "Regularizer", "penalty_gradient", "soft_threshold_"]
+from gcsr.names import Regularizer
 
-Regularizer = Literal["l1", "l2"]
-REGULARIZERS: tuple[Regularizer, ...] = get_args(Regularizer)
+__all__ = ["penalty_gradient", "soft_threshold_"]
 
 
 def penalty_gradient(w: Tensor, regularizer: Regularizer) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gcsr.config import TrialConfig
-from gcsr.models import is_mlp
+from gcsr.names import is_mlp
 
 __all__ = ["PlainStack"]
 

@@ -2,14 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
-__all__ = ["PRECISIONS", "Precision", "arithmetic", "autocast", "is_emulated"]
-
-Precision = Literal["fp32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+__all__ = ["arithmetic", "autocast", "is_emulated"]
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

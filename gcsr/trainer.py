@@ -21,7 +21,8 @@ from gcsr.evaluation import CorrectAnswers
 from gcsr.fused_sgd import QuickSGD
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.metrics import sparsity, weight_abs_mean
-from gcsr.models import build_model, is_mlp
+from gcsr.models import build_model
+from gcsr.names import is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
 from gcsr.plain_stack import PlainStack

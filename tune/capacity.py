@@ -12,8 +12,8 @@ import ray
 import yaml
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from tune.job import SweepJob
 from tune.placement import Resources, TooSmallError, TrialPlan, described, plan_trials, worker_resources
-from tune.trial import SweepJob
 
 __all__ = ["Launched", "alive_nodes", "plan_on_cluster"]
 

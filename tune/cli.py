@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gcsr import InvalidInputError, TrialConfig
-from gcsr.data import data_root, prepare_arrays, verify_arrays
+from gcsr.arrays import data_root, prepare_arrays, verify_arrays
 from gcsr.files import write_atomically
 from tune.endings import (
     InterruptedRunError,
@@ -41,7 +41,6 @@ from tune.spec import MAX_TRIALS, load_spec, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
 from tune.tolerance import run_tolerance
-from tune.train import LostWorkerError, TrainRun, run_train
 from tune.words import lam_text, method_text
 
 __all__ = ["cli", "main"]
@@ -71,9 +70,11 @@ def train_command(
     **fields: str | None,
 ) -> None:
     """Train one trial; under torchrun, as one of the processes that it started."""
-    given = {name: parse_yaml(text, name) for name, text in fields.items() if text is not None}
+    config = TrialConfig(**{name: parse_yaml(text, name) for name, text in fields.items() if text is not None})
+    from tune.train import LostWorkerError, TrainRun, run_train  # only here: torch takes seconds to import
+
     run = TrainRun(
-        config=TrialConfig(**given),
+        config=config,
         data=data_location(data),
         device=device,
         threads=threads,

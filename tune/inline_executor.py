@@ -8,9 +8,10 @@ from typing import Self
 import torch
 
 from gcsr import InvalidInputError, TrialConfig
+from tune.job import SweepJob, UnitSource
 from tune.recorder import Listener
-from tune.trial import SweepJob, choose_device
-from tune.units import UnitSource, run_unit
+from tune.trial import choose_device
+from tune.units import UnitCutter, run_unit
 
 __all__ = ["InlineExecutor"]
 
@@ -39,14 +40,9 @@ class InlineExecutor:
         torch.set_num_threads(self._threads)
 
     @property
-    def slots(self) -> int:
-        """How many trials run at once."""
-        return 1
-
-    @property
-    def gpu(self) -> bool:
-        """Whether trials run on a GPU."""
-        return choose_device(self._job.device).type == "cuda"
+    def cutter(self) -> UnitCutter:
+        """Cuts trials into units for this executor."""
+        return UnitCutter(job=self._job, gpu=choose_device(self._job.device).type == "cuda", slots=1)
 
     def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
         """Run all units in this order; the listener hears of each before the next."""

@@ -12,9 +12,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gcsr import InvalidInputError
 from tune.filesystem import one_line
+from tune.job import SweepJob
 from tune.node_data import local_digest
 from tune.store import Store
-from tune.trial import SweepJob
 
 __all__ = ["NodeChecks", "NodeReport"]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gcsr import DataError, InvalidInputError
-from gcsr.data import checksum_file, data_root, digest, load_arrays
+from gcsr.arrays import checksum_file, data_root, digest, load_arrays
 from gcsr.files import cache_folder, write_atomically
 from tune.filesystem import Files, one_line
 

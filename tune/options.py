@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 from gcsr import InvalidInputError, TrialConfig
-from gcsr.data import data_root
+from gcsr.arrays import data_root
 from tune.passwords import refuse_password
 from tune.runs import EXECUTORS, RunOptions
 from tune.schema import CONFIG_FIELDS

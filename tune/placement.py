@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gcsr import InvalidInputError
-from tune.trial import SweepJob
+from tune.job import SweepJob
 
 __all__ = ["TooSmallError", "TrialPlan", "described", "places", "plan_trials", "worker_resources"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tune.trial import Outcome
+from tune.job import Outcome
 
 __all__ = ["SweepProgress"]
 

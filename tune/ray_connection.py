@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gcsr import InvalidInputError
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store is the log; saves half the overhead
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Tune's workers have an environment of their own
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative data paths mean what they say
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault(
@@ -28,18 +30,30 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach u
 
 import ray
 
-__all__ = ["connect", "watch_head"]
+__all__ = ["connected"]
 
 _PROBE_SECONDS = 5.0
 _HEAD_PROBES = 3  # in a row that fail before the head counts as dead
 
 
-def connect(address: str | None) -> None:
-    """Connect to a running cluster, or start Ray on this machine.
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a running cluster, or start Ray on this machine and stop it at the end of the block.
+
+    If the cluster's head dies, this process ends with one line.
 
     Raises:
         InvalidInputError: the cluster cannot be reached, or does not let us in.
     """
+    _connect(address)
+    try:
+        _watch_head()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is our line, not its traceback
@@ -76,8 +90,8 @@ def _keep_token_private() -> None:
         path.chmod(0o600)
 
 
-def watch_head() -> None:
-    """End this process with one line if the cluster's head dies: Ray would wait a minute and end it without."""
+def _watch_head() -> None:
+    """Ray would wait a minute for a head that died, and end the process without a word."""
     address = ray.get_runtime_context().gcs_address
     host, _, port = address.rpartition(":")
 

@@ -6,19 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from tune.ray_connection import connect, watch_head  # before Ray: sets what Ray reads when it is imported
-
-# isort: split
-import ray
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
 from tune.capacity import alive_nodes, plan_on_cluster
+from tune.job import Outcome, SweepJob, UnitSource, checkpoint_name
 from tune.node_check import NodeChecks
-from tune.placement import TrialPlan, plan_trials
+from tune.placement import plan_trials
 from tune.quarantine import Quarantine
 from tune.ray_scheduler import SparingScheduler
 from tune.ray_searcher import UnitSearcher
@@ -27,8 +23,7 @@ from tune.relay import NodeWatch, Relay, StopOnError
 from tune.schema import failed_row
 from tune.store import Store
 from tune.trainable import JOB, PLAN, UNIT, SweepTrainable, unit_text
-from tune.trial import Outcome, SweepJob, checkpoint_name
-from tune.units import UnitSource, is_stacked
+from tune.units import UnitCutter, is_stacked
 
 __all__ = ["RayExecutor"]
 
@@ -38,68 +33,45 @@ _BACK_OFF_SECONDS = 2.0  # before the second round; doubles
 
 
 class RayExecutor:
-    """Runs trials through Ray Tune; a context manager that holds the connection to Ray.
+    """Runs trials through Ray Tune, on the Ray that this process is connected to (`tune.ray_connection`).
 
     Args:
         job: what the trials share.
-        address: a running cluster's; None starts a Ray of our own on this machine and stops it at the end.
+        on_cluster: whether that is a running cluster, rather than a Ray of our own.
         wait: seconds for a running cluster that is too small yet; see `tune.capacity.plan_on_cluster`.
         max_concurrent: at most so many trials at once; None for as many as fit.
         datasets: that the trials use; a running cluster's nodes are asked whether they have them.
 
     Raises:
-        InvalidInputError: on entering, if the cluster cannot be reached, could never run a trial, or has a node that
-            cannot serve.
+        InvalidInputError: Ray could never run a trial, or has a node that cannot serve.
     """
 
     def __init__(
         self,
         job: SweepJob,
         *,
-        address: str | None = None,
+        on_cluster: bool,
         wait: float | None = None,
         max_concurrent: int | None = None,
         datasets: Sequence[str] = (),
     ) -> None:
         self._job = job
-        self._address = address
-        self._wait = wait
         self._max_concurrent = max_concurrent
-        self._datasets = datasets
-        self._plan = TrialPlan(resources={}, slots=0)
         self._watch: NodeWatch | None = None
-
-    def __enter__(self) -> Self:
-        connect(self._address)
-        watch_head()
-        try:
-            if self._address is None:
-                self._plan = plan_trials(self._job, [node["Resources"] for node in alive_nodes()])
-            else:
-                self._plan = plan_on_cluster(self._job, self._wait)
-                checks = NodeChecks(self._job, self._datasets, self._plan.resources)
-                nodes = alive_nodes()
-                self._job = replace(self._job, digests=checks.check(nodes))
-                self._watch = NodeWatch(nodes, checks, Quarantine(self._plan.resources))
-        except BaseException:
-            ray.shutdown()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        ray.shutdown()
+        if on_cluster:
+            self._plan = plan_on_cluster(job, wait)
+            checks = NodeChecks(job, datasets, self._plan.resources)
+            nodes = alive_nodes()
+            self._job = replace(job, digests=checks.check(nodes))
+            self._watch = NodeWatch(nodes, checks, Quarantine(self._plan.resources))
+        else:
+            self._plan = plan_trials(job, [node["Resources"] for node in alive_nodes()])
+        self._slots = min(self._plan.slots, max_concurrent or self._plan.slots)
 
     @property
-    def slots(self) -> int:
-        """How many trials run at once; known after entering."""
-        return min(self._plan.slots, self._max_concurrent or self._plan.slots)
-
-    @property
-    def gpu(self) -> bool:
-        """Whether trials run on GPUs; known after entering."""
-        return "GPU" in self._plan.resources
+    def cutter(self) -> UnitCutter:
+        """Cuts trials into units for this executor."""
+        return UnitCutter(job=self._job, gpu="GPU" in self._plan.resources, slots=self._slots)
 
     def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
         """Run all units, started in this order; the listener hears of each outcome as it comes."""
@@ -159,11 +131,11 @@ class RayExecutor:
                 param_space=space | (self._shared if searcher is None else {}),
                 tune_config=ray_tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=SparingScheduler(self.slots),
+                    scheduler=SparingScheduler(self._slots),
                     num_samples=1 if searcher is None else -1,
                     reuse_actors=not several,
                     # A searcher is asked for as many as may run; a grid's trials wait in Tune.
-                    max_concurrent_trials=self.slots if several or searcher is not None else self._max_concurrent,
+                    max_concurrent_trials=self._slots if several or searcher is not None else self._max_concurrent,
                 ),
                 run_config=ray_tune.RunConfig(
                     name=self._job.experiment,

@@ -8,8 +8,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from gcsr import TrialConfig
+from tune.job import UnitSource
 from tune.trainable import UNIT, unit_text
-from tune.units import UnitSource
 
 __all__ = ["UnitSearcher"]
 

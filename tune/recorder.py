@@ -6,9 +6,9 @@ from collections.abc import Sequence, Set
 from types import TracebackType
 from typing import Protocol, Self
 
+from tune.job import Outcome
 from tune.store import Store
 from tune.store_writer import StoreWriter
-from tune.trial import Outcome
 
 __all__ = ["Listener", "Observer", "Recorder"]
 

@@ -1,13 +1,16 @@
 """What every run of many trials needs, be it a sweep or a search: options, an executor, a record of what ended."""
 
+import contextlib
+import threading
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from gcsr import DataError, TrialConfig
-from gcsr.data import load_arrays
-from tune.inline_executor import InlineExecutor
+from gcsr.arrays import load_arrays
+from tune.job import Outcome, SweepJob, UnitSource
 from tune.node_data import local_root
 from tune.progress import SweepProgress
 from tune.provenance import provenance
@@ -15,10 +18,9 @@ from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 from tune.sweep_log import SweepLog
-from tune.trial import Outcome, SweepJob, choose_device, warn_of_emulation
-from tune.units import UnitSource
 
 if TYPE_CHECKING:
+    from tune.inline_executor import InlineExecutor
     from tune.ray_executor import RayExecutor
 
 __all__ = [
@@ -84,25 +86,47 @@ class RowSource(UnitSource, Protocol):
         """A trial ended: its row of the store."""
 
 
-def open_executor(job: SweepJob, options: RunOptions, trials: Sequence[TrialConfig]) -> "InlineExecutor | RayExecutor":
-    """The executor that the options ask for; enter it before use.
+@contextlib.contextmanager
+def open_executor(
+    job: SweepJob, options: RunOptions, trials: Sequence[TrialConfig]
+) -> Iterator["InlineExecutor | RayExecutor"]:
+    """The executor that the options ask for, and Ray with it; closed at the end of the block.
+
+    What has been imported before this imports no torch, so that bad input is answered, and Ray started, at once.
 
     Args:
         job: what the trials share.
         options: how to run them.
         trials: some that use every data set of the run.
+
+    Raises:
+        InvalidInputError: it could never run a trial; or, of a cluster, it cannot be reached or has an unfit node.
     """
     if options.executor == "inline":
-        return InlineExecutor(job)
-    from tune.ray_executor import RayExecutor  # Ray is only imported where it is used: inline needs none
+        from tune.inline_executor import InlineExecutor
 
-    return RayExecutor(
-        job,
-        address=options.address,
-        wait=options.wait,
-        max_concurrent=options.max_concurrent,
-        datasets=sorted({config.dataset for config in trials}),
-    )
+        with InlineExecutor(job) as inline:
+            yield inline
+        return
+    from tune.ray_connection import connected  # Ray is only imported where it is used: inline needs none
+
+    # Ray's processes take seconds to start, and what is needed next as many to be imported: a core for each.
+    threading.Thread(target=_import_all, args=[("tune.units", "pandas")]).start()  # nothing of Ray, which is starting
+    with connected(options.address):
+        from tune.ray_executor import RayExecutor
+
+        yield RayExecutor(
+            job,
+            on_cluster=options.address is not None,
+            wait=options.wait,
+            max_concurrent=options.max_concurrent,
+            datasets=sorted({config.dataset for config in trials}),
+        )
+
+
+def _import_all(modules: Sequence[str]) -> None:
+    for module in modules:
+        import_module(module)
 
 
 def recording(
@@ -179,7 +203,10 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
     """
     if options.address is not None:
         return
-    warn_of_emulation(trials, choose_device(options.device))
+    if options.device not in ("auto", "cpu") or any(config.precision != "fp32" for config in trials):
+        from tune.trial import choose_device, warn_of_emulation  # only here: torch knows, and takes seconds to import
+
+        warn_of_emulation(trials, choose_device(options.device))
     for name in sorted({config.dataset for config in trials}):
         images = len(load_arrays(name, local_root(options.data, name))["train_images"])
         for config in trials:

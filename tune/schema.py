@@ -1,13 +1,16 @@
 """The columns of the Parquet store, once. Every other module takes names and types from here."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 import gcsr
-from gcsr import TrialConfig, TrialResult
+from gcsr import TrialConfig
 from tune.provenance import package_version
+
+if TYPE_CHECKING:
+    from gcsr import TrialResult
 
 __all__ = ["CONFIG_FIELDS", "EPOCHS", "TRIALS", "epoch_rows", "failed_row", "trial_row"]
 
@@ -82,7 +85,7 @@ EPOCHS = pa.schema(
 )
 
 
-def trial_row(config: TrialConfig, experiment: str, result: TrialResult) -> dict[str, Any]:
+def trial_row(config: TrialConfig, experiment: str, result: "TrialResult") -> dict[str, Any]:
     """The row of a trial that ran to an end of any kind."""
     metrics = {name: getattr(result, name) for name in TRIALS.names if hasattr(result, name)}
     return (
@@ -97,7 +100,7 @@ def failed_row(config: TrialConfig, experiment: str, error: str) -> dict[str, An
     return _identity(config, experiment) | {"status": "failed", "error": error}
 
 
-def epoch_rows(config: TrialConfig, result: TrialResult) -> list[dict[str, Any]]:
+def epoch_rows(config: TrialConfig, result: "TrialResult") -> list[dict[str, Any]]:
     """One row an epoch of a trial."""
     trial_id = config.trial_id
     return [

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.distributions import distribution_to_json
 
@@ -25,7 +25,9 @@ from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import DamagedStoreError, Store, StoreError
 from tune.study import LineStudy, StudyStorage, should_prune, storage_failures
-from tune.units import UnitCutter
+
+if TYPE_CHECKING:
+    from tune.units import UnitCutter
 
 __all__ = ["Best", "SearchOutcome", "run_search", "settings_of_lines"]
 
@@ -120,11 +122,11 @@ def run_search(
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
         with open_executor(job, options, lowest) as executor:
+            cutter = executor.cutter
             if identity is None:
-                identity = _Identity(uuid.uuid4().hex, definition, window or executor.slots + 1, frozenset(stored))
+                identity = _Identity(uuid.uuid4().hex, definition, window or cutter.slots + 1, frozenset(stored))
                 _write_identity(store, identity)
             note_run(store, spec, planned=sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
-            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
             search = _Search(
                 store=store,
                 lines=lines,
@@ -202,7 +204,7 @@ class _Search:
         studies: Sequence[LineStudy],
         objectives: Sequence[Objective],
         stored: Mapping[str, Row],
-        cutter: UnitCutter,
+        cutter: "UnitCutter",
         pruner: Pruner | None,
     ) -> None:
         self._lines, self._studies, self._objectives, self._cutter = lines, studies, objectives, cutter

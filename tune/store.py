@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -26,6 +25,9 @@ from gcsr import InvalidInputError
 from tune.filesystem import Files, one_line
 from tune.lease import Lease
 from tune.schema import EPOCHS, TRIALS
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 __all__ = ["CONCURRENT", "DamagedStoreError", "Store", "StoreError", "Trials"]
 
@@ -224,7 +226,7 @@ class Store:
             if not moved:
                 break
         schema = TRIALS if wanted is None else pa.schema([TRIALS.field(name) for name in wanted])
-        table = _first_of_each(pa.concat_tables(tables)) if tables else schema.empty_table()
+        table = _first_of_each(pa.concat_tables(tables)) if tables else pa.Table.from_batches([], schema)
         table = table.sort_by("trial_id")
         return Trials(table if columns is None else table.select(columns), tuple(damaged))
 
@@ -238,9 +240,11 @@ class Store:
         """The rows of the trials that need no run, by id."""
         return {row["trial_id"]: row for row in self.read_trials().table.to_pylist() if row["status"] != "failed"}
 
-    def epochs(self, files: list[str] | None = None) -> pads.Dataset:
+    def epochs(self, files: list[str] | None = None) -> "pads.Dataset":
         """``epochs/``, or these of `epoch_files`, as an Arrow data set."""
         found = self.epoch_files() if files is None else files
+        import pyarrow.dataset as pads  # only here: it takes half a second, as it imports pandas
+
         return pads.dataset(found, schema=EPOCHS, filesystem=self._files.filesystem, format="parquet")
 
     def epoch_files(self) -> list[str]:

@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tune.compaction import SINGLES, compact
+from tune.job import Outcome, checkpoint_name
 from tune.store import CONCURRENT, Store
-from tune.trial import Outcome, checkpoint_name
 
 __all__ = ["StoreWriter"]
 

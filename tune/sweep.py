@@ -6,7 +6,6 @@ from tune.compaction import recover
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
-from tune.units import UnitCutter
 
 __all__ = ["SweepOutcome", "run_sweep"]
 
@@ -49,11 +48,10 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
             return SweepOutcome(len(trials), 0, 0, {}, ())
-        with open_executor(
-            job, options, missing
-        ) as executor:  # refuses what can never run, before the store is touched
+        # The executor refuses what can never run before the store is touched.
+        with open_executor(job, options, missing) as executor:
             note_run(store, spec, trials=[config.trial_id for config in trials])
-            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
+            cutter = executor.cutter
             work = cutter.cut(trials, {config.trial_id for config in missing})
             before = len(trials) - len(missing)
             with recording(

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from tune.job import Outcome
 from tune.store import Store
-from tune.trial import Outcome
 
 __all__ = ["LOG", "SweepLog"]
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from ray.util.metrics import Counter, Gauge
 
-from tune.trial import Outcome
+from tune.job import Outcome
 
 __all__ = ["SweepMetrics"]
 

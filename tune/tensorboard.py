@@ -9,9 +9,9 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import hparams, scalar
 
+from tune.job import Outcome
 from tune.schema import CONFIG_FIELDS, EPOCHS
 from tune.store import Store
-from tune.trial import Outcome
 
 __all__ = ["FOLDER", "TensorBoardRuns", "run_name"]
 

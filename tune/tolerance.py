@@ -4,14 +4,16 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.spec import SweepSpec
 from tune.store import Store
-from tune.units import UnitCutter
+
+if TYPE_CHECKING:
+    from tune.units import UnitCutter
 
 __all__ = ["Level", "ToleranceOutcome", "methods_of", "run_tolerance"]
 
@@ -76,7 +78,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         stored = store.ended_rows()
         with open_executor(job, options, trials) as executor:
             note_run(store, spec)
-            cutter = UnitCutter(job=job, gpu=executor.gpu, slots=executor.slots)
+            cutter = executor.cutter
             source = _Bisections(methods, precision, stored, cutter)
             before = source.replay()
             at_one_lam = [config for config in methods[0] if config.lam == methods[0][0].lam]
@@ -189,7 +191,7 @@ class _Bisections:
         methods: Sequence[Sequence[TrialConfig]],
         precision: float,
         stored: Mapping[str, Mapping[str, Any]],
-        cutter: UnitCutter,
+        cutter: "UnitCutter",
     ) -> None:
         self.bisections = [_Bisection(grid, precision) for grid in methods]
         self.at_most = sum(each.at_most for each in self.bisections)

@@ -8,7 +8,8 @@ import torch
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
-from tune.trial import Outcome, SweepJob, check_digests
+from tune.job import Outcome, SweepJob
+from tune.trial import check_digests
 from tune.units import run_unit
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
@@ -12,27 +12,17 @@ from gcsr import TrialConfig
 from gcsr.cohort import cohort_key, train_cohort
 from gcsr.models import build_model
 from gcsr.turns import MOST_ABREAST
+from tune.job import Outcome, SweepJob
 from tune.schema import epoch_rows, trial_row
-from tune.trial import Outcome, SweepJob, choose_device, dataset_of, failed_outcome, run_trials
+from tune.trial import choose_device, dataset_of, failed_outcome, run_trials
 
-__all__ = ["UnitCutter", "UnitSource", "is_stacked", "run_unit"]
+__all__ = ["UnitCutter", "is_stacked", "run_unit"]
 
 # Measured on one core: a trial of eight takes 0.5 (mlp2) to 0.8 (mlp6) of one alone (python -m tests.benchmarks
 # cohort). Of more parameters than this it gains less, which does not pay for the checkpoints that a cohort lacks.
 _SMALL = 150_000
 _CPU_SIZE, _GPU_SIZE = 8, 32
 _EVEN = 4  # cohorts come in multiples of it, so that two or four cores are done at the same time
-
-
-class UnitSource(Protocol):
-    """Units that are decided on while others run."""
-
-    def next(self) -> list[TrialConfig] | None:
-        """The next unit; None if there is none until another has ended, or at all (see `finished`)."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether every trial has ended."""
 
 
 def is_stacked(config: TrialConfig, cohort: int | Literal["auto"]) -> bool:

@@ -13,10 +13,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from gcsr.errors import OutOfTimeError
 from gcsr.parallel import backend, is_lost_worker
 from gcsr.turns import finished, undisturbed
+from tune.job import Outcome, SweepJob
 from tune.node_data import UnfitNodeError
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
-from tune.trial import Outcome, SweepJob, check_digests, failed_outcome, trial_in_turns
+from tune.trial import check_digests, failed_outcome, trial_in_turns
 
 __all__ = ["is_machines_fault", "train_with_workers"]
 

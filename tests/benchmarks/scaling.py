@@ -16,13 +16,13 @@ import pyarrow.dataset as pads
 
 from gcsr import EpochRecord, TrialConfig, TrialResult
 from tests.benchmarks.timing import Timing
+from tune.job import Outcome
 from tune.runs import RunOptions
 from tune.schema import epoch_rows, trial_row
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
 from tune.trainable import OUTCOME, SweepTrainable
-from tune.trial import Outcome
 
 __all__ = ["driver_cost", "nodes", "store_cost"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import gcsr
 from gcsr.native import library
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,17 @@ def imported(path):
 def test_gcsr_alone_loads_nothing_of_the_service():
     service = {"ray", "optuna", "pyarrow", "tune", "cluster", "sklearn"}
     assert not service & loaded("import sys, gcsr; print(*sys.modules)")
+
+
+def test_a_config_is_checked_without_torch():
+    assert "torch" not in loaded("import sys, gcsr; gcsr.TrialConfig(mode='ours').gate(); print(*sys.modules)")
+
+
+def test_every_public_name_is_there():
+    code = "from gcsr import *; import gcsr; print(*(name for name in dir(gcsr) if getattr(gcsr, name) is not None))"
+    assert set(gcsr.__all__) <= loaded(code)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        gcsr.nothing  # noqa: B018
 
 
 def test_the_methods_benchmarks_run_where_there_is_no_ray():

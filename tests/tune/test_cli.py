@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.gcsr.test_dependencies import loaded
 from tests.tune.test_node_data import write
 from tune.cli import cli, main
 
@@ -132,6 +133,23 @@ def test_train_fetches_data_from_a_uri(capsys, tmp_path, monkeypatch):
     code, out, err = run(capsys, "data", "cifar10", "--download")
     assert (code, out) == (2, "")
     assert "is not allowed here; expected a folder" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "digits", "--out", "OUT", "--set", "lam=-1"],
+        ["search", "digits", "--out", "OUT", "--trials", "0"],
+        ["tolerance", "digits", "--out", "OUT", "--set", "mode=none"],
+        ["train", "--lam", "-1"],
+        ["report", "OUT"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_bad_input_is_answered_without_waiting_for_torch(arguments, tmp_path):
+    arguments = [str(tmp_path / "none") if each == "OUT" else each for each in arguments]
+    modules = loaded(f"import sys; from cluster.cli import main; assert main({arguments}) == 2; print(*sys.modules)")
+    assert not {"torch", "ray"} & modules
 
 
 def test_inline_needs_no_ray(tmp_path):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gcsr import DataError, TrialConfig
-from gcsr.data import digest, load_arrays
+from gcsr.arrays import digest, load_arrays
+from tune.job import SweepJob
 from tune.node_data import UnfitNodeError, local_digest, local_root
 from tune.trainable import JOB, OUTCOME, UNIT, SweepTrainable, unit_text
-from tune.trial import SweepJob
 from tune.workers import is_machines_fault
 
 

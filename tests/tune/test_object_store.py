@@ -15,13 +15,13 @@ from tune import filesystem, lease
 from tune.cli import main
 from tune.compaction import compact, recover
 from tune.endings import WorkFailedError, resumable
+from tune.job import Outcome
 from tune.recorder import Recorder
 from tune.runs import RunOptions
 from tune.schema import failed_row
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
-from tune.trial import Outcome
 
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto.server")

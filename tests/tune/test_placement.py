@@ -1,8 +1,8 @@
 import pytest
 
 from gcsr import InvalidInputError
+from tune.job import SweepJob
 from tune.placement import plan_trials
-from tune.trial import SweepJob
 
 
 def job(**fields):

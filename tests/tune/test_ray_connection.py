@@ -9,10 +9,10 @@ import pytest
 STARTED = """
 import os
 os.umask(0o022)
-from tune.ray_connection import connect
-connect(None)
+from tune.ray_connection import connected
 import ray
-assert ray.get(ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
+with connected(None):
+    assert ray.get(ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
 """
 
 

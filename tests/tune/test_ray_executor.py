@@ -9,9 +9,9 @@ import pytest
 
 from gcsr import TrialConfig
 from tune.cli import main
+from tune.job import SweepJob, checkpoint_name
 from tune.ray_executor import _Losses
 from tune.store import Store
-from tune.trial import SweepJob, checkpoint_name
 
 
 @pytest.mark.parametrize("skew", [-1000, 1000])

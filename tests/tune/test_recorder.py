@@ -6,10 +6,10 @@ import pytest
 
 from gcsr import TrialConfig
 from tests.benchmarks.scaling import outcome
+from tune.job import Outcome
 from tune.recorder import Recorder
 from tune.schema import failed_row
 from tune.store import Store
-from tune.trial import Outcome
 
 CONFIGS = [TrialConfig(model="mlp2", mode="baseline", lam=1e-3, seed=seed) for seed in range(40)]
 

@@ -18,11 +18,11 @@ from scipy import stats
 
 from tune.aggregate import summarize
 from tune.cli import main
+from tune.job import SweepJob
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trial import SweepJob
 
 GRID = {
     "model": "mlp2",

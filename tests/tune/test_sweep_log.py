@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tests.tune.conftest import make_row
+from tune.job import Outcome
 from tune.store import Store
 from tune.sweep_log import LOG, SweepLog
-from tune.trial import Outcome
 
 
 def lines(store):

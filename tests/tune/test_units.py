@@ -5,12 +5,13 @@ import pytest
 import tune.trial
 import tune.units
 from gcsr import TrialConfig
+from tune.job import SweepJob, checkpoint_name
 from tune.recorder import Recorder
 from tune.runs import RunOptions
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trial import StoredCheckpoint, SweepJob, checkpoint_name
+from tune.trial import StoredCheckpoint
 from tune.units import UnitCutter, is_stacked, run_unit
 
 MIXED = SweepSpec(

@@ -1,0 +1,153 @@
+"""Arrays: torchvision's own files, the array cache, and everything that can be wrong with them."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torchvision.datasets as tv
+from scipy.io import savemat
+
+from gcsr import ConfigError, DataError, load_dataset
+from gcsr.arrays import load_arrays, verify_arrays
+
+
+def arrays(classes=10, train=20, test=10):
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (train, 32, 32, 3), dtype=np.uint8),
+        "train_labels": (np.arange(train) % classes).astype(np.uint8),
+        "test_images": rng.integers(0, 256, (test, 32, 32, 3), dtype=np.uint8),
+        "test_labels": (np.arange(test) % classes).astype(np.uint8),
+    }
+
+
+def write_cifar(root, name, data, monkeypatch):
+    """The archive's extracted files, as the data sets' author wrote them; their checksums become the expected ones."""
+    kind = tv.CIFAR10 if name == "cifar10" else tv.CIFAR100
+    folder = root / kind.base_folder
+    folder.mkdir()
+    key = "labels" if name == "cifar10" else "fine_labels"
+
+    def write(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    def batch(images, labels):
+        return {"data": images.transpose(0, 3, 1, 2).reshape(len(images), -1), key: labels.tolist()}
+
+    parts = np.array_split(np.arange(len(data["train_images"])), len(kind.train_list))
+    train = [
+        [file, write(file, batch(data["train_images"][part], data["train_labels"][part]))]
+        for (file, _), part in zip(kind.train_list, parts, strict=True)
+    ]
+    test_file = kind.test_list[0][0]
+    test = [[test_file, write(test_file, batch(data["test_images"], data["test_labels"]))]]
+    names = {kind.meta["key"]: [str(i) for i in range(100)]}
+    meta = kind.meta | {"md5": write(kind.meta["filename"], names)}
+    for attribute, value in (("train_list", train), ("test_list", test), ("meta", meta)):
+        monkeypatch.setattr(kind, attribute, value)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_read_from_torchvisions_files_once(name, tmp_path, monkeypatch):
+    written = arrays(classes=100 if name == "cifar100" else 10)
+    write_cifar(tmp_path, name, written, monkeypatch)
+    loaded = load_arrays(name, tmp_path)
+    assert all(np.array_equal(loaded[key], written[key]) for key in written)
+    monkeypatch.setattr("gcsr.arrays._from_torchvision", lambda *a, **k: pytest.fail("the cache was not used"))
+    cached = load_arrays(name, tmp_path)
+    assert all(np.array_equal(cached[key], written[key]) for key in written)
+    assert load_dataset(name, root=tmp_path).train_images.shape == (20, 3, 32, 32)
+
+
+def test_svhn_is_read_from_torchvisions_files(tmp_path, monkeypatch):
+    written = arrays()
+    splits = {}
+    for split in ("train", "test"):
+        url, file, _ = tv.SVHN.split_list[split]
+        labels = np.where(written[f"{split}_labels"] == 0, 10, written[f"{split}_labels"])  # the file's "10" is a 0
+        savemat(tmp_path / file, {"X": written[f"{split}_images"].transpose(1, 2, 3, 0), "y": labels[:, None]})
+        splits[split] = [url, file, hashlib.md5((tmp_path / file).read_bytes()).hexdigest()]
+    monkeypatch.setattr(tv.SVHN, "split_list", splits)
+    loaded = load_arrays("svhn", tmp_path)
+    assert all(np.array_equal(loaded[key], written[key]) for key in written)
+
+
+def test_missing_files_are_one_line_that_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"--data or GCSR_DATA, or run: gcsr data svhn --download") as caught:
+        load_arrays("svhn", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def damaged(case):
+    data = arrays()
+    match case:
+        case "missing key":
+            del data["test_labels"]
+        case "float images":
+            data["train_images"] = data["train_images"].astype(np.float32)
+        case "channels first":
+            data["train_images"] = data["train_images"].transpose(0, 3, 1, 2)
+        case "too few labels":
+            data["train_labels"] = data["train_labels"][:-1]
+        case "wide labels":
+            data["test_labels"] = data["test_labels"].astype(np.int64)
+        case "label out of range":
+            data["test_labels"][3] = 10
+        case "no images":
+            data["test_images"], data["test_labels"] = data["test_images"][:0], data["test_labels"][:0]
+        case "pickled objects":
+            data["train_labels"] = np.array([object()] * 20, dtype=object)
+    return data
+
+
+CASES = ["missing key", "float images", "channels first", "too few labels", "wide labels", "label out of range"]
+
+
+@pytest.mark.parametrize("case", [*CASES, "no images", "pickled objects"])
+def test_wrong_arrays_are_one_clear_line(case, tmp_path):
+    np.savez(tmp_path / "cifar10.npz", **damaged(case))
+    with pytest.raises(DataError, match=r"cifar10\.npz") as caught:
+        load_arrays("cifar10", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -30])
+def test_truncated_files_are_one_clear_line(keep, tmp_path):
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, **arrays())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match="damaged"):
+        load_arrays("cifar10", tmp_path)
+
+
+def test_damage_inside_of_a_compressed_file_is_one_clear_line(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    np.savez_compressed(path, **arrays())
+    content = bytearray(path.read_bytes())
+    content[200:260] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged") as caught:
+        load_arrays("cifar10", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_data_sets_are_refused():
+    with pytest.raises(ConfigError, match="dataset"):
+        load_arrays("imagenet")
+
+
+def test_the_checksum_tells_a_changed_file_from_the_one_that_was_written(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, **arrays())
+    first = verify_arrays("cifar10", tmp_path)  # a file that somebody brought: noted now
+    assert (tmp_path / "cifar10.npz.sha256").read_text() == f"{first}  cifar10.npz\n"
+    assert verify_arrays("cifar10", tmp_path) == first == hashlib.sha256(path.read_bytes()).hexdigest()
+    np.savez(path, **arrays(train=21))
+    with pytest.raises(DataError, match=r"cifar10.npz has the sha256 [0-9a-f]{64}; expected " + first):
+        verify_arrays("cifar10", tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be checked: No such file"):
+        verify_arrays("cifar10", tmp_path)
+    assert verify_arrays("digits") is None
