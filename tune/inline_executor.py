@@ -3,14 +3,14 @@
 import itertools
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import torch
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.job import SweepJob, UnitSource
 from tune.recorder import Listener
-from tune.trial import choose_device
+from tune.trial import choose_device, threads_for
 from tune.units import UnitCutter, run_unit
 
 __all__ = ["InlineExecutor"]
@@ -21,34 +21,39 @@ class InlineExecutor:
 
     Args:
         job: what the trials share; it must ask for one worker.
+        threads: CPU threads; see `tune.trial.threads_for`. With as many as a Ray worker has, one unless it is told
+            otherwise, the same trial gives the same bits in both executors.
     """
 
-    def __init__(self, job: SweepJob) -> None:
+    def __init__(self, job: SweepJob, threads: int | Literal["auto"] = "auto") -> None:
         if job.workers != 1:
             raise InvalidInputError(f"workers: {job.workers} is not allowed with --executor inline; expected 1")
-        self._job = job
-        self._threads = torch.get_num_threads()
+        self._job, self._threads = job, threads
+        self._all = torch.get_num_threads()
 
     def __enter__(self) -> Self:
-        # As a Ray worker does: the same trial gives the same bits in both executors.
-        torch.set_num_threads(self._job.threads)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._all)
 
     @property
     def cutter(self) -> UnitCutter:
         """Cuts trials into units for this executor."""
-        return UnitCutter(job=self._job, gpu=choose_device(self._job.device).type == "cuda", slots=1)
+        return UnitCutter(job=self._job, gpu=self._device.type == "cuda", slots=1)
 
     def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
         """Run all units in this order; the listener hears of each before the next."""
         for unit in work:
+            torch.set_num_threads(threads_for(unit[0], self._device, self._threads, self._all))
             for outcome in itertools.chain.from_iterable(run_unit(unit, self._job)):
                 listener.ended(outcome)
+
+    @property
+    def _device(self) -> torch.device:
+        return choose_device(self._job.device)
 
     def search(self, source: UnitSource, listener: Listener) -> None:
         """Run units as the source gives them, until it has finished."""

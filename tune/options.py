@@ -107,7 +107,11 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: cuda if any."
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads of a worker."
+    "--threads",
+    type=_Count(),
+    default="auto",
+    show_default=True,
+    help="CPU threads of a worker; auto: all, for a convolutional network that one process trains alone, else one.",
 )
 
 

@@ -54,7 +54,7 @@ class RunOptions:
         max_concurrent: at most so many trials at once; None for all cores or GPUs.
         data: data root, a folder or a URI; None for the default.
         device: ``auto``, ``cpu`` or ``cuda``.
-        threads: CPU threads of a trial.
+        threads: CPU threads of a trial; ``auto``: one under Ray, `tune.trial.threads_for` in this process.
         gpu_share: of a GPU, that a worker takes.
         tensorboard: also write each trial's curves as a TensorBoard run.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
@@ -70,7 +70,7 @@ class RunOptions:
     max_concurrent: int | None = None
     data: str | None = None
     device: str = "auto"
-    threads: int = 1
+    threads: int | Literal["auto"] = "auto"
     gpu_share: float = 1.0
     tensorboard: bool = False
     stop_collapsed: bool = False
@@ -105,7 +105,7 @@ def open_executor(
     if options.executor == "inline":
         from tune.inline_executor import InlineExecutor
 
-        with InlineExecutor(job) as inline:
+        with InlineExecutor(job, options.threads) as inline:
             yield inline
         return
     from tune.ray_connection import connected  # Ray is only imported where it is used: inline needs none
@@ -173,7 +173,7 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
         store=location,
         data=options.data,
         device=options.device,
-        threads=options.threads,
+        threads=1 if options.threads == "auto" else options.threads,
         gpu_share=options.gpu_share,
         workers=spec.workers,
         cohort=options.cohort,

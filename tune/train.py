@@ -6,7 +6,7 @@ import multiprocessing
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from gcsr import Dataset, EpochRecord, InvalidInputError, TrialConfig, TrialResu
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, run_workers
 from tune.node_data import local_root
-from tune.trial import choose_device, warn_of_emulation
+from tune.trial import choose_device, threads_for, warn_of_emulation
 
 __all__ = ["LostWorkerError", "TrainRun", "run_train"]
 
@@ -35,7 +35,7 @@ class TrainRun:
         config: the trial.
         data: data root, a folder or a URI; None for the default.
         device: ``auto``, ``cpu`` or ``cuda``.
-        threads: CPU threads of a worker.
+        threads: CPU threads of a worker; see `tune.trial.threads_for`.
         checkpoint: file to save to and go on from; None for none.
         as_json: print one JSON object, and no progress.
     """
@@ -43,7 +43,7 @@ class TrainRun:
     config: TrialConfig
     data: str | None
     device: str
-    threads: int
+    threads: int | Literal["auto"]
     checkpoint: str | None
     as_json: bool
 
@@ -57,6 +57,7 @@ def run_train(run: TrainRun, workers: int) -> None:
     """
     device = choose_device(run.device)
     warn_of_emulation([run.config], device)
+    threads = threads_for(run.config, device, run.threads, torch.get_num_threads() // workers)
     if run.checkpoint and Path(run.checkpoint).is_dir():
         raise InvalidInputError(f"checkpoint: {run.checkpoint!r} is a folder; expected a file, which need not be there")
     if workers > 1:
@@ -69,14 +70,14 @@ def run_train(run: TrainRun, workers: int) -> None:
         _load(run, torch.device("cpu"))  # a data set that is not there is one clear line, not one a worker
         refusals = multiprocessing.get_context(START_METHOD).SimpleQueue()
         try:
-            run_workers(functools.partial(_work, run, refusals), workers, device.type, run.threads)
+            run_workers(functools.partial(_work, run, refusals), workers, device.type, threads)
         except ProcessException as error:
             if not refusals.empty():
                 raise refusals.get() from None
             how = getattr(error, "signal_name", None) or str(error).strip().splitlines()[-1]
             raise LostWorkerError(f"worker {error.error_index} of {workers} was lost ({how})") from None
         return
-    torch.set_num_threads(run.threads)
+    torch.set_num_threads(threads)
     with from_environment(device.type) as (group, own_device):
         _train_and_print(run, group, own_device)
 

@@ -4,6 +4,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_dataset
 from gcsr.checkpoint import Checkpointer
 from gcsr.errors import OutOfTimeError
+from gcsr.names import is_mlp
 from gcsr.precision import is_emulated
 from gcsr.trainer import training
 from gcsr.turns import Abreast, Turns
@@ -26,6 +28,7 @@ __all__ = [
     "dataset_of",
     "failed_outcome",
     "run_trials",
+    "threads_for",
     "trial_in_turns",
     "warn_of_emulation",
 ]
@@ -51,6 +54,23 @@ def choose_device(name: str) -> torch.device:
             f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda"
         ) from None
     return device
+
+
+def threads_for(config: TrialConfig, device: torch.device, asked: int | Literal["auto"], available: int) -> int:
+    """How many CPU threads a process that trains one trial at a time takes.
+
+    With ``auto`` a convolutional network on a CPU gets all: AlexNet's epoch takes 0.6 of the time on two. A plain
+    network is slower on two than on one, and a GPU waits for one thread only.
+
+    Args:
+        config: the trial.
+        device: where it is trained.
+        asked: a number, which is taken, or ``auto``.
+        available: what this process may take, as `torch.get_num_threads` says at its start.
+    """
+    if asked != "auto":
+        return asked
+    return 1 if device.type != "cpu" or is_mlp(config.model) else max(1, available)
 
 
 def warn_of_emulation(configs: Iterable[TrialConfig], device: torch.device) -> None:

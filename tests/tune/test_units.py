@@ -1,6 +1,7 @@
 import itertools
 
 import pytest
+import torch
 
 import tune.trial
 import tune.units
@@ -37,6 +38,15 @@ def cut(trials, missing=None, **fields):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
+@pytest.mark.parametrize(
+    ("model", "device", "asked", "threads"),
+    [("alexnet", "cpu", "auto", 6), ("mlp6", "cpu", "auto", 1), ("alexnet", "cuda", "auto", 1), ("mlp6", "cpu", 3, 3)],
+)
+def test_all_threads_for_convolutions_on_a_cpu_and_one_for_all_else(model, device, asked, threads):
+    config = TrialConfig(dataset="cifar10", model=model)
+    assert tune.trial.threads_for(config, torch.device(device), asked, 6) == threads
+
+
 def test_cohorts_are_a_partition_of_what_can_be_stacked(size):
     found = cut(MIXED, cohort=size)
     assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
