@@ -59,8 +59,8 @@ def choose_device(name: str) -> torch.device:
 def threads_for(config: TrialConfig, device: torch.device, asked: int | Literal["auto"], available: int) -> int:
     """How many CPU threads a process that trains one trial at a time takes.
 
-    With ``auto`` a convolutional network on a CPU gets all: AlexNet's epoch takes 0.6 of the time on two. A plain
-    network is slower on two than on one, and a GPU waits for one thread only.
+    With ``auto`` a convolutional network on a CPU gets all: an epoch of AlexNet takes 0.6 of the time on two
+    (``gcsr train --threads``). A plain network is slower on two than on one, and a GPU waits for one thread only.
 
     Args:
         config: the trial.

@@ -6,6 +6,7 @@ import torch
 import tune.trial
 import tune.units
 from gcsr import TrialConfig
+from tune.inline_executor import InlineExecutor
 from tune.job import SweepJob, checkpoint_name
 from tune.recorder import Recorder
 from tune.runs import RunOptions
@@ -37,7 +38,6 @@ def cut(trials, missing=None, **fields):
     return cutter(**fields).cut(trials, missing if missing is None else {config.trial_id for config in missing})
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
 @pytest.mark.parametrize(
     ("model", "device", "asked", "threads"),
     [("alexnet", "cpu", "auto", 6), ("mlp6", "cpu", "auto", 1), ("alexnet", "cuda", "auto", 1), ("mlp6", "cpu", 3, 3)],
@@ -47,6 +47,22 @@ def test_all_threads_for_convolutions_on_a_cpu_and_one_for_all_else(model, devic
     assert tune.trial.threads_for(config, torch.device(device), asked, 6) == threads
 
 
+def test_inline_sets_the_threads_of_each_unit_and_gives_back_what_there_was(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("tune.inline_executor.run_unit", lambda *_: seen.append(torch.get_num_threads()) or [])
+    units = [[TrialConfig(dataset="cifar10", model=model)] for model in ("alexnet", "mlp6", "vgg16")]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with InlineExecutor(job(tmp_path)) as executor:
+            executor.run(units, None)
+        assert seen == [3, 1, 3]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
 def test_cohorts_are_a_partition_of_what_can_be_stacked(size):
     found = cut(MIXED, cohort=size)
     assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
