@@ -191,7 +191,7 @@ class Scenario:
         spec = "experiment: mine\ngrid: {model: mlp2, mode: ours_orig, regularizer: l2, lam: [1e-3, 3e-3]}\n"
         self.laptop.write("~/mine.yaml", spec)
         out = f"s3://{BUCKET}/mine"
-        options = "--set 'seed=[0, 1, 2, 3, 4, 5]' --set epochs=300 --cohort 1 --wait 5s"
+        options = "--set 'seed=[0, 1, 2, 3, 4, 5]' --set epochs=1000 --cohort 1 --wait 5s"
         name = self._gcsr(f"submit ~/mine.yaml --out {out} {options} --no-wait").stdout.strip().splitlines()[-1]
         self._wait_for_trials("mine", 2, None)
         metrics = self._metrics()
@@ -201,7 +201,7 @@ class Scenario:
         assert f"gcsr submit resume {name}" in stopped
         self._wait_for_status(name, "stopped")
         before = len(self._rows(out))
-        assert 2 <= before < 12
+        assert 2 <= before < 12, f"{before} trials had ended when the job was stopped"
         resumed = self._gcsr(f"submit resume {name}")
         assert f"12 trials, {12 - before} run now: {12 - before} finished" in resumed.stdout, resumed.stdout
         # An exit code that is not 0 comes back as it is: here of a folder that is on the head alone.
