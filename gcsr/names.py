@@ -6,13 +6,11 @@ from typing import Literal, get_args
 from gcsr.errors import ConfigError
 
 __all__ = [
-    "CONVOLUTIONAL",
     "DATASETS",
     "MODES",
     "PRECISIONS",
     "REGULARIZERS",
     "Mode",
-    "Precision",
     "Regularizer",
     "check_model_name",
     "is_mlp",
@@ -26,11 +24,10 @@ REGULARIZERS: tuple[Regularizer, ...] = get_args(Regularizer)
 Mode = Literal["none", "baseline", "ours", "ours_orig"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-Precision = Literal["fp32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS = ("fp32", "tf32", "bf16")
 
-CONVOLUTIONAL = ("alexnet", "vgg11", "vgg16", "vgg19")
-_MODEL_NAMES = f"{', '.join(CONVOLUTIONAL)} or mlpK (K = 1 to 32 hidden layers, as mlp6)"
+_CONVOLUTIONAL = ("alexnet", "vgg11", "vgg16", "vgg19")
+_MODEL_NAMES = f"{', '.join(_CONVOLUTIONAL)} or mlpK (K = 1 to 32 hidden layers, as mlp6)"
 _MLP = re.compile(r"mlp([1-9]|[12][0-9]|3[0-2])")
 
 
@@ -41,5 +38,5 @@ def is_mlp(name: str) -> bool:
 
 def check_model_name(name: str) -> None:
     """Raise `ConfigError` unless `gcsr.models.build_model` knows ``name``."""
-    if not (name in CONVOLUTIONAL or is_mlp(name)):
+    if not (name in _CONVOLUTIONAL or is_mlp(name)):
         raise ConfigError("model", name, _MODEL_NAMES)

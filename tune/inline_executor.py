@@ -28,7 +28,7 @@ class InlineExecutor:
     def __init__(self, job: SweepJob, threads: int | Literal["auto"] = "auto") -> None:
         if job.workers != 1:
             raise InvalidInputError(f"workers: {job.workers} is not allowed with --executor inline; expected 1")
-        self._job, self._threads = job, threads
+        self._job, self._threads, self._device = job, threads, choose_device(job.device)
         self._all = torch.get_num_threads()
 
     def __enter__(self) -> Self:
@@ -50,10 +50,6 @@ class InlineExecutor:
             torch.set_num_threads(threads_for(unit[0], self._device, self._threads, self._all))
             for outcome in itertools.chain.from_iterable(run_unit(unit, self._job)):
                 listener.ended(outcome)
-
-    @property
-    def _device(self) -> torch.device:
-        return choose_device(self._job.device)
 
     def search(self, source: UnitSource, listener: Listener) -> None:
         """Run units as the source gives them, until it has finished."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -83,3 +84,11 @@ def wait_for_cpus(count: int) -> None:
     while ray.available_resources().get("CPU") != count and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == count
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself, as Ray's workers do after what they run; nothing if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from gcsr import TrialConfig
+from tests.tune.conftest import title
 from tune.cli import main
 from tune.job import SweepJob, checkpoint_name
 from tune.ray_executor import _Losses
@@ -41,7 +42,7 @@ def every_worker_killed():
         while not done.wait(0.1):
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    if "Trainable.train" in " ".join(process.cmdline()):
+                    if "Trainable.train" in title(process):
                         process.kill()
 
     thread = threading.Thread(target=kill)

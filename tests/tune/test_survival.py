@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.tune.conftest import title
 from tests.tune.test_node_data import write
 from tests.tune.test_sweep import rows
 from tune.cli import main
@@ -103,10 +104,8 @@ def cluster(monkeypatch):
 def busy(node):
     """Whether a worker of this node has been given a trial: Ray names a process after what it does."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        titles = [" ".join(process.cmdline()) for process in raylet.children(recursive=True)]
-        return any(title.startswith("ray::") and not title.startswith("ray::IDLE") for title in titles)
-    return False
+    titles = map(title, raylet.children(recursive=True))
+    return any(each.startswith("ray::") and not each.startswith("ray::IDLE") for each in titles)
 
 
 def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):

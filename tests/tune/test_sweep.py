@@ -16,6 +16,7 @@ import psutil
 import pytest
 from scipy import stats
 
+from tests.tune.conftest import title
 from tune.aggregate import summarize
 from tune.cli import main
 from tune.job import SweepJob
@@ -133,7 +134,7 @@ def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_ta
     count = _stored(out)
     driver = _sweep_process(spec_file, out, "--cohort", "2")
     _wait_for_trials(out, count + 2, driver)
-    workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Trainable" in _title(p)]
+    workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Trainable" in title(p)]
     for worker in workers[:1]:
         os.kill(worker.pid, signal.SIGKILL)
     _, err = driver.communicate(timeout=300)
@@ -141,13 +142,6 @@ def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_ta
     assert workers, "no worker was found to kill"
     assert rows(Store(str(out))) == rows(undisturbed)
     assert not list((out / "checkpoints").glob("*")) if (out / "checkpoints").exists() else True
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @pytest.mark.slow(150)
@@ -167,7 +161,7 @@ def test_trials_over_two_workers_on_ray_survive_one_of_them_and_fail_once_by_the
         deadline = time.monotonic() + 300
         while not list(out.glob("checkpoints/*.pt")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in _title(p)]
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(p)]
         for worker in workers[1:]:
             os.kill(worker.pid, signal.SIGKILL)
             killed.append(worker)
