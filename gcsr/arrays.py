@@ -17,6 +17,7 @@ from gcsr.names import DATASETS
 
 __all__ = [
     "CLASSES",
+    "LEVELS",
     "checksum_file",
     "data_root",
     "digest",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
+LEVELS = {"digits": 16, "cifar10": 255, "cifar100": 255, "svhn": 255}
+"""The highest value that a pixel can have."""
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _DIGITS_TRAIN = 1347  # of 1,797: three quarters
 
@@ -71,7 +74,7 @@ def prepare_arrays(name: str, root: str | os.PathLike[str] | None = None, *, dow
 
 def _digits() -> Arrays:
     images, labels = _digits_table()
-    # 17 grey levels, 0 to 16, in a fixed order of our own: the file is sorted by writer.
+    # In a fixed order of our own: the file is sorted by writer.
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order][..., np.newaxis], labels[order]
     return {

@@ -33,7 +33,9 @@ from gcsr.turns import seed_generators, undisturbed
 
 __all__ = ["COMMON_FIELDS", "cohort_key", "train_cohort"]
 
-COMMON_FIELDS = ("dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "precision", "holdout")
+COMMON_FIELDS = (
+    *("dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "inputs", "precision", "holdout"),
+)
 
 
 def cohort_key(config: TrialConfig) -> tuple[object, ...]:

@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 from gcsr.errors import ConfigError
 from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MU, Gate
-from gcsr.names import DATASETS, MODES, PRECISIONS, REGULARIZERS, Mode, check_model_name, is_mlp
+from gcsr.names import (
+    DATASETS,
+    INITIALIZATIONS,
+    INPUTS,
+    MODES,
+    PRECISIONS,
+    REGULARIZERS,
+    Mode,
+    check_model_name,
+    default_initialization,
+    is_mlp,
+)
 
 __all__ = ["TrialConfig"]
 
@@ -79,6 +90,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "lr_decay_epochs": _integer("an integer from 1 to 1000000", 1, 10**6),
     "dropout": _below_one,
     "augment": _flag,
+    "inputs": _choice(*INPUTS),
+    "initialization": _choice(*INITIALIZATIONS),
     "precision": _choice(*PRECISIONS),
     "holdout": _number("a number ≥ 0 and ≤ 0.9", lambda x: 0 <= x <= 0.9),
 }
@@ -106,6 +119,8 @@ class TrialConfig:
         batch_size, lr, momentum: of SGD. lr is multiplied by ``lr_decay`` every ``lr_decay_epochs`` epochs.
         dropout: drop probability; 0.5, and 0 for the plain networks.
         augment: flip and crop; on for CIFAR only.
+        inputs: ``standardized``: each channel with mean 0 and deviation 1 over the training images; ``unit``: 0 to 1.
+        initialization: ``torch``: each layer's default; ``vgg``: torchvision's for VGG, and the default there.
         precision: ``fp32``; ``tf32``: NVIDIA GPUs round the factors of products; ``bf16``: autocast.
         holdout: share of the training images kept aside to choose λ on; 0 chooses on the test images.
 
@@ -131,6 +146,8 @@ class TrialConfig:
     lr_decay_epochs: int = 30
     dropout: float | None = None
     augment: bool | None = None
+    inputs: str = "standardized"
+    initialization: str | None = None
     precision: str = "fp32"
     holdout: float = 0.0
 
@@ -146,12 +163,15 @@ class TrialConfig:
             raise ConfigError("regularizer", "none", f"l1 or l2 for mode {self.mode}")
         if mlp and self.dropout:
             raise ConfigError("dropout", self.dropout, f"0 for {self.model}: it has no dropout layer")
+        if mlp and self.initialization == "vgg":
+            raise ConfigError("initialization", "vgg", f"torch for {self.model}")
         if self.augment and self.dataset == "digits":
             raise ConfigError("augment", True, "false for digits: a flipped digit is another digit")
         resolved: dict[str, Any] = {
             "epochs": self.epochs or (60 if self.dataset == "digits" else 300),
             "dropout": self.dropout if self.dropout is not None else (0.0 if mlp else 0.5),
             "augment": self.augment if self.augment is not None else self.dataset.startswith("cifar"),
+            "initialization": self.initialization or default_initialization(self.model),
             "lam": 0.0 if self.regularizer == "none" else self.lam,
             "mu": _or(self.mu, MU) if self.mode == "ours_orig" else None,
             "gamma": _or(self.gamma, GAMMA) if self.mode == "ours" else None,
@@ -164,7 +184,11 @@ class TrialConfig:
     @property
     def trial_id(self) -> str:
         """16 hexadecimal digits: a hash of every field, the same in every process and on every machine."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        fields = self.to_dict()
+        for name, before in self.before_there_was(self.model).items():  # stores of that time keep their trials
+            if fields[name] == before:
+                del fields[name]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def gate(self) -> Gate:
@@ -179,6 +203,11 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields, in order, as plain values."""
         return {name: getattr(self, name) for name in self.field_names()}
+
+    @staticmethod
+    def before_there_was(model: str) -> dict[str, Any]:
+        """Fields that configs did not always have, and what every trial of ``model`` did before."""
+        return {"inputs": "standardized", "initialization": default_initialization(model)}
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

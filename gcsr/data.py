@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcsr.arrays import CLASSES, load_arrays
+from gcsr.arrays import CLASSES, LEVELS, load_arrays
 
 __all__ = ["Dataset", "load_dataset"]
 
@@ -20,9 +20,9 @@ class Dataset:
         name: as in `TrialConfig.dataset`.
         train_images, val_images, test_images: uint8 ``[N, C, H, W]``; ``val_images`` is None without hold-out.
         train_labels, val_labels, test_labels: int64 ``[N]``.
-        scale, shift: float32 ``[1, C, 1, 1]``; ``images·scale + shift`` is what the network sees: every channel
-            has mean 0 and deviation 1 over the training images.
+        scale, shift: float32 ``[1, C, 1, 1]``; ``images·scale + shift`` is what the network sees.
         classes: number of classes.
+        inputs: what scale and shift make of the images, as in `TrialConfig.inputs`.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Dataset:
     scale: Tensor
     shift: Tensor
     classes: int
+    inputs: str = "standardized"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -51,6 +52,7 @@ def load_dataset(
     name: str,
     *,
     holdout: float = 0.0,
+    inputs: str = "standardized",
     root: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> Dataset:
@@ -60,6 +62,7 @@ def load_dataset(
         name: one of `gcsr.names.DATASETS`.
         holdout: share of the training images that becomes the validation split. Which ones depends on nothing
             but the data set, so that every trial of a sweep holds out the same images.
+        inputs: one of `gcsr.names.INPUTS`.
         root: see `gcsr.arrays.data_root`.
         device: where the tensors live.
 
@@ -77,7 +80,7 @@ def load_dataset(
         held = max(1, round(len(train) * holdout))
         val, val_labels = train[order[:held]], labels[order[:held]]
         train, labels = train[order[held:]], labels[order[held:]]
-    mean, deviation = _moments(train)
+    scale, shift = _standardizing(train) if inputs == "standardized" else _to_unit(name, train.shape[1])
     return Dataset(
         name=name,
         train_images=train.contiguous().to(device),
@@ -86,10 +89,21 @@ def load_dataset(
         val_labels=None if val_labels is None else val_labels.to(device),
         test_images=test.contiguous().to(device),
         test_labels=test_labels.to(device),
-        scale=(1 / deviation).float().view(1, -1, 1, 1).to(device),
-        shift=(-mean / deviation).float().view(1, -1, 1, 1).to(device),
+        scale=scale.float().view(1, -1, 1, 1).to(device),
+        shift=shift.float().view(1, -1, 1, 1).to(device),
         classes=CLASSES[name],
+        inputs=inputs,
     )
+
+
+def _to_unit(name: str, channels: int) -> tuple[Tensor, Tensor]:
+    scale = torch.full((channels,), 1 / LEVELS[name], dtype=torch.float64)
+    return scale, torch.zeros_like(scale)
+
+
+def _standardizing(images: Tensor) -> tuple[Tensor, Tensor]:
+    mean, deviation = _moments(images)
+    return 1 / deviation, -mean / deviation
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:

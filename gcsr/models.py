@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gcsr.errors import ConfigError
-from gcsr.names import check_model_name, is_mlp
+from gcsr.names import check_model_name, default_initialization, is_mlp
 
 __all__ = ["build_model"]
 
@@ -16,7 +16,13 @@ _MLP_WIDTH = 128
 
 
 def build_model(
-    name: str, *, input_shape: tuple[int, int, int], classes: int, width: float = 1.0, dropout: float = 0.5
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    width: float = 1.0,
+    dropout: float = 0.5,
+    initialization: str | None = None,
 ) -> nn.Module:
     """A freshly initialized network: float logits ``[N, classes]`` from float images ``[N, C, H, W]``.
 
@@ -28,16 +34,22 @@ def build_model(
         classes: size of the output layer.
         width: multiplies every hidden layer's width (at least 1 unit stays).
         dropout: drop probability of the fully connected layers; the plain networks have none.
+        initialization: ``torch``: each layer's default. ``vgg``: convolutions normal with He's deviation for their
+            outputs, fully connected layers normal with deviation 0.01, biases 0. None: as torchvision for the network.
 
     Raises:
         ConfigError: an unknown name, or images that the network cannot take.
     """
     check_model_name(name)
     if is_mlp(name):
-        return _mlp(int(name[3:]), input_shape, classes, _scaled(width))
-    if input_shape != (3, 32, 32):
+        model = _mlp(int(name[3:]), input_shape, classes, _scaled(width))
+    elif input_shape != (3, 32, 32):
         raise ConfigError("model", name, f"an mlpK for images of shape {input_shape}; {name} takes (3, 32, 32)")
-    return (_alexnet if name == "alexnet" else _vgg)(name, classes, _scaled(width), dropout)
+    else:
+        model = (_alexnet if name == "alexnet" else _vgg)(name, classes, _scaled(width), dropout)
+    if (initialization or default_initialization(name)) == "vgg":
+        _initialize_as_vgg(model)
+    return model
 
 
 class _Classifier(nn.Module):
@@ -100,7 +112,7 @@ def _alexnet(name: str, classes: int, scaled: Callable[[int], int], dropout: flo
 
 
 def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
-    """torchvision's VGG without the 7×7 pooling, fully connected layers of 512, torchvision's initialization."""
+    """torchvision's VGG without the 7×7 pooling, fully connected layers of 512."""
     from torchvision.models.vgg import cfgs, make_layers
 
     layout = [c if isinstance(c, str) else scaled(c) for c in cfgs[_VGG_LAYOUT[name]]]
@@ -114,7 +126,10 @@ def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) 
         nn.Dropout(dropout),
         nn.Linear(units, classes),
     )
-    model = _Classifier(make_layers(layout), classifier)
+    return _Classifier(make_layers(layout), classifier)
+
+
+def _initialize_as_vgg(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -122,4 +137,3 @@ def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) 
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, 0.01)
             nn.init.zeros_(module.bias)
-    return model

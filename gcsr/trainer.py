@@ -135,12 +135,14 @@ def _load(
 
 
 def check_data(config: TrialConfig, data: Dataset) -> None:
-    """Raise `ConfigError` unless ``data`` is the trial's data set, with or without hold-out as the trial wants it."""
+    """Raise `ConfigError` unless ``data`` is the trial's data set, with hold-out and inputs as the trial wants them."""
     if data.name != config.dataset:
         raise ConfigError("dataset", config.dataset, f"{data.name}, which is the data given")
     if (config.holdout > 0) != (data.val_labels is not None):
         held_out = "a share of the images" if data.val_labels is not None else "0"
         raise ConfigError("holdout", config.holdout, f"{held_out}, as in the data given")
+    if data.inputs != config.inputs:
+        raise ConfigError("inputs", config.inputs, f"{data.inputs}, as the data given")
 
 
 def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
@@ -151,6 +153,7 @@ def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
         classes=data.classes,
         width=config.width,
         dropout=config.dropout or 0.0,
+        initialization=config.initialization,
     ).to(data.train_images.device)
 
 

@@ -1,7 +1,7 @@
 """From the store's rows to the paper's tables: settings, comparisons (Table 2), tolerance (Figure 7), compression."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,11 @@ import duckdb
 import pyarrow as pa
 
 from tune import stats
-from tune.schema import CONFIG_FIELDS
+from tune.schema import CONFIG_FIELDS, FAMILY_FIELDS, METHOD_FIELDS
+from tune.words import network_texts
 
 __all__ = ["MEMORY", "Compared", "Compression", "Setting", "Summary", "Tolerance", "compression_rate", "summarize"]
 
-# A family shares everything but the method: within one, modes and λ compete.
-_METHOD_FIELDS = ("regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
-_FAMILY_FIELDS = tuple(name for name in CONFIG_FIELDS if name != "seed" and name not in _METHOD_FIELDS)
 _GATED = ("ours", "ours_orig")
 _TRIAL_FIELDS = (
     *("trial_id", "seed", "status", "error", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction"),
@@ -33,11 +31,14 @@ class Setting:
 
     ``n`` counts the trials behind the means: finished and collapsed ones, and diverged ones that have metrics;
     ``seeds``, ``accuracies`` and ``measured_ids`` are of these trials, ``trial_ids`` of all. ``failed`` trials are
-    counted and nothing else. ``learned`` says that every trial ended above chance, so that none failed.
+    counted and nothing else. ``learned`` says that every trial ended above chance, so that none failed. ``network``
+    names the family: it tells the fields in which families of one network and data set differ. ``tuned`` holds the
+    fields beside the method's own that a search chose.
     """
 
     dataset: str
     model: str
+    network: str
     width: float
     regularizer: str
     mode: str
@@ -46,6 +47,7 @@ class Setting:
     gamma: str | None
     gamma_threshold: float | None
     recipe: Row
+    tuned: Row
     n: int
     collapsed: int
     diverged: int
@@ -75,11 +77,6 @@ class Setting:
         """Whether a trial ended without having learned; a failed one shows neither this nor that it learns."""
         return self.collapsed + self.diverged > 0
 
-    def key(self) -> Row:
-        """The columns that name the setting."""
-        names = ("dataset", "model", "width", "regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
-        return {name: getattr(self, name) for name in names}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _OfFamily:
@@ -87,6 +84,7 @@ class _OfFamily:
 
     dataset: str
     model: str
+    network: str
     width: float
     recipe: Row
 
@@ -107,12 +105,15 @@ class Compared(_OfFamily):
     regularizer: str
     mode: str
     baseline_lam: float
+    baseline_tuned: Row
     baseline_n: int
     baseline_accuracy: float
     baseline_ci95: float | None
     ours_lam: float
     ours_mu: float | None
     ours_gamma: str | None
+    ours_gamma_threshold: float | None
+    ours_tuned: Row
     ours_n: int
     ours_accuracy: float
     ours_ci95: float | None
@@ -143,6 +144,7 @@ class Tolerance(_OfFamily):
     mode: str
     mu: float | None
     gamma: str | None
+    gamma_threshold: float | None
     tolerance_lam: float | None
     collapse_lam: float | None
     tried: int
@@ -156,15 +158,18 @@ class Compression(_OfFamily):
     """
 
     baseline_lam: float
+    baseline_tuned: Row
     baseline_sparsity: float
     baseline_accuracy: float
     ours_mode: str | None
     ours_lam: float | None
+    ours_tuned: Row | None
     ours_sparsity: float | None
     ours_accuracy: float | None
     compression: float | None
     near_mode: str | None
     near_lam: float | None
+    near_tuned: Row | None
     near_sparsity: float | None
     near_accuracy: float | None
     near_compression: float | None
@@ -187,13 +192,23 @@ def compression_rate(baseline_sparsity: float, ours_sparsity: float) -> float | 
     return (1 - baseline_sparsity) / (1 - ours_sparsity) if ours_sparsity < 1 else None
 
 
-def summarize(trials: pa.Table) -> Summary:
-    """Aggregate the rows of the ``trials`` table."""
+def summarize(trials: pa.Table, tuned: Collection[str] = ()) -> Summary:
+    """Aggregate the rows of the ``trials`` table.
+
+    Args:
+        trials: the table.
+        tuned: config fields that a search chose, as it chose λ: settings that differ in them compete.
+    """
     rows = _grouped(trials)
-    settings = sorted((_setting(config, group) for config, group in rows), key=_order)
+    recipe_fields = tuple(name for name in FAMILY_FIELDS if name not in tuned)
+    networks = network_texts([config for config, _ in rows], recipe_fields)
+    of_rows = (
+        _setting(config, group, network, recipe_fields) for (config, group), network in zip(rows, networks, strict=True)
+    )
+    settings = sorted(of_rows, key=_order)
     families: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
     for setting in settings:
-        families[tuple(setting.recipe[name] for name in _FAMILY_FIELDS)].append(setting)
+        families[tuple(setting.recipe.values())].append(setting)
     tolerance = [each for family in families.values() for each in _tolerances(family)]
     comparisons = [each for family in families.values() for each in _comparisons(family, tolerance)]
     refits = {_question(each) for each in comparisons if _is_refit(each)}
@@ -220,7 +235,8 @@ def _order(setting: Setting) -> tuple[Any, ...]:
     modes = ("none", "baseline", *_GATED)
     recipe = tuple(str(value) for value in setting.recipe.values())
     rest = (setting.mu or 0, str(setting.gamma), setting.gamma_threshold or 0)
-    return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest)
+    tuned = tuple(str(value) for value in setting.tuned.values())
+    return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest, tuned)
 
 
 def _grouped(trials: pa.Table) -> list[tuple[Row, list[Row]]]:
@@ -235,7 +251,7 @@ def _grouped(trials: pa.Table) -> list[tuple[Row, list[Row]]]:
     return [(dict(zip(names, row[:-1], strict=True)), row[-1]) for row in found]
 
 
-def _setting(first: Row, group: list[Row]) -> Setting:
+def _setting(first: Row, group: list[Row], network: str, recipe_fields: Sequence[str]) -> Setting:
     # A failed trial measured nothing; one that diverged in its first epoch has no accuracy. Neither is a zero.
     measured = [row for row in group if row["status"] != "failed" and row["test_accuracy"] is not None]
     count = {status: sum(row["status"] == status for row in group) for status in ("collapsed", "diverged", "failed")}
@@ -247,8 +263,10 @@ def _setting(first: Row, group: list[Row]) -> Setting:
         return stats.mean(values) if values else None
 
     return Setting(
-        **{name: first[name] for name in ("dataset", "model", "width", *_METHOD_FIELDS)},
-        recipe={name: first[name] for name in _FAMILY_FIELDS},
+        **{name: first[name] for name in ("dataset", "model", "width", *METHOD_FIELDS)},
+        network=network,
+        recipe={name: first[name] for name in recipe_fields},
+        tuned={name: first[name] for name in FAMILY_FIELDS if name not in recipe_fields},
         n=len(measured),
         **count,
         learned=bool(measured) and not any(count.values()),
@@ -283,7 +301,7 @@ def _regularizers(family: Sequence[Setting]) -> list[str]:
 
 
 def _where(setting: Setting) -> Row:
-    return {"dataset": setting.dataset, "model": setting.model, "width": setting.width, "recipe": setting.recipe}
+    return {name: getattr(setting, name) for name in ("dataset", "model", "network", "width", "recipe")}
 
 
 def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
@@ -292,13 +310,14 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
         for setting in _of(family, regularizer, "baseline", *_GATED):
             if setting.n or setting.diverged:
                 lines[setting.mode, setting.mu, setting.gamma, setting.gamma_threshold].append(setting)
-        for (mode, mu, gamma, _), line in lines.items():
+        for (mode, mu, gamma, threshold), line in lines.items():
             yield Tolerance(
                 **_where(line[0]),
                 regularizer=regularizer,
                 mode=mode,
                 mu=mu,
                 gamma=gamma,
+                gamma_threshold=threshold,
                 tolerance_lam=max((s.lam for s in line if s.learned), default=None),
                 collapse_lam=min((s.lam for s in line if s.stopped), default=None),
                 tried=len(line),
@@ -325,12 +344,15 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
                 "regularizer": regularizer,
                 "mode": mode,
                 "baseline_lam": baseline.lam,
+                "baseline_tuned": baseline.tuned,
                 "baseline_n": baseline.n,
                 "baseline_accuracy": baseline.accuracy_mean,
                 "baseline_ci95": baseline.accuracy_ci95,
                 "ours_lam": ours.lam,
                 "ours_mu": ours.mu,
                 "ours_gamma": ours.gamma,
+                "ours_gamma_threshold": ours.gamma_threshold,
+                "ours_tuned": ours.tuned,
                 "ours_n": ours.n,
                 "ours_accuracy": ours.accuracy_mean,
                 "ours_ci95": ours.accuracy_ci95,
@@ -382,6 +404,7 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
         found |= {
             f"{prefix}_mode": ours.mode if ours else None,
             f"{prefix}_lam": ours.lam if ours else None,
+            f"{prefix}_tuned": ours.tuned if ours else None,
             f"{prefix}_sparsity": sparse,
             f"{prefix}_accuracy": ours.accuracy_mean if ours else None,
             name: None if sparse is None else compression_rate(baseline.sparsity_mean, sparse),
@@ -389,6 +412,7 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
     return Compression(
         **_where(baseline),
         baseline_lam=baseline.lam,
+        baseline_tuned=baseline.tuned,
         baseline_sparsity=baseline.sparsity_mean,
         baseline_accuracy=baseline.accuracy_mean,
         **found,

@@ -36,12 +36,13 @@ from tune.options import (
     threads_option,
 )
 from tune.passwords import refuse_password
+from tune.schema import FAMILY_FIELDS
 from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, Sampler
 from tune.spec import MAX_TRIALS, load_spec, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
 from tune.tolerance import run_tolerance
-from tune.words import lam_text, method_text
+from tune.words import lam_text, method_text, network_texts
 
 __all__ = ["cli", "main"]
 
@@ -179,11 +180,12 @@ def tolerance_command(out: str, precision: float, **given: Any) -> None:
     with resumable(asked.options.resume):
         outcome = run_tolerance(asked.spec, Store(out), asked.options, precision=precision)
     table = Table("network", "reg.", "mode", "learns up to λ", "collapses at λ", "trials", box=None)
-    for level in outcome.levels:
+    networks = network_texts([level.config.to_dict() for level in outcome.levels], FAMILY_FIELDS)
+    for level, network in zip(outcome.levels, networks, strict=True):
         config = level.config
-        method = method_text(config.mode, mu=config.mu, gamma=config.gamma)
+        method = method_text(config.mode, mu=config.mu, gamma=config.gamma, gamma_threshold=config.gamma_threshold)
         found = [lam_text(lam) for lam in (level.tolerance_lam, level.collapse_lam)]
-        table.add_row(f"{config.model} on {config.dataset}", config.regularizer, method, *found, str(level.trials))
+        table.add_row(network, config.regularizer, method, *found, str(level.trials))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
     tried = sum(level.trials for level in outcome.levels)
     click.echo(f"{tried} trials ({outcome.grid} in the grid), {outcome.ran} run now: {_counted(outcome.statuses)}")

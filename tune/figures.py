@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tune.aggregate import Setting, Summary
 from tune.curves import Curve
-from tune.tables import network
-from tune.words import lam_text, method_text, percent
+from tune.tables import method_of
+from tune.words import lam_text, percent, tuned_text
 
 __all__ = ["COLORS", "Figure", "Series", "figures"]
 
@@ -93,7 +93,7 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
     settings = [s for s in group if s.regularizer == regularizer and s.mode != "none" and s.lam > 0]
     if not settings:
         return
-    where = f"{network(settings[0])}, {regularizer.upper()}"
+    where = f"{settings[0].network}, {regularizer.upper()}"
     yield Figure(
         name=f"accuracy-over-lam-{_slug(where)}-{number}",
         title=f"Accuracy over λ: {where}",
@@ -114,7 +114,7 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
 def _over_sparsity(group: Sequence[Setting], number: int) -> Iterator[Figure]:
     settings = [s for s in group if s.regularizer == "l1" and s.mode != "none" and s.sparsity_mean is not None]
     if settings and any(s.sparsity_mean for s in settings):
-        where = network(settings[0])
+        where = settings[0].network
         yield Figure(
             name=f"accuracy-over-sparsity-{_slug(where)}-{number}",
             title=f"Accuracy over sparsity: {where}, L1",
@@ -144,13 +144,13 @@ def _pareto_front(settings: Sequence[Setting]) -> Series:
 
 
 def _lines(settings: Sequence[Setting], x_of: Callable[[Setting], float]) -> Iterator[Series]:
-    """A line for each method; with very many methods (a search of μ or γ) a cloud for each mode."""
+    """A line for each method; where a search chose more than λ, or with very many methods, a cloud for each mode."""
     methods: dict[tuple[str, ...], list[Setting]] = {}
     for setting in settings:
         methods.setdefault(
             (setting.mode, str(setting.mu), str(setting.gamma), str(setting.gamma_threshold)), []
         ).append(setting)
-    joined = len(methods) <= _MAX_LINES
+    joined = len(methods) <= _MAX_LINES and not any(s.tuned for s in settings)
     if not joined:
         methods = {(mode,): [s for s in settings if s.mode == mode] for mode in COLORS if mode != "none"}
     variants: dict[str, int] = {}
@@ -162,7 +162,7 @@ def _lines(settings: Sequence[Setting], x_of: Callable[[Setting], float]) -> Ite
         first = points[0]
         variant = variants[first.mode] = variants.get(first.mode, -1) + 1
         yield Series(
-            name=_method(first) if joined else first.mode,
+            name=method_of(first) if joined else first.mode,
             mode=first.mode,
             variant=variant,
             x=tuple(x_of(s) for s in points),
@@ -175,28 +175,31 @@ def _lines(settings: Sequence[Setting], x_of: Callable[[Setting], float]) -> Ite
 
 def _tolerance(summary: Summary) -> Iterator[Figure]:
     """Figure 7, where networks of several depths were swept alike."""
-    alike: dict[tuple[str, ...], dict[tuple[str, float | None, str | None], list[tuple[int, float, str]]]] = {}
+    alike: dict[tuple[str, ...], dict[tuple[str, str], list[tuple[int, float, str]]]] = {}
+    titles: dict[tuple[str, ...], str] = {}
     for level in summary.tolerance:
         depth = re.search(r"\d+$", level.model)
         if depth is None or not level.tolerance_lam:  # a logarithmic axis has no 0
             continue
         recipe = {name: value for name, value in level.recipe.items() if name != "model"}
-        family: tuple[str, ...] = (re.sub(r"\d+$", "", level.model), level.dataset, level.regularizer, repr(recipe))
-        line = alike.setdefault(family, {}).setdefault((level.mode, level.mu, level.gamma), [])
+        name = re.sub(r"\d+$", "", level.model)
+        family: tuple[str, ...] = (name, level.regularizer, repr(recipe))
+        titles.setdefault(family, f"{name}{level.network.removeprefix(level.model)}, {level.regularizer.upper()}")
+        line = alike.setdefault(family, {}).setdefault((level.mode, method_of(level)), [])
         line.append(
             (int(depth[0]), level.tolerance_lam, f"{level.model}: learns up to λ = {lam_text(level.tolerance_lam)}")
         )
-    for number, ((name, dataset, regularizer, _), lines) in enumerate(alike.items()):
+    for number, (family, lines) in enumerate(alike.items()):
         if max(len(points) for points in lines.values()) < 2:
             continue
         variants: dict[str, int] = {}
         series = []
-        for (mode, mu, gamma), points in lines.items():
+        for (mode, method), points in lines.items():
             points.sort()
             variant = variants[mode] = variants.get(mode, -1) + 1
             series.append(
                 Series(
-                    name=method_text(mode, mu=mu, gamma=gamma),
+                    name=method,
                     mode=mode,
                     variant=variant,
                     x=tuple(float(p[0]) for p in points),
@@ -206,7 +209,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
             )
         yield Figure(
             name=f"tolerance-{number}",
-            title=f"Tolerance level over depth: {name} on {dataset}, {regularizer.upper()}",
+            title=f"Tolerance level over depth: {titles[family]}",
             caption="The largest λ at which every seed learns (the paper's Figure 7).",
             x_title="layers",
             y_title="λ",
@@ -217,7 +220,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
 
 def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
     setting = curves[0].setting
-    where = f"{network(setting)}, {setting.regularizer.upper()}"
+    where = f"{setting.network}, {setting.regularizer.upper()}"
     for name, title, figure, log in (
         ("train_loss", "training loss, without the penalty", "2a", True),
         ("grad_abs_mean", "mean |∇L|", "2c", True),
@@ -231,7 +234,7 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
             variant = variants[mode] = variants.get(mode, -1) + 1
             series.append(
                 Series(
-                    name=f"{_method(curve.setting)}, λ = {lam_text(curve.setting.lam)}",
+                    name=f"{method_of(curve.setting)}, λ = {tuned_text(curve.setting.lam, curve.setting.tuned)}",
                     mode=mode,
                     variant=variant,
                     x=tuple(float(epoch) for epoch in curve.epoch),
@@ -249,12 +252,11 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
         )
 
 
-def _method(s: Setting) -> str:
-    return method_text(s.mode, mu=s.mu, gamma=s.gamma)
-
-
 def _hover(s: Setting) -> str:
-    parts = [f"{_method(s)}, λ = {lam_text(s.lam)}", f"accuracy {percent(s.accuracy_mean, s.accuracy_ci95)}"]
+    parts = [
+        f"{method_of(s)}, λ = {tuned_text(s.lam, s.tuned)}",
+        f"accuracy {percent(s.accuracy_mean, s.accuracy_ci95)}",
+    ]
     if s.sparsity_mean is not None:
         parts.append(f"sparsity {s.sparsity_mean:.3f}")
     parts += [

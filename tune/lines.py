@@ -1,6 +1,7 @@
 """The lines of a search: one Optuna study of λ (μ, γ, …) for each thing that is compared."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.search_spec import FLOATS, INTEGERS, SearchSpec
+from tune.words import told_apart
 
-__all__ = ["Line", "lines_of"]
+__all__ = ["Line", "labels", "lines_of"]
 
 _MU, _GAMMA = (0.4, 0.9), (0, 20)  # around the paper's 0.6 and 5, where the spec does not say
 _HOLDOUT = 0.1  # of the training images, where the spec does not say: λ is not to be chosen on the test images
@@ -32,7 +34,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """A short name for people, as ``digits/mlp6/l2/ours``, and γ if it is fixed: two may differ in no more."""
+        """A short name, as ``digits/mlp6/l2/ours``, and γ if it is fixed. For more see `labels`."""
         parts = [str(self.fixed[name]) for name in ("dataset", "model", "regularizer", "mode")]
         return "/".join(parts) + (f"/gamma={self.fixed['gamma']}" if "gamma" in self.fixed else "")
 
@@ -64,6 +66,15 @@ class Line:
                 value = min(max(float(f"{value:.{_DIGITS}g}"), distribution.low), distribution.high)
             found[name] = value
         return found
+
+
+def labels(lines: Sequence[Line]) -> list[str]:
+    """A name for each line that no other of them has."""
+    told = told_apart([line.fixed for line in lines])
+    return [
+        "/".join([line.label, *(f"{name}={value}" for name, value in others.items())])
+        for line, others in zip(lines, told, strict=True)
+    ]
 
 
 def lines_of(grids: list[dict[str, list[Any]]], search: SearchSpec) -> list[Line]:

@@ -144,6 +144,8 @@ _FIELD_HELP = {
     "lr_decay_epochs": "… every so many epochs.",
     "dropout": "Drop probability [default: 0.5; 0 for mlpK].",
     "augment": "Flip and crop: true or false [default: true on CIFAR].",
+    "inputs": "standardized (mean 0 and deviation 1), or unit (0 to 1).",
+    "initialization": "torch, or vgg [default: vgg for vggN, as torchvision; else torch].",
     "precision": "fp32, tf32 or bf16.",
     "holdout": "Share of the training images kept to choose λ on.",
 }

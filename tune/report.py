@@ -62,9 +62,9 @@ def to_dict(summary: Summary) -> dict[str, Any]:
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the fields of its recipe beside its own."""
-    recipe = record.pop("recipe")
-    return record | {name: value for name, value in recipe.items() if name not in record}
+    """A record with the fields of its recipe, and those that a search chose, beside its own."""
+    fields = record.pop("recipe") | record.pop("tuned", {})
+    return record | {name: value for name, value in fields.items() if name not in record}
 
 
 def _csv(summary: Summary) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 from tune.aggregate import summarize
 from tune.curves import Curve, chosen_settings, read_curves
-from tune.figures import figures
+from tune.figures import Figure, figures
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
-from tune.search_report import history_figures, importance_table
+from tune.search_report import history_figures, importance_table, tuned_fields
 from tune.store import Store
 
 __all__ = ["Report"]
@@ -34,7 +34,9 @@ class Report:
         self.damaged = trials.damaged
         self._table = trials.table
         self._manifest = store.read_manifest() or {}
-        self._summary = summarize(trials.table)
+        # The definition of the search that filled the store; None if it was none.
+        self._search: dict[str, Any] | None = (store.read_json("search.json") or {}).get("definition")
+        self._summary = summarize(trials.table, tuned_fields(self._search))
         known = set(self._manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist())
         planned = max(len(known), self._manifest.get("planned", 0))
         self._progress = f"{len(trials.table)} of {planned} trials ended"
@@ -44,12 +46,13 @@ class Report:
         """The report as text of the format; see `tune.html.render_html` for ``version``."""
         if form != "html":
             return render(self._summary, form, title=self._title, progress=self._progress, width=width)
-        search = self._search()
-        importance = None if search is None else importance_table(*search)
+        history, importance = self._history(), None
+        if self._search is not None:
+            importance = importance_table(self._table.to_pylist(), self._search)
         return render_html(
             self._summary,
             self._curves,
-            more_figures=[] if search is None else history_figures(*search),
+            more_figures=history,
             more_tables=[] if importance is None else [importance],
             title=self._title,
             progress=self._progress,
@@ -62,14 +65,10 @@ class Report:
         """Every figure as SVG, PNG and PDF; returns the paths."""
         from tune.static_figures import write_figures
 
-        search = self._search()
-        history = [] if search is None else history_figures(*search)
-        return write_figures([*history, *figures(self._summary, self._curves)], folder)
+        return write_figures([*self._history(), *figures(self._summary, self._curves)], folder)
 
-    def _search(self) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
-        """The rows and the definition of the search that filled the store; None if it was none."""
-        definition = (self._store.read_json("search.json") or {}).get("definition")
-        return None if definition is None else (self._table.to_pylist(), definition)
+    def _history(self) -> list[Figure]:
+        return [] if self._search is None else history_figures(self._table.to_pylist(), self._search)
 
     @functools.cached_property
     def _curves(self) -> tuple[Curve, ...]:

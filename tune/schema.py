@@ -12,7 +12,17 @@ from tune.provenance import package_version
 if TYPE_CHECKING:
     from gcsr import TrialResult
 
-__all__ = ["CONFIG_FIELDS", "EPOCHS", "TRIALS", "epoch_rows", "failed_row", "trial_row"]
+__all__ = [
+    "CONFIG_FIELDS",
+    "EPOCHS",
+    "FAMILY_FIELDS",
+    "LATER_FIELDS",
+    "METHOD_FIELDS",
+    "TRIALS",
+    "epoch_rows",
+    "failed_row",
+    "trial_row",
+]
 
 _CONFIG_TYPES: dict[str, pa.DataType] = {
     "dataset": pa.string(),
@@ -33,11 +43,18 @@ _CONFIG_TYPES: dict[str, pa.DataType] = {
     "lr_decay_epochs": pa.int64(),
     "dropout": pa.float64(),
     "augment": pa.bool_(),
+    "inputs": pa.string(),
+    "initialization": pa.string(),
     "precision": pa.string(),
     "holdout": pa.float64(),
 }
 CONFIG_FIELDS = tuple(_CONFIG_TYPES)
 assert TrialConfig.field_names() == CONFIG_FIELDS, "every config field is a column"
+LATER_FIELDS = frozenset(TrialConfig.before_there_was(""))
+"""Columns of the configuration that older stores do not have."""
+METHOD_FIELDS = ("regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
+"""Trials that differ in these only, and in the seed, are of one family: in it, modes and λ compete."""
+FAMILY_FIELDS = tuple(name for name in CONFIG_FIELDS if name != "seed" and name not in METHOD_FIELDS)
 
 TRIALS = pa.schema(
     [

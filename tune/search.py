@@ -19,7 +19,7 @@ from optuna.distributions import distribution_to_json
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
-from tune.lines import Line, lines_of
+from tune.lines import Line, labels, lines_of
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
@@ -317,9 +317,10 @@ class _Search:
 
     def best(self) -> Iterator[Best]:
         """The best setting of each line."""
+        names = labels(self._lines)
         for line, setting, values in self._best():
             fields = setting.configs[0].to_dict()
-            yield Best(line.label, {name: fields[name] for name in line.space}, values)
+            yield Best(names[setting.line], {name: fields[name] for name in line.space}, values)
 
     def refits(self) -> list[TrialConfig]:
         """The best settings' trials without hold-out."""
@@ -357,7 +358,7 @@ def settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:
         needed = sum(len(line.seeds) for line in lines)
         raise InvalidInputError(
             f"trials: {trials} is not allowed; expected at least {needed}, a setting of every seed for each of "
-            f"{', '.join(line.label for line in lines)}"
+            f"{', '.join(labels(lines))}"
         )
     return counts
 

@@ -7,14 +7,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tune.figures import Figure, Series
+from tune.schema import METHOD_FIELDS
 from tune.tables import TextTable
+from tune.words import fields_text, method_text, told_apart
 
-__all__ = ["history_figures", "importance_table"]
+__all__ = ["history_figures", "importance_table", "tuned_fields"]
 
 _NAMING = ("dataset", "model", "regularizer", "mode")
 _LEAST = 8  # settings of a line before the importance of its parameters says anything
 
 Row = Mapping[str, Any]
+
+
+def tuned_fields(definition: Mapping[str, Any] | None) -> set[str]:
+    """The fields beside the method's own that a search chose; none without a search."""
+    lines = () if definition is None else definition["lines"]
+    return {name for line in lines for name in _searched(line)} - set(METHOD_FIELDS)
 
 
 def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -> list[Figure]:
@@ -80,12 +88,12 @@ def _lines(
 ) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], float]]]]:
     """Each line of the search, and its settings in the order in which they ended: searched parameters, objective.
 
-    A line's ``name`` is its mode, with γ where that is fixed: two lines may differ in no more.
+    A line's ``name`` is its mode, with what else tells it from lines of the same network.
     """
     objective = definition["objectives"][0]
-    for line in definition["lines"]:
-        fixed = line["fixed"]
-        names = [name for name in line if name not in ("fixed", "seed")]
+    told = told_apart([line["fixed"] for line in definition["lines"]])
+    for line, others in zip(definition["lines"], told, strict=True):
+        fixed, names = line["fixed"], _searched(line)
         settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             measured = row["status"] != "failed" and row[objective] is not None
@@ -99,8 +107,13 @@ def _lines(
             if None not in params.values():
                 found.append((params, sum(row[objective] for row in group) / len(group)))
         if found:
-            gamma = f" (γ={fixed['gamma']})" if "gamma" in fixed else ""
-            yield {**fixed, "name": fixed["mode"] + gamma, **{name: line[name] for name in names}}, found
+            method = method_text(fixed["mode"], gamma=fixed.get("gamma"))
+            name = ", ".join([method, *(fields_text({field: value}) for field, value in others.items())])
+            yield {**fixed, "name": name, **{name: line[name] for name in names}}, found
+
+
+def _searched(line: Mapping[str, Any]) -> list[str]:
+    return [name for name in line if name not in ("fixed", "seed")]
 
 
 def _is_of(row: Row, fixed: Mapping[str, Any]) -> bool:

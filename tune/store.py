@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from gcsr import InvalidInputError
+from gcsr import InvalidInputError, TrialConfig
 from tune.filesystem import Files, one_line
 from tune.lease import Lease
-from tune.schema import EPOCHS, TRIALS
+from tune.schema import EPOCHS, LATER_FIELDS, TRIALS
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -201,7 +201,7 @@ class Store:
             self.write_bytes(f"epochs/{name}", _parquet(epochs, EPOCHS))
         self.write_bytes(f"trials/{name}", _parquet([row], TRIALS))
 
-    def read_trials(self, columns: list[str] | None = None) -> Trials:
+    def read_trials(self) -> Trials:
         """All rows of ``trials/`` that can be read, and the names of the files that cannot.
 
         Complete also while another process merges files: what it takes away is in its place already.
@@ -209,7 +209,6 @@ class Store:
         Raises:
             OSError: the store cannot be read at the moment.
         """
-        wanted = columns if columns is None or "trial_id" in columns else ["trial_id", *columns]
         while True:
             tables, damaged, moved = [], [], False
             # Of a trial that is in two files the first counts: a file of its own is the newest.
@@ -217,18 +216,15 @@ class Store:
             for info in sorted(found, key=lambda i: i.base_name.startswith(_PART)) + merging:
                 try:
                     with self._parsing(info.path) as file:
-                        rows = pq.read_table(file, columns=wanted, page_checksum_verification=True)
-                        tables.append(_conform(rows, wanted))
+                        tables.append(_conform(pq.read_table(file, page_checksum_verification=True), TRIALS))
                 except FileNotFoundError:
                     moved = True
                 except DamagedStoreError as error:
                     damaged.append(str(error))
             if not moved:
                 break
-        schema = TRIALS if wanted is None else pa.schema([TRIALS.field(name) for name in wanted])
-        table = _first_of_each(pa.concat_tables(tables)) if tables else pa.Table.from_batches([], schema)
-        table = table.sort_by("trial_id")
-        return Trials(table if columns is None else table.select(columns), tuple(damaged))
+        table = _first_of_each(pa.concat_tables(tables)) if tables else pa.Table.from_batches([], TRIALS)
+        return Trials(table.sort_by("trial_id"), tuple(damaged))
 
     def ended(self) -> set[str]:
         """Ids of the trials that need no run: all but the failed ones and those whose file is damaged."""
@@ -326,7 +322,7 @@ class Store:
                 with self._parsing(self.path(folder, name)) as file:
                     parquet = pq.ParquetFile(file, page_checksum_verification=True)
                     rows = parquet.read(use_threads=False)  # so small a file: threads would cost more
-                    return _conform(rows, None, _SCHEMAS[folder])
+                    return _conform(rows, _SCHEMAS[folder])
             except DamagedStoreError:
                 return None
 
@@ -344,7 +340,7 @@ class Store:
     def _pieces(self, path: str, folder: str) -> Iterator[pa.Table]:
         with self._parsing(path) as file:
             for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(_ROW_GROUP):
-                yield _conform(pa.Table.from_batches([batch]), None, _SCHEMAS[folder])
+                yield _conform(pa.Table.from_batches([batch]), _SCHEMAS[folder])
 
     def write_merged(self, folder: str, part: str, sources: Sequence[str], tables: Iterable[pa.Table]) -> None:
         """Write ``compacting/FOLDER-PART``: the rows of others, and their names.
@@ -425,16 +421,17 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     return buffer.getvalue()
 
 
-def _conform(table: pa.Table, columns: list[str] | None, schema: pa.Schema = TRIALS) -> pa.Table:
-    """`table` with the store's schema: columns that an older version did not have are null."""
-    if columns is not None:
-        schema = pa.schema([schema.field(name) for name in columns])
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the store's schema: metrics that an older version did not have are null."""
     if table.schema.equals(schema):
         return table.replace_schema_metadata(schema.metadata)
     arrays = []
     for field in schema:
         if field.name in table.column_names:
             arrays.append(table[field.name].cast(field.type))
+        elif field.name in LATER_FIELDS:
+            models = table["model"].to_pylist()
+            arrays.append(pa.array([TrialConfig.before_there_was(model)[field.name] for model in models], field.type))
         elif field.nullable:
             arrays.append(pa.nulls(len(table), field.type))
         else:

@@ -1,13 +1,14 @@
 """A summary as tables of text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
-from tune.words import NONE, lam_text, method_text, number, percent, probability
+from tune.words import NONE, lam_text, method_text, number, percent, probability, tuned_text
 
-__all__ = ["TextTable", "network", "setting_cells", "text_tables"]
+__all__ = ["TextTable", "method_of", "setting_cells", "text_tables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +18,6 @@ class TextTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def network(of: Setting | Compared | Tolerance | Compression) -> str:
-    """Data set and network, with the width where it is not 1."""
-    return f"{of.model} on {of.dataset}" + (f" (width {of.width:g})" if of.width != 1 else "")
 
 
 def text_tables(summary: Summary) -> list[TextTable]:
@@ -43,20 +39,21 @@ def text_tables(summary: Summary) -> list[TextTable]:
     return tables
 
 
-def _method(of: Setting | Compared | Tolerance) -> str:
+def method_of(of: Setting | Compared | Tolerance) -> str:
+    """The mode with the μ or γ that it reads."""
     if isinstance(of, Compared):
-        return method_text(of.mode, mu=of.ours_mu, gamma=of.ours_gamma)
-    return method_text(of.mode, mu=of.mu, gamma=of.gamma)
+        return method_text(of.mode, mu=of.ours_mu, gamma=of.ours_gamma, gamma_threshold=of.ours_gamma_threshold)
+    return method_text(of.mode, mu=of.mu, gamma=of.gamma, gamma_threshold=of.gamma_threshold)
 
 
 def setting_cells(s: Setting) -> tuple[str, ...]:
     """A setting's row of the table of settings."""
     notes = [f"{getattr(s, status)} {status}" for status in ("collapsed", "diverged", "failed") if getattr(s, status)]
     return (
-        network(s),
+        s.network,
         s.regularizer,
-        _method(s),
-        lam_text(s.lam),
+        method_of(s),
+        tuned_text(s.lam, s.tuned),
         str(s.n),
         percent(s.accuracy_mean, s.accuracy_ci95),
         number(s.sparsity_mean),
@@ -75,11 +72,11 @@ def _settings(settings: Sequence[Setting]) -> TextTable:
 def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
     rows = tuple(
         (
-            network(c),
+            c.network,
             c.regularizer,
-            f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {lam_text(c.baseline_lam)}",
-            _method(c),
-            f"{percent(c.ours_accuracy, c.ours_ci95)} at {lam_text(c.ours_lam)}",
+            f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {tuned_text(c.baseline_lam, c.baseline_tuned)}",
+            method_of(c),
+            f"{percent(c.ours_accuracy, c.ours_ci95)} at {tuned_text(c.ours_lam, c.ours_tuned)}",
             NONE if c.relative_improvement is None else f"{c.relative_improvement:+z.2%}",
             probability(c.p_value),
             probability(c.p_value_holm),
@@ -113,7 +110,7 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def _tolerance(levels: Sequence[Tolerance]) -> TextTable:
     rows = tuple(
-        (network(t), t.regularizer, _method(t), lam_text(t.tolerance_lam), lam_text(t.collapse_lam)) for t in levels
+        (t.network, t.regularizer, method_of(t), lam_text(t.tolerance_lam), lam_text(t.collapse_lam)) for t in levels
     )
     columns = ("network", "reg.", "mode", "largest λ at which all seeds learn", "smallest at which one does not")
     return TextTable("Tolerance level (Figures 1 and 7)", columns, rows)
@@ -122,13 +119,13 @@ def _tolerance(levels: Sequence[Tolerance]) -> TextTable:
 def _compression(found: Sequence[Compression]) -> TextTable:
     rows = tuple(
         (
-            network(c),
-            f"{number(c.baseline_sparsity)} at {lam_text(c.baseline_lam)}",
+            c.network,
+            f"{number(c.baseline_sparsity)} at {tuned_text(c.baseline_lam, c.baseline_tuned)}",
             percent(c.baseline_accuracy),
-            NONE if c.ours_mode is None else f"{c.ours_mode} {number(c.ours_sparsity)} at {lam_text(c.ours_lam)}",
+            _sparse(c.ours_mode, c.ours_sparsity, c.ours_lam, c.ours_tuned),
             percent(c.ours_accuracy),
             NONE if c.compression is None else f"{c.compression:.1f}×",
-            NONE if c.near_mode is None else f"{c.near_mode} {number(c.near_sparsity)} at {lam_text(c.near_lam)}",
+            _sparse(c.near_mode, c.near_sparsity, c.near_lam, c.near_tuned),
             percent(c.near_accuracy),
             NONE if c.near_compression is None else f"{c.near_compression:.1f}×",
         )
@@ -139,29 +136,33 @@ def _compression(found: Sequence[Compression]) -> TextTable:
     return TextTable("Compression by L1 at the baseline's best accuracy (Table 3)", columns, rows)
 
 
+def _sparse(mode: str | None, sparsity: float | None, lam: float | None, tuned: Mapping[str, Any] | None) -> str:
+    return NONE if mode is None else f"{mode} {number(sparsity)} at {tuned_text(lam, tuned)}"
+
+
 def _paper(summary: Summary) -> TextTable:
     """Ours beside the paper's, where data set and network are the paper's own."""
     rows = []
     for s in summary.settings:
         paper = TABLE2_NONE.get((s.dataset, s.model)) if s.mode == "none" and s.width == 1 else None
         if paper:
-            rows.append((network(s), "no L1/L2 accuracy", f"{paper[0]:.2f} ± {paper[1]:.2f} %",
+            rows.append((s.network, "no L1/L2 accuracy", f"{paper[0]:.2f} ± {paper[1]:.2f} %",
                          percent(s.accuracy_mean, s.accuracy_ci95)))  # fmt: skip
     for c in summary.comparisons:
         accuracy = TABLE2.get((c.dataset, c.model, c.regularizer)) if c.mode == "ours" and c.width == 1 else None
         if accuracy:
             reg = c.regularizer.upper()
             rows += [
-                (network(c), f"{reg} baseline accuracy", f"{accuracy.baseline:.2f} ± {accuracy.baseline_ci95:.2f} %",
+                (c.network, f"{reg} baseline accuracy", f"{accuracy.baseline:.2f} ± {accuracy.baseline_ci95:.2f} %",
                  percent(c.baseline_accuracy, c.baseline_ci95)),
-                (network(c), f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
+                (c.network, f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
                  percent(c.ours_accuracy, c.ours_ci95)),
-                (network(c), f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
+                (c.network, f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
                  NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %"),
             ]  # fmt: skip
     for k in summary.compression:
         rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None
         if rate:
             ours = NONE if k.compression is None else f"{k.compression:.1f}×"
-            rows.append((network(k), "L1 compression", f"{rate.compression:.1f}×", ours))
+            rows.append((k.network, "L1 compression", f"{rate.compression:.1f}×", ours))
     return TextTable("Beside the paper", ("network", "what", "paper", "here"), tuple(rows))

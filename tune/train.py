@@ -93,8 +93,9 @@ def _work(
 
 
 def _load(run: TrainRun, device: torch.device) -> Dataset:
-    name = run.config.dataset
-    return load_dataset(name, holdout=run.config.holdout, root=local_root(run.data, name), device=device)
+    config = run.config
+    root = local_root(run.data, config.dataset)
+    return load_dataset(config.dataset, holdout=config.holdout, inputs=config.inputs, root=root, device=device)
 
 
 def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: torch.device) -> None:

@@ -178,10 +178,10 @@ def check_digests(configs: Sequence[TrialConfig], job: SweepJob) -> None:
 
 def dataset_of(config: TrialConfig, job: SweepJob, device: torch.device) -> Dataset:
     """The trial's data set on the device; loaded once a process."""
-    return _dataset(config.dataset, config.holdout, job.data, str(device))
+    return _dataset(config.dataset, config.holdout, config.inputs, job.data, str(device))
 
 
 @functools.lru_cache(maxsize=2)
-def _dataset(name: str, holdout: float, root: str | None, device: str) -> Dataset:
+def _dataset(name: str, holdout: float, inputs: str, root: str | None, device: str) -> Dataset:
     """Loaded once a process: a reused worker trains many trials on the same tensors."""
-    return load_dataset(name, holdout=holdout, root=local_root(root, name), device=device)
+    return load_dataset(name, holdout=holdout, inputs=inputs, root=local_root(root, name), device=device)

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
-from tune.tables import network
-from tune.words import lam_text, percent, probability
+from tune.words import lam_text, percent, probability, tuned_text
 
 __all__ = ["caveats", "headline", "sentences"]
 
@@ -32,7 +31,7 @@ def headline(summary: Summary) -> str:
         best = max(sure, key=lambda c: c.relative_improvement or 0.0)
         said.append(
             f"{len(sure)} of {len(compared)} comparisons with the best baseline are significant gains, also after "
-            f"Holm's correction; the largest is {best.mode} with {best.regularizer.upper()} on {network(best)}: "
+            f"Holm's correction; the largest is {best.mode} with {best.regularizer.upper()} on {best.network}: "
             f"{best.relative_improvement:+.2%} relative."
         )
     elif compared:
@@ -72,7 +71,7 @@ def sentences(summary: Summary) -> Iterator[str]:
 
 
 def _collapse(level: Tolerance, summary: Summary) -> str:
-    where = f"{network(level)}, {level.regularizer.upper()}"
+    where = f"{level.network}, {level.regularizer.upper()}"
     if level.collapse_lam is None:
         own = (level.recipe, level.regularizer, level.mode)
         tried = [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
@@ -130,28 +129,29 @@ def _comparison(c: Compared) -> str:
         holm = "its refit stands for it in Holm's correction" if c.refitted else f"Holm {probability(c.p_value_holm)}"
         sure = f"{word}, p = {probability(c.p_value)}, {holm}"
     return (
-        f"{network(c)}, {c.regularizer.upper()}: best {c.mode} {percent(c.ours_accuracy, c.ours_ci95)} at "
-        f"λ = {lam_text(c.ours_lam)} against best baseline {percent(c.baseline_accuracy, c.baseline_ci95)} at "
-        f"{lam_text(c.baseline_lam)}{size}; {sure}."
+        f"{c.network}, {c.regularizer.upper()}: best {c.mode} {percent(c.ours_accuracy, c.ours_ci95)} at "
+        f"λ = {tuned_text(c.ours_lam, c.ours_tuned)} against best baseline "
+        f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {tuned_text(c.baseline_lam, c.baseline_tuned)}{size}; "
+        f"{sure}."
     )
 
 
 def _compression(c: Compression) -> str:
     if c.compression is None or c.compression < _NOTICEABLE:
-        first = f"{network(c)}, L1: no gated setting has both the best baseline's accuracy and zeros to spare"
+        first = f"{c.network}, L1: no gated setting has both the best baseline's accuracy and zeros to spare"
     else:
         first = (
-            f"{network(c)}, L1: {c.ours_mode} at λ = {lam_text(c.ours_lam)} keeps the best baseline's accuracy "
-            f"({percent(c.ours_accuracy)} against {percent(c.baseline_accuracy)}) with {c.compression:.1f} times fewer "
-            f"non-zero parameters (sparsity {c.ours_sparsity:.3f} against {c.baseline_sparsity:.3f})"
+            f"{c.network}, L1: {c.ours_mode} at λ = {tuned_text(c.ours_lam, c.ours_tuned)} keeps the best baseline's "
+            f"accuracy ({percent(c.ours_accuracy)} against {percent(c.baseline_accuracy)}) with {c.compression:.1f} "
+            f"times fewer non-zero parameters (sparsity {c.ours_sparsity:.3f} against {c.baseline_sparsity:.3f})"
         )
     if c.near_compression is None or c.near_compression < max(c.compression or 1.0, _NOTICEABLE):
         return first + "."
     assert c.near_accuracy is not None
     lost = 100 * (c.baseline_accuracy - c.near_accuracy)
     return (
-        f"{first}; for {lost:.2f} points of accuracy, {c.near_mode} at λ = {lam_text(c.near_lam)} is "
-        f"{c.near_compression:.1f} times smaller (sparsity {c.near_sparsity:.3f})."
+        f"{first}; for {lost:.2f} points of accuracy, {c.near_mode} at λ = {tuned_text(c.near_lam, c.near_tuned)} "
+        f"is {c.near_compression:.1f} times smaller (sparsity {c.near_sparsity:.3f})."
     )
 
 
@@ -183,6 +183,6 @@ def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
         if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
             side = "smallest" if best == min(tried) else "largest"
             yield (
-                f"{network(compared)}, {compared.regularizer.upper()}: the best λ of {mode} ({lam_text(best)}) is the "
+                f"{compared.network}, {compared.regularizer.upper()}: the best λ of {mode} ({lam_text(best)}) is the "
                 f"{side} tried; the true best may lie outside the grid."
             )

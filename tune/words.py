@@ -1,6 +1,21 @@
 """Numbers and names as people read them."""
 
-__all__ = ["NONE", "lam_text", "method_text", "number", "percent", "probability"]
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "NONE",
+    "distinctions",
+    "fields_text",
+    "lam_text",
+    "method_text",
+    "network_texts",
+    "number",
+    "percent",
+    "probability",
+    "told_apart",
+    "tuned_text",
+]
 
 NONE = "–"
 """In place of a number that is not there."""
@@ -11,9 +26,69 @@ def lam_text(lam: float | None) -> str:
     return NONE if lam is None else f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
 
 
-def method_text(mode: str, *, mu: float | None, gamma: int | str | None) -> str:
+def tuned_text(lam: float | None, tuned: Mapping[str, Any] | None) -> str:
+    """λ, and what else a search chose."""
+    return lam_text(lam) + (f", {fields_text(tuned)}" if tuned else "")
+
+
+def method_text(
+    mode: str, *, mu: float | None = None, gamma: int | str | None = None, gamma_threshold: float | None = None
+) -> str:
     """A mode with the μ or γ that it reads."""
-    return mode + (f" γ={gamma}" if gamma is not None else f" μ={mu:g}" if mu is not None else "")
+    threshold = "" if gamma_threshold is None else f" (π > {gamma_threshold:g})"
+    return mode + (f" γ={gamma}{threshold}" if gamma is not None else f" μ={mu:g}" if mu is not None else "")
+
+
+def network_texts(configs: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> list[str]:
+    """What each config's network is called, as ``mlp6 on digits`` or ``mlp6 on digits (width 2, lr 0.01)``.
+
+    Configs that differ in one of the ``fields`` have different names.
+    """
+    named = ("dataset", "model")
+    told = distinctions(configs, named, (name for name in fields if name not in named))
+    texts = []
+    for config, others in zip(configs, told, strict=True):
+        if config["width"] != 1 and "width" in fields:  # the paper's networks have 1
+            others = {"width": config["width"]} | others
+        texts.append(f"{config['model']} on {config['dataset']}" + (f" ({fields_text(others)})" if others else ""))
+    return texts
+
+
+def fields_text(fields: Mapping[str, Any]) -> str:
+    """Fields of a config, as ``lr 0.01, augment false``."""
+    return ", ".join(f"{name} {_value(value)}" for name, value in fields.items())
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return NONE
+    return (
+        str(value).lower() if isinstance(value, bool) else lam_text(value) if isinstance(value, float) else str(value)
+    )
+
+
+def told_apart(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`distinctions` of the fixed fields of a search's lines, beside those that name a line anyway."""
+    named = ("dataset", "model", "regularizer", "mode", "gamma")
+    others = dict.fromkeys(name for line in lines for name in line if name not in named)
+    return distinctions(lines, named, others)
+
+
+def distinctions(
+    records: Sequence[Mapping[str, Any]], within: Sequence[str], fields: Iterable[str]
+) -> list[dict[str, Any]]:
+    """What tells each record from others that agree in the fields ``within``: those of the ``fields`` that differ."""
+    seen: dict[tuple[Any, ...], dict[str, set[Any]]] = {}
+    fields = tuple(fields)
+    keys = [tuple(record.get(name) for name in within) for record in records]
+    for key, record in zip(keys, records, strict=True):
+        of_key = seen.setdefault(key, {name: set() for name in fields})
+        for name in fields:
+            of_key[name].add(record.get(name))
+    return [
+        {name: record.get(name) for name in fields if len(seen[key][name]) > 1}
+        for key, record in zip(keys, records, strict=True)
+    ]
 
 
 def number(value: float | None, digits: int = 3) -> str:

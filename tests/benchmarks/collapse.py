@@ -20,7 +20,7 @@ def main(location: str) -> None:
     for row in store.epochs().to_table().sort_by([("trial_id", "ascending"), ("epoch", "ascending")]).to_pylist():
         curves.setdefault(row.pop("trial_id"), []).append(EpochRecord(**row))
     trials, stopped, saved, epochs = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for row in store.read_trials(["trial_id", "status"]).table.to_pylist():
+    for row in store.read_trials().table.to_pylist():
         status, records = row["status"], curves[row["trial_id"]]
         trials[status] += 1
         epochs[status] += len(records)

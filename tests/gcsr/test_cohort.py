@@ -141,6 +141,7 @@ def test_trials_that_cannot_be_stacked_are_refused(field, digits):
         "batch_size": {"batch_size": 64},
         "dropout": {"dropout": 0.1},
         "augment": {"augment": False},
+        "inputs": {"inputs": "unit"},
         "precision": {"precision": "bf16"},
         "holdout": {"holdout": 0.5},
     }[field]

@@ -29,6 +29,13 @@ def test_every_other_field_does(field):
     assert other.trial_id != config.trial_id
 
 
+def test_so_do_fields_that_came_later():
+    config = TrialConfig(dataset="cifar10", model="alexnet")
+    others = [dataclasses.replace(config, inputs="unit"), dataclasses.replace(config, initialization="vgg")]
+    assert len({config.trial_id, *(other.trial_id for other in others)}) == 3
+    assert (config.initialization, TrialConfig(dataset="svhn", model="vgg11").initialization) == ("torch", "vgg")
+
+
 def test_the_papers_recipe_is_the_default():
     config = TrialConfig(dataset="cifar100", model="vgg16")
     recipe = (config.batch_size, config.lr, config.momentum, config.lr_decay, config.lr_decay_epochs)
@@ -45,7 +52,7 @@ BAD = [
     ("gamma", -1), ("gamma", 1.5), ("gamma", "soon"), ("gamma_threshold", 2), ("seed", -1), ("seed", 0.5),
     ("seed", 2**63), ("epochs", 0), ("epochs", True), ("batch_size", 0), ("lr", 0), ("lr", 1e9), ("momentum", 1.0),
     ("lr_decay", 0), ("lr_decay_epochs", 0), ("dropout", 1), ("dropout", 0.5), ("augment", True), ("augment", 1),
-    ("holdout", 0.95),
+    ("holdout", 0.95), ("inputs", "raw"), ("inputs", None), ("initialization", "he"), ("initialization", "vgg"),
 ]  # fmt: skip
 
 

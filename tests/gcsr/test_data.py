@@ -17,6 +17,13 @@ def test_digits():
     assert seen.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
+def test_unit_inputs_are_from_0_to_1():
+    data = load_dataset("digits", inputs="unit")
+    seen = data.normalized(data.train_images)
+    assert (seen.min().item(), seen.max().item()) == (0, 1)
+    assert torch.equal(data.train_images, load_dataset("digits").train_images)
+
+
 def test_hold_out_is_fixed_disjoint_and_complete():
     whole, one, two = load_dataset("digits"), load_dataset("digits", holdout=0.2), load_dataset("digits", holdout=0.2)
     assert torch.equal(one.val_images, two.val_images)

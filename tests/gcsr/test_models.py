@@ -47,6 +47,28 @@ def test_dropout_is_what_it_is_told():
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [0.25, 0.25]
 
 
+@pytest.mark.parametrize("name", ["alexnet", "vgg11"])
+def test_initializations(name):
+    def built(initialization):
+        torch.manual_seed(0)
+        return build_model(name, input_shape=(3, 32, 32), classes=10, initialization=initialization)
+
+    default, as_vgg, as_torch = (built(each) for each in (None, "vgg", "torch"))
+    own = as_vgg if name == "vgg11" else as_torch
+    assert all(torch.equal(p, q) for p, q in zip(default.parameters(), own.parameters(), strict=True))
+    for module, plain in zip(as_vgg.modules(), as_torch.modules(), strict=True):
+        if isinstance(module, torch.nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+        elif isinstance(module, torch.nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        else:
+            continue
+        assert not module.bias.any()
+        bound = plain.weight[0].numel() ** -0.5  # torch's: uniform
+        assert plain.weight.abs().max().item() == pytest.approx(bound, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["mlp0", "mlp33", "mlp", "mlp06", "resnet18", "", "VGG16"])
 def test_unknown_names_are_refused(name):
     with pytest.raises(ConfigError, match="model"):

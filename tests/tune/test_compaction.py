@@ -136,7 +136,7 @@ def test_a_reader_beside_a_merging_writer_misses_nothing(tmp_path):
         nonlocal reads
         own = Store(str(tmp_path))
         while not stop.is_set():
-            found = own.read_trials(["seed"])
+            found = own.read_trials()
             reads += 1
             if len(found.table) < 40 or found.damaged:
                 problems.append((len(found.table), found.damaged))
@@ -247,4 +247,4 @@ def test_a_merge_that_ends_between_two_listings_is_missed_by_none(tmp_path, monk
         return listed(folder)
 
     monkeypatch.setattr(store, "files", files)
-    assert len(store.read_trials(["seed"]).table) == 8
+    assert len(store.read_trials().table) == 8

@@ -119,3 +119,44 @@ def test_the_papers_values_stand_beside_ours(table, row):
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=200)
     assert "46.91 ± 0.15 %" in text
     assert "+1.56 %" in text
+
+
+def test_networks_are_named_by_what_tells_them_apart(table, row):
+    rows = [
+        row(0.8, mode="baseline", lam=1e-3, lr=lr, augment=augment, **fields)
+        for fields in ({"dataset": "cifar10", "model": "alexnet"}, {"dataset": "svhn", "model": "vgg11", "width": 0.5})
+        for lr, augment in ((0.1, True), (0.1, False), (0.05, False))
+    ]
+    rows += [row(0.8, mode="baseline", lam=1e-3), row(0.9, mode="ours", gamma="auto", gamma_threshold=0.7, lam=1e-3)]
+    summary = summarize(table(rows))
+    assert sorted({setting.network for setting in summary.settings}) == [
+        "alexnet on cifar10 (lr 0.05, augment false)",
+        "alexnet on cifar10 (lr 0.1, augment false)",
+        "alexnet on cifar10 (lr 0.1, augment true)",
+        "mlp6 on digits",
+        "vgg11 on svhn (width 0.5, lr 0.05, augment false)",
+        "vgg11 on svhn (width 0.5, lr 0.1, augment false)",
+        "vgg11 on svhn (width 0.5, lr 0.1, augment true)",
+    ]
+    for form in TEXT_FORMATS:
+        text = render(summary, form, title="x", progress="p", width=400)
+        assert "alexnet on cifar10 (lr 0.05, augment false)" in text
+    assert "ours γ=auto (π > 0.7)" in render(summary, "text", title="x", progress="p", width=400)
+
+
+def test_what_a_search_chose_stands_beside_lam(table, row):
+    rows = [
+        row(0.8 + lr, mode=mode, lam=1e-3, lr=lr, seed=seed, regularizer=regularizer)
+        for mode in ("baseline", "ours")
+        for lr in (0.03, 0.04)
+        for seed in range(3)
+        for regularizer in ("l1", "l2")
+    ]
+    summary = summarize(table(rows), {"lr"})
+    text = render(summary, "text", title="x", progress="p", width=400)
+    assert (
+        "best ours 84.00 ± 0.00 % at λ = 0.001, lr 0.04 against best baseline 84.00 ± 0.00 % at 0.001, lr 0.04" in text
+    )
+    assert "baseline  0.001, lr 0.03" in text
+    (setting, *_) = json.loads(render(summary, "json", title="x", progress="p"))["settings"]
+    assert (setting["lr"], setting["network"]) == (0.03, "mlp6 on digits")

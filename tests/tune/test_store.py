@@ -3,6 +3,7 @@
 import os
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from tune.store import Store, StoreError
@@ -24,6 +25,20 @@ def test_failed_trials_are_to_be_run_again(store, row):
     store.write_trial(finished, [])
     store.write_trial(failed, [])
     assert store.ended() == {finished["trial_id"]}
+
+
+def test_an_older_stores_trials_did_what_is_the_default_now(store, row):
+    trials = [row(0.5, dataset="svhn", model=model, seed=seed) for model in ("vgg11", "alexnet") for seed in (0, 1)]
+    for trial in trials:
+        store.write_trial(trial, [])
+    for trial in trials[::2]:
+        path = store.path("trials", f"{trial['trial_id']}.parquet")
+        pq.write_table(pq.read_table(path).drop_columns(["inputs", "initialization"]), path)
+    rows = store.read_trials().table.to_pylist()
+    assert sorted((row["model"], row["seed"], row["inputs"], row["initialization"]) for row in rows) == [
+        *(("alexnet", seed, "standardized", "torch") for seed in (0, 1)),
+        *(("vgg11", seed, "standardized", "vgg") for seed in (0, 1)),
+    ]
 
 
 def test_duckdb_reads_the_folder_as_it_is(store, row):
