@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CoherenceCounter",
     "Counts",
+    "align_gradients",
     "check_group",
     "coherence_rate",
     "count_reference",
@@ -122,9 +123,25 @@ def check_group(params: Sequence[Tensor], world_size: int) -> None:
     """Raise `ConfigError` unless the ranks that add up their counts are those that the parameters are sharded over."""
     for p in params:
         shard = _sharded(p)
+        if shard is not None and any(place.is_partial() for place in shard.placements):
+            raise ConfigError("params", f"a parameter with placements {shard.placements}", "shards and replicas")
         if shard is not None and shard.device_mesh.size() != world_size:
             expected = f"the {shard.device_mesh.size()} ranks that hold the sharded parameters"
             raise ConfigError("process_group", f"{world_size} rank{'s' * (world_size > 1)}", expected)
+
+
+def align_gradients(params: Sequence[Tensor]) -> None:
+    """Give the gradients of sharded parameters their parameters' placements.
+
+    Autograd may leave the gradient of a replicated parameter as partial sums, which are neither to be counted nor to
+    get the penalty on every rank.
+    """
+    for p in params:
+        shard = _sharded(p)
+        if shard is not None and p.grad is not None:
+            grad = _sharded(p.grad)
+            if grad is not None and grad.placements != shard.placements:
+                p.grad = grad.redistribute(placements=shard.placements)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -145,7 +162,10 @@ def _first_replica(tensor: "DTensor") -> bool:
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None:
         return False
-    return all(place.is_shard() or where == 0 for place, where in zip(tensor.placements, coordinate, strict=True))
+    # Not is_shard(), which a shard of a shard (FSDP2 upon tensor parallelism) denies.
+    return all(
+        where == 0 or not place.is_replicate() for place, where in zip(tensor.placements, coordinate, strict=True)
+    )
 
 
 class CoherenceCounter:
@@ -175,16 +195,19 @@ class CoherenceCounter:
             counted = {index: (start, stop) for index, start, stop in slices}
             self._pass = ParameterPass(self.params, counted, lam, regularizer)
         piece = _CPU_PIECE if self._device.type == "cpu" else 1 << 62
-        self._gathered: list[list[tuple[int, int, int]]] = []  # groups of small slices
+        self._gathered: list[list[tuple[int, int, int]]] = []  # groups of small slices, each of one precision
         self._pieces: list[tuple[int, int, int]] = []
-        room = 0
+        open_groups: dict[torch.dtype, list[tuple[int, int, int]]] = {}
+        room: dict[torch.dtype, int] = {}
         for index, start, stop in slices:
             if stop - start < _SMALL:
-                if room < stop - start:
-                    self._gathered.append([])
-                    room = _CPU_PIECE
-                self._gathered[-1].append((index, start, stop))
-                room -= stop - start
+                wide = torch.promote_types(torch.float32, self.params[index].dtype)
+                if room.get(wide, 0) < stop - start:
+                    open_groups[wide] = []
+                    self._gathered.append(open_groups[wide])
+                    room[wide] = _CPU_PIECE
+                open_groups[wide].append((index, start, stop))
+                room[wide] -= stop - start
             else:
                 self._pieces += [(index, low, min(low + piece, stop)) for low in range(start, stop, piece)]
 
@@ -192,7 +215,7 @@ class CoherenceCounter:
         """Counts over the parameters' current ``.grad`` and values (see `Counts`).
 
         Raises:
-            ConfigError: a parameter was resized or moved.
+            ConfigError: a parameter was resized or moved, or a gradient is sparse.
         """
         if self._pass is not None and self._pass.point():
             self._pass.memory.run(count=True)
@@ -206,9 +229,14 @@ class CoherenceCounter:
 
     def _count_with_torch(self) -> Counts:
         self._shapes.check()
+        weights = [local(p.detach()) for p in self.params]
         grads = [None if p.grad is None else local(p.grad) for p in self.params]
-        flat_w = [_flat(local(p.detach()), g) for p, g in zip(self.params, grads, strict=True)]
-        flat_g = [None if g is None else _flat(g, g) for g in grads]
+        for g in grads:
+            if g is not None and g.layout != torch.strided:
+                raise ConfigError("params", f"a gradient of layout {g.layout}", "dense gradients")
+        # In the weights' order on every rank, however a rank's gradient lies: that is how R is cut.
+        flat_w = [_flat(w, w) for w in weights]
+        flat_g = [None if g is None else _flat(g, w) for g, w in zip(grads, weights, strict=True)]
         counts: list[Tensor] = []
         sums: list[Tensor] = []
 
@@ -243,9 +271,9 @@ class CoherenceCounter:
         return Counts(coherent, n, torch.stack(sums).sum())
 
 
-def _flat(tensor: Tensor, like: Tensor | None) -> Tensor:
+def _flat(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` as one dimension, in the memory order of `like` so that dense layouts (channels-last) are views."""
-    if like is None or tensor.dim() < 2 or (tensor.is_contiguous() and like.is_contiguous()):
+    if tensor.dim() < 2 or (tensor.is_contiguous() and like.is_contiguous()):
         return tensor.reshape(-1)
     strides = like.stride()
     order = sorted(range(like.dim()), key=lambda d: (-strides[d], d))

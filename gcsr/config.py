@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from gcsr.errors import ConfigError
-from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MU, Gate
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate
 from gcsr.names import (
     DATASETS,
     INITIALIZATIONS,
@@ -77,7 +77,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "width": _number("a number > 0 and ≤ 16", lambda x: 0 < x <= 16),
     "regularizer": _choice("none", *REGULARIZERS),
     "mode": _choice(*MODES),
-    "lam": _number("a finite number ≥ 0", lambda x: x >= 0),
+    "lam": _number(f"a number from 0 to {MAX_LAM:g}", lambda x: 0 <= x <= MAX_LAM),
     "mu": _fraction,
     "gamma": _gamma,
     "gamma_threshold": _fraction,

@@ -1,6 +1,7 @@
 """torch.optim.SGD's step, the penalty and the count in one pass over memory (float32)."""
 
 import inspect
+import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -8,6 +9,7 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from gcsr.coherence import Counts
+from gcsr.errors import ConfigError
 from gcsr.memory_pass import TableEntry
 from gcsr.names import Regularizer
 from gcsr.parameter_pass import ParameterPass, can_pass
@@ -80,7 +82,9 @@ class FusedSGD:
             g["dampening"] or g["nesterov"] or g["maximize"] or isinstance(g["lr"], Tensor)  # not to be read every step
             for g in inner.param_groups
         )
-        return plain and sum(len(g["params"]) for g in inner.param_groups) == len(self._params) and self._pass.point()
+        now = [p for group in inner.param_groups for p in group["params"]]
+        same = len(now) == len(self._params) and all(map(operator.is_, now, self._params))
+        return plain and same and self._pass.point()
 
     def count(self) -> Counts:
         """Eq. 9's counts over this rank's share."""
@@ -88,9 +92,15 @@ class FusedSGD:
         return self._counts()
 
     def update(self, lam_t: Tensor, *, count: bool) -> Counts | None:
-        """The step with ``lam_t`` (float32, 0-dim); with ``count`` also the counts, as they were before it."""
+        """The step with ``lam_t`` (float32, 0-dim); with ``count`` also the counts, as they were before it.
+
+        Raises:
+            ConfigError: a momentum buffer is not of its parameter's shape.
+        """
         self._fill()
         self._pass.memory.run(count=count, lam_t=lam_t)
+        # Autograd is to notice that a graph from before the step is out of date, as after torch's own.
+        torch.autograd.graph.increment_version([p for p in self._params if p.grad is not None])
         self._inner._opt_called = True  # type: ignore[attr-defined] # as the step that a scheduler wrapped would
         return self._counts() if count else None
 
@@ -137,6 +147,9 @@ class FusedSGD:
             buffer = torch.empty_like(p, memory_format=torch.preserve_format)
             entry.first = True
             self._first.append(entry)
+        elif (buffer.shape, buffer.dtype, buffer.device) != (p.shape, p.dtype, p.device):
+            found, expected = (f"{t.dtype} {list(t.shape)} on {t.device}" for t in (buffer, p))
+            raise ConfigError("momentum_buffer", found, f"{expected}, as its parameter")
         elif buffer.stride() != p.stride():
             buffer = torch.empty_like(p).copy_(buffer)
         self._inner.state[p]["momentum_buffer"] = buffer

@@ -9,9 +9,10 @@ from gcsr.names import MODES, Mode
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MU", "Gate"]
+__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MAX_LAM", "MU", "Gate"]
 
 GAMMA, MU = 5, 0.6  # the paper's (§3)
+MAX_LAM = 1e30  # beyond, 2λ or what it multiplies may be no float32
 GAMMA_THRESHOLD = 0.6  # of ``gamma: auto``: "a little greater than 0.5"
 
 

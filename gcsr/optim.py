@@ -9,10 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gcsr.coherence import CoherenceCounter, Counts, check_group, coherence_rate, counted_slices, local
+from gcsr.coherence import (
+    CoherenceCounter,
+    Counts,
+    align_gradients,
+    check_group,
+    coherence_rate,
+    counted_slices,
+    local,
+)
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
-from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MU, Gate
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
 
@@ -76,7 +84,7 @@ class GatedOptimizer:
     parameter's group. Nothing is read back by the host in a step; `metrics` reads once.
 
     A plain float32 `torch.optim.SGD` is not called but fused with the method into one pass over memory
-    (`gcsr.fused_sgd`), unless it has hooks.
+    (`gcsr.fused_sgd`), unless it has hooks. Ranks that hold the same weights must have the same hooks.
 
     ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
     clipping. Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
@@ -87,7 +95,7 @@ class GatedOptimizer:
         params: the regularized parameters R; each must belong to ``optimizer``.
         regularizer: ``"l2"`` (Ω = ‖w‖², so λ here is half of torch's ``weight_decay``) or ``"l1"``.
         mode: ``none``, ``baseline``, ``ours`` (eq. 11) or ``ours_orig`` (eq. 8).
-        lam: λ ≥ 0.
+        lam: λ, from 0 to `gcsr.gate.MAX_LAM`.
         gamma: γ of ``ours``: the number of free epochs, or ``"auto"``: the first epoch after one whose mean π
             passed ``gamma_threshold``.
         gamma_threshold: in [0, 1].
@@ -115,10 +123,10 @@ class GatedOptimizer:
         params = list(params)
         if regularizer not in REGULARIZERS:
             raise ConfigError("regularizer", regularizer, "one of " + ", ".join(REGULARIZERS))
-        if not (math.isfinite(lam) and lam >= 0):
-            raise ConfigError("lam", lam, "a finite number ≥ 0")
-        if not params:
-            raise ConfigError("params", [], "at least one regularized parameter")
+        if not 0 <= lam <= MAX_LAM:
+            raise ConfigError("lam", lam, f"a number from 0 to {MAX_LAM:g}")
+        if not any(p.numel() for p in params):
+            raise ConfigError("params", [list(p.shape) for p in params], "at least one regularized parameter")
         if any(p.device != params[0].device for p in params):
             raise ConfigError("params", "parameters on several devices", "all on one device")
         self.optimizer = optimizer
@@ -126,7 +134,9 @@ class GatedOptimizer:
         self.lam = float(lam)
         self.gate = Gate(mode=mode, gamma=None if gamma == "auto" else gamma, gamma_threshold=gamma_threshold, mu=mu)
         self._params = params
-        self._groups = _by_group(optimizer, params)
+        self._regularized = {id(p) for p in params}
+        _check_groups(optimizer, self._regularized)
+        self._gamma_is_auto = gamma == "auto"
         self._process_group = process_group
         rank, world_size = 0, 1
         if process_group is not None:
@@ -134,12 +144,14 @@ class GatedOptimizer:
         check_group(params, world_size)
         self._counter = CoherenceCounter(params, self.lam, regularizer, rank=rank, world_size=world_size)
         self._fused: FusedSGD | None = None
-        if FusedSGD.suits(optimizer):
+        if _all_agree(FusedSGD.suits(optimizer), params[0].device, process_group):
             self._fused = FusedSGD(
                 optimizer, params, counted_slices(params, rank, world_size), self.lam, self.regularizer
             )
         self._size = sum(p.numel() for p in params)
-        self._lam = torch.tensor(self.lam, dtype=torch.float32, device=params[0].device)
+        precise = any(p.dtype == torch.float64 for p in params)
+        precision = torch.float64 if precise else torch.float32
+        self._lam = torch.tensor(self.lam, dtype=precision, device=params[0].device)
         self._zero = torch.zeros_like(self._lam)
         # Sums of the running epoch: steps, π, imposed, Σ|g| (of this rank's share; not finite if any was not).
         self._sums = torch.zeros(4, dtype=torch.float64, device=params[0].device)
@@ -148,7 +160,7 @@ class GatedOptimizer:
         self.last_pi = torch.zeros((), dtype=torch.float64, device=params[0].device)
         """π of the last step, 0-dim float64 on the device; NaN where a gradient was not finite."""
         self.last_lam = self._zero
-        """``lam_t`` of the last step, 0-dim float32 on the device."""
+        """``lam_t`` of the last step, 0-dim on the device: float32, float64 where a parameter is."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -202,6 +214,7 @@ class GatedOptimizer:
             self._decide(_Vote(counts, self._process_group))
 
     def _step_with_inner(self, certain: bool, by_pi: bool) -> None:
+        align_gradients(self._params)
         vote = _Vote(self._counter.count(), self._process_group)
         if self.regularizer == "l2" and by_pi:
             strength = 2 * self._decide(vote)
@@ -215,12 +228,15 @@ class GatedOptimizer:
             pairs = [(local(p.grad), local(p)) for p in self._params if p.grad is not None]
             if pairs:
                 torch._foreach_add_([g for g, _ in pairs], [w for _, w in pairs], alpha=2 * self.lam)
+        shrunk: list[tuple[float | Tensor, list[Tensor]]] = []  # looked up before hooks of the step drop gradients
+        if self.regularizer == "l1" and (certain or by_pi):
+            for group in self.optimizer.param_groups:
+                learning = [p for p in group["params"] if id(p) in self._regularized and p.grad is not None]
+                shrunk.append((group["lr"], [local(p) for p in learning]))
         self.optimizer.step()  # the all-reduce of the counts runs beside it
         lam_t = self._decide(vote)
-        if self.regularizer == "l1" and (certain or by_pi):
-            for group, weights in self._groups:
-                learning = [local(w) for w in weights if w.grad is not None]  # as L2, and as the inner optimizer
-                soft_threshold_(learning, lam_t * group["lr"])
+        for lr, weights in shrunk:
+            soft_threshold_(weights, (lam_t * lr).reshape(()))
 
     def _decide(self, vote: "_Vote") -> Tensor:
         """The step's ``lam_t``, once the vote is in; noted, so to be called once a step."""
@@ -275,10 +291,14 @@ class GatedOptimizer:
         return {"optimizer": self.optimizer.state_dict(), "gate": gate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s result. λ, mode and regularizer are the constructor's, not the state's."""
+        """Go on from `state_dict`'s result. λ, mode, γ and μ are the constructor's, not the state's.
+
+        Only with ``gamma="auto"`` the state's choice of γ counts.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["gate"]["epoch"]
-        self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
+        if self._gamma_is_auto:
+            self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
         self._sums.copy_(state["gate"]["sums"])
 
 
@@ -305,19 +325,28 @@ class _Vote:
         return torch.where(coherent < 0, torch.nan, coherence_rate(coherent, n))
 
 
-def _by_group(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[tuple[dict[str, Any], list[Tensor]]]:
-    """Regularized parameters by the inner optimizer's group, whose learning rate the proximal step needs."""
-    wanted = {id(p) for p in params}
-    groups = []
+def _check_groups(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:
+    """Raise `ConfigError` unless the optimizer has all regularized parameters, and leaves them to the gate."""
+    missing = set(regularized)
     for index, group in enumerate(optimizer.param_groups):
-        members = [p for p in group["params"] if id(p) in wanted]
+        members = {id(p) for p in group["params"]} & regularized
+        missing -= members
         if members and group.get("weight_decay"):
             raise ConfigError(
                 f"param_groups[{index}].weight_decay", group["weight_decay"], "0: the penalty is the gate's"
             )
-        if members:
-            groups.append((group, members))
-        wanted -= {id(p) for p in members}
-    if wanted:
-        raise ConfigError("params", f"{len(wanted)} parameters", "parameters of the given optimizer")
-    return groups
+        if members and group.get("maximize"):
+            raise ConfigError(
+                f"param_groups[{index}].maximize", True, "False: minimize the negative, as π is of a loss"
+            )
+    if missing:
+        raise ConfigError("params", f"{len(missing)} parameters", "parameters of the given optimizer")
+
+
+def _all_agree(possible: bool, device: torch.device, group: dist.ProcessGroup | None) -> bool:
+    """Whether something is possible on all ranks: in two ways of rounding, replicated weights would drift apart."""
+    if group is None:
+        return possible
+    votes = torch.tensor(possible, dtype=torch.int32, device=device)
+    dist.all_reduce(votes, dist.ReduceOp.MIN, group)
+    return bool(votes.item())

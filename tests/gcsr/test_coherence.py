@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gcsr import ConfigError
 from gcsr.coherence import CoherenceCounter, Counts, count_reference, flat_slices
 
 pytestmark = pytest.mark.usefixtures("gate_path")
@@ -139,6 +140,34 @@ def test_memory_layout_does_not_matter(layouts):
 
     found = numbers(counted([laid(g, layouts[0])], [laid(w, layouts[1])], 0.3, "l2"))
     assert found == numbers(count_reference([g], [w], 0.3, "l2"))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shares_follow_the_weights_layout_however_a_ranks_gradient_lies(world_size):
+    (g,), (w,) = network_like(sizes=((3, 5),))
+    lying = [g, g.t().contiguous().t(), g][:world_size]
+    shares = [
+        numbers(counted([own], [w], 0.3, "l2", rank=rank, world_size=world_size)) for rank, own in enumerate(lying)
+    ]
+    assert tuple(map(sum, zip(*shares, strict=True))) == numbers(count_reference([g], [w], 0.3, "l2"))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_precision_is_counted_in_its_own(world_size):
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(8, generator=generator), torch.randn(4, generator=generator, dtype=torch.float64)]
+    grads = [-2 * 0.3 * weights[0], torch.randn(4, generator=generator, dtype=torch.float64)]  # cancelled in float32
+    expected = numbers(count_reference(grads, weights, 0.3, "l2"))
+    assert expected[0] <= 4
+    shares = [numbers(counted(grads, weights, 0.3, "l2", rank=r, world_size=world_size)) for r in range(world_size)]
+    assert tuple(map(sum, zip(*shares, strict=True))) == expected
+
+
+def test_sparse_gradients_are_refused():
+    table = torch.nn.Embedding(10, 3, sparse=True)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ConfigError, match=r"params: 'a gradient of layout torch.sparse_coo'.*expected dense"):
+        CoherenceCounter([table.weight], 0.1, "l2").count()
 
 
 def test_counts_beyond_the_integers_of_float32():

@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.multiprocessing.spawn import ProcessException
 from torch.nn.parallel import DistributedDataParallel
 
+import gcsr.parameter_pass
 from gcsr import ConfigError, GatedOptimizer, TrialConfig, load_dataset, regularized_parameters, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.coherence import CoherenceCounter, count_reference
@@ -129,6 +131,77 @@ def sharded(group):
                 found.append((optimizer.last_pi.item(), optimizer.last_lam.item()))
             assert any(p.to_local().numel() < p.numel() for p in params) or mesh.size() == 1
     return found
+
+
+def shards_of_shards(group):
+    """FSDP2 upon tensor parallelism: every rank counts its part of a part, and none of it is a replica."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size(group) // 2), mesh_dim_names=("dp", "tp"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4))
+    parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    for module in (model[0], model[2], model):
+        fully_shard(module, mesh=mesh["dp"])
+    params = regularized_parameters(model)
+    inner = torch.optim.SGD(model.parameters(), 0.05)
+    optimizer = GatedOptimizer(inner, params, regularizer="l2", mode="ours_orig", lam=0.3, mu=0.85, process_group=group)
+    for step in range(4):
+        batch = torch.randn(6, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(batch).square().sum().backward()
+        expected = count_reference([p.grad.full_tensor() for p in params], [p.full_tensor() for p in params], 0.3, "l2")
+        optimizer.step()
+        assert optimizer.last_pi.item() == expected.rate().item()
+
+
+def partial_gradients(group):
+    """A replicated weight whose gradient autograd leaves as partial sums: counted and penalized once, not per rank."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    mesh = init_device_mesh("cpu", (size,))
+    torch.manual_seed(0)
+    w = nn.Parameter(DTensor.from_local(torch.randn(4, 6), mesh, [Replicate()]))
+    inputs = DTensor.from_local(torch.randn(4 * size, 6)[4 * rank : 4 * rank + 4], mesh, [Shard(0)])
+    (inputs @ w.t()).square().sum().backward()
+    assert w.grad.placements != w.placements
+    g, before = w.grad.full_tensor(), w.detach().full_tensor().clone()
+    optimizer = GatedOptimizer(
+        torch.optim.SGD([w], 0.1), [w], regularizer="l2", mode="baseline", lam=1.0, process_group=mesh.get_group()
+    )
+    optimizer.step()
+    assert optimizer.last_pi.item() == count_reference([g], [before], 1.0, "l2").rate().item()
+    torch.testing.assert_close(w.detach().full_tensor(), before - 0.1 * (g + 2 * before), rtol=1e-5, atol=1e-5)
+
+
+def only_some_can_fuse(group):
+    """A rank without a compiler among others: all take torch's own step, or replicated weights would drift apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank(group) == 1:
+            patch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)
+        torch.manual_seed(0)
+        w = nn.Parameter(torch.randn(1000))
+        optimizer = GatedOptimizer(
+            torch.optim.SGD([w], 0.1, momentum=0.9),
+            [w],
+            regularizer="l2",
+            mode="ours_orig",
+            lam=0.1,
+            process_group=group,
+        )
+        for step in range(20):
+            w.grad = torch.randn(1000, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+    first = w.detach().clone()
+    dist.broadcast(first, 0, group=group)
+    assert torch.equal(first, w)
+
+
+def tensors_of_many_kinds(group, device):
+    partial_gradients(group)
+    only_some_can_fuse(group)
+    shards_of_shards(group)
+
+
+def test_shards_partial_sums_and_machines_that_differ():
+    run_workers(tensors_of_many_kinds, 4, "cpu", threads=1)
 
 
 DIGITS = {"dataset": "digits", "model": "mlp3", "width": 0.25, "epochs": 4, "batch_size": 200, "lam": 3e-3}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import gcsr.native
-from gcsr import GatedOptimizer, regularized_parameters
+from gcsr import ConfigError, GatedOptimizer, regularized_parameters
 from gcsr.coherence import CoherenceCounter, count_reference
 from gcsr.native import library
 from gcsr.parameter_pass import ParameterPass, can_pass
@@ -86,7 +86,7 @@ def test_one_fused_step_by_hand():
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "options", [{"nesterov": True}, {"dampening": 0.5}, {"maximize": True}, {"lr": torch.tensor(0.05)}]
+    "options", [{"nesterov": True}, {"dampening": 0.5}, {"foreach": True}, {"lr": torch.tensor(0.05)}]
 )
 def test_other_kinds_of_sgd_are_not_changed(options):
     gate = {"regularizer": "l2", "mode": "baseline", "lam": 0.01}
@@ -118,6 +118,52 @@ def test_hooks_and_schedulers_of_the_inner_optimizer_are_heard(recwarn):
     finally:
         every_optimizers.remove()
     assert sorted(called) == [1, 1, 2]
+
+
+@needs_compiler
+def test_a_momentum_buffer_of_another_network_is_refused_before_anything_moves():
+    w, other = nn.Parameter(torch.ones(12, 128)), nn.Parameter(torch.ones(10, 128))
+    smaller = torch.optim.SGD([other], lr=0.1, momentum=0.9)
+    other.grad = torch.ones_like(other)
+    smaller.step()
+    inner = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+    optimizer = GatedOptimizer(inner, [w], regularizer="l2", mode="baseline", lam=0.1)
+    inner.load_state_dict(smaller.state_dict())  # torch does not look at shapes here either
+    w.grad = torch.ones_like(w)
+    with pytest.raises(ConfigError, match=r"momentum_buffer: 'torch.float32 \[10, 128\] on cpu'.*\[12, 128\]"):
+        optimizer.step()
+    assert torch.equal(w, torch.ones(12, 128))
+
+
+@needs_compiler
+def test_groups_that_change_are_noticed():
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5000))
+    found = []
+    for kind in (torch.optim.SGD, Unfused):
+        a, b = (nn.Parameter(p.detach().clone()) for p in (first, second))
+        inner = kind([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.01}], momentum=0.9)
+        optimizer = GatedOptimizer(inner, [a, b], regularizer="l1", mode="baseline", lam=0.1)
+        for swapped in (False, True):
+            if swapped:
+                inner.param_groups[0]["params"], inner.param_groups[1]["params"] = [b], [a]
+            for _ in range(3):
+                a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
+                optimizer.step()
+        found.append((a, b))
+    for fused, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain)
+
+
+@needs_compiler
+def test_autograd_notices_a_fused_step():
+    w = nn.Parameter(torch.randn(4, 4))
+    optimizer = GatedOptimizer(torch.optim.SGD([w], lr=0.1), [w], regularizer="l2", mode="baseline", lam=0.1)
+    loss = (torch.randn(2, 4) @ w @ w).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    assert optimizer._fused is not None
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @needs_compiler

@@ -201,6 +201,74 @@ def test_a_saved_state_goes_on_bit_for_bit(gamma):
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), second.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+def test_a_loaded_learning_rate_sets_the_threshold(inner):
+    def after(optimizer, schedule, steps):
+        for _ in range(steps):
+            optimizer.param_groups[0]["params"][0].grad = torch.full((50,), 1e-3)
+            optimizer.step()
+            schedule.step()
+
+    def fresh(w):
+        inside = inner([w], lr=0.1)
+        optimizer = GatedOptimizer(inside, [w], regularizer="l1", mode="baseline", lam=0.5)
+        return optimizer, torch.optim.lr_scheduler.ExponentialLR(inside, 0.1)
+
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.randn(50))
+    part = nn.Parameter(whole.detach().clone())
+    after(*fresh(whole), 4)
+    optimizer, schedule = fresh(part)
+    after(optimizer, schedule, 2)
+    other, later = fresh(part)
+    other.load_state_dict(optimizer.state_dict())
+    later.load_state_dict(schedule.state_dict())
+    after(other, later, 2)
+    assert torch.equal(whole, part)
+
+
+def test_a_loaded_state_does_not_change_gamma():
+    undecided = gated(network(), mode="ours", gamma="auto").state_dict()
+    chosen = gated(network(), mode="none").state_dict()
+    for state in (undecided, chosen):
+        optimizer = gated(network(), mode="ours", gamma=20)
+        optimizer.load_state_dict(state)
+        assert optimizer.gamma == 20
+
+
+def test_a_hook_that_drops_gradients_does_not_stop_the_shrinking():
+    w = nn.Parameter(torch.ones(4))
+    inner = torch.optim.SGD([w], lr=0.1)
+    inner.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    optimizer = GatedOptimizer(inner, [w], regularizer="l1", mode="baseline", lam=1.0)
+    w.grad = torch.zeros(4)
+    optimizer.step()
+    assert torch.equal(w, torch.full((4,), 1 - 0.1))
+
+
+@pytest.mark.parametrize("regularizer", ["l1", "l2"])
+def test_float64_is_penalized_in_float64(regularizer):
+    found = []
+    for mode in ("baseline", "ours_orig"):
+        w = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = GatedOptimizer(
+            torch.optim.SGD([w], lr=1.0), [w], regularizer=regularizer, mode=mode, lam=0.1, mu=0.0
+        )
+        w.grad = torch.full((1,), 1.0, dtype=torch.float64)
+        optimizer.step()
+        found.append(w.item())
+    assert found == [pytest.approx(1 - 1 - (0.2 if regularizer == "l2" else 0.0), abs=1e-15)] * 2
+
+
+def test_a_learning_rate_of_one_element_shrinks_a_scalar():
+    w = nn.Parameter(torch.tensor(1.0))
+    inner = torch.optim.SGD([w], lr=torch.tensor([0.5]))
+    optimizer = GatedOptimizer(inner, [w], regularizer="l1", mode="baseline", lam=0.5)
+    w.grad = torch.tensor(0.0)
+    optimizer.step()
+    assert w.item() == 0.75
+
+
 def test_auto_gamma_waits_for_the_threshold():
     model = network()
     optimizer = gated(model, mode="ours", gamma="auto", gamma_threshold=0.5, lam=1e-3)
@@ -295,6 +363,7 @@ BAD = {
     "regularizer": {"regularizer": "l3"},
     "mode": {"mode": "yours"},
     "lam": {"lam": -1.0},
+    "lam: 2e": {"lam": 2e30},
     "gamma": {"gamma": 1.5},
     "mu": {"mu": 2.0},
     "gamma_threshold": {"gamma_threshold": -0.1},
@@ -316,7 +385,13 @@ def test_what_cannot_be_wrapped_is_refused():
         )
     with pytest.raises(ConfigError, match="params"):
         GatedOptimizer(torch.optim.SGD(network().parameters()), weights, regularizer="l2", mode="none", lam=0.0)
-    with pytest.raises(ConfigError, match="params"):
-        GatedOptimizer(torch.optim.SGD(model.parameters()), [], regularizer="l2", mode="none", lam=0.0)
+    with pytest.raises(ConfigError, match="maximize"):
+        GatedOptimizer(
+            torch.optim.SGD(model.parameters(), maximize=True), weights, regularizer="l2", mode="none", lam=0.0
+        )
+    empty = nn.Parameter(torch.ones(0))
+    for nothing in ([], [empty]):
+        with pytest.raises(ConfigError, match="params"):
+            GatedOptimizer(torch.optim.SGD([empty]), nothing, regularizer="l2", mode="none", lam=0.0)
     with pytest.raises(TypeError, match="closure"):
         gated(model).step(lambda: 0.0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import gcsr.parameter_pass
 from gcsr import CheckpointError, ConfigError, TrialConfig, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
@@ -87,6 +88,8 @@ class StopHereError(Exception):
 
 RESUMED = {
     "plain": ("digits", {"model": "mlp2", "mode": "ours_orig", "regularizer": "l1", "lam": 2e-3}),
+    "not fused": ("digits", {"model": "mlp2", "mode": "ours_orig", "regularizer": "l1", "lam": 2e-3,
+                             "lr_decay_epochs": 2}),
     "auto gamma": ("digits", {"model": "mlp2", "mode": "ours", "lam": 1e-3, "gamma": "auto", "gamma_threshold": 0.5}),
     "dropout and augmentation": ("pictures", {"dataset": "cifar10", "model": "alexnet", "width": 0.1, "mode": "ours",
                                               "lam": 1e-3, "gamma": 2, "batch_size": 32}),
@@ -95,8 +98,10 @@ RESUMED = {
 
 @pytest.mark.parametrize("case", RESUMED)
 @pytest.mark.parametrize("stop_after", [1, 3])
-def test_an_interrupted_run_resumes_to_the_same_bits(case, stop_after, request, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_bits(case, stop_after, request, tmp_path, monkeypatch):
     fixture, fields = RESUMED[case]
+    if case == "not fused":
+        monkeypatch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)
     data, config = request.getfixturevalue(fixture), TrialConfig(epochs=5, **fields)
     undisturbed = train(config, data)
 
