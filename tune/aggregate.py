@@ -233,10 +233,15 @@ def summarize(trials: pa.Table, tuned: Collection[str] = ()) -> Summary:
 
 def _order(setting: Setting) -> tuple[Any, ...]:
     modes = ("none", "baseline", *_GATED)
-    recipe = tuple(str(value) for value in setting.recipe.values())
-    rest = (setting.mu or 0, str(setting.gamma), setting.gamma_threshold or 0)
-    tuned = tuple(str(value) for value in setting.tuned.values())
+    recipe, tuned = (tuple(map(_sortable, fields.values())) for fields in (setting.recipe, setting.tuned))
+    gamma = _sortable(int(setting.gamma) if (setting.gamma or "").isdigit() else setting.gamma)
+    rest = (setting.mu or 0, gamma, setting.gamma_threshold or 0)
     return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest, tuned)
+
+
+def _sortable(value: Any) -> tuple[float, str]:
+    """Numbers by their size, names by the alphabet."""
+    return (value, "") if isinstance(value, int | float) else (0.0, str(value))
 
 
 def _grouped(trials: pa.Table) -> list[tuple[Row, list[Row]]]:
