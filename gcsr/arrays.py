@@ -3,11 +3,13 @@
 import contextlib
 import hashlib
 import os
+import re
+import stat
 import zipfile
-import zlib
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ __all__ = [
     "checksum_file",
     "data_root",
     "digest",
+    "held_out",
     "load_arrays",
     "prepare_arrays",
     "verify_arrays",
@@ -31,8 +34,10 @@ LEVELS = {"digits": 16, "cifar10": 255, "cifar100": 255, "svhn": 255}
 """The highest value that a pixel can have."""
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _DIGITS_TRAIN = 1347  # of 1,797: three quarters
+_MOST_IMAGES = 1_000_000  # SVHN's 531,131 further ones are the most that any of them has
 
 Arrays = Mapping[str, np.ndarray]
+_Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype
 
 
 def data_root(given: str | os.PathLike[str] | None = None) -> Path:
@@ -55,7 +60,7 @@ def load_arrays(name: str, root: str | os.PathLike[str] | None = None) -> Arrays
     if name == "digits":
         return _digits()
     cache = data_root(root) / f"{name}.npz"
-    if cache.exists():
+    if _is_there(cache):
         return _read_npz(name, cache)
     arrays = _from_torchvision(name, data_root(root), download=False)
     with contextlib.suppress(OSError):  # a read-only data folder only costs the next trial the same work
@@ -65,11 +70,41 @@ def load_arrays(name: str, root: str | os.PathLike[str] | None = None) -> Arrays
 
 def prepare_arrays(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> Arrays:
     """As `load_arrays`, and with ``download`` fetch what is missing with torchvision's loaders first."""
-    if download and name != "digits" and name in DATASETS and not (data_root(root) / f"{name}.npz").exists():
-        folder = data_root(root)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_npz(folder / f"{name}.npz", _from_torchvision(name, folder, download=True))
+    folder = data_root(root)
+    if download and name != "digits" and name in DATASETS and not _is_there(folder / f"{name}.npz"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_npz(folder / f"{name}.npz", _from_torchvision(name, folder, download=True))
+        except OSError as error:
+            raise DataError(f"data: {str(folder)!r} cannot be written: {error.strerror}") from None
     return load_arrays(name, root)
+
+
+def held_out(images: int, share: float) -> int:
+    """How many of so many training images are held out for validation.
+
+    Raises:
+        ConfigError: none would be left to train on.
+    """
+    count = max(1, round(images * share)) if share > 0 else 0
+    if count >= images:
+        raise ConfigError("holdout", share, f"a share that leaves some of the {images} images to train on")
+    return count
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something to be read; a link that leads nowhere is damage, not absence."""
+    try:
+        path.lstat()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"dataset: {path} cannot be read: it is no regular file")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise DataError(f"dataset: {path} cannot be read: {error.strerror}: {os.readlink(path)}") from None
+        return False
+    except OSError as error:
+        raise DataError(f"dataset: {path} cannot be read: {error.strerror}") from None
+    return True
 
 
 def _digits() -> Arrays:
@@ -130,30 +165,64 @@ def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
 
 def _read_npz(name: str, path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file.files]
+        with zipfile.ZipFile(path) as file:
+            members = set(file.namelist())
+            missing = [key for key in _KEYS if f"{key}.npy" not in members]
             if missing:
                 raise DataError(f"dataset: {path} lacks {', '.join(missing)}; expected {', '.join(_KEYS)}")
-            arrays = {key: file[key] for key in _KEYS}
+            # What a file says of itself is looked at before there is memory for it.
+            _check_kinds(path, {key: _declared(file, key) for key in _KEYS})
+            arrays = {key: _read_member(file, key) for key in _KEYS}
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"dataset: {path} is damaged or no .npz file: {' '.join(str(error).split())[:120]}") from None
-    return _checked(name, path, arrays)
+    except Exception as error:  # zipfile and numpy raise a different class for every kind of damage
+        if isinstance(error, OSError) and error.strerror is not None:
+            raise DataError(f"dataset: {path} cannot be read: {error.strerror}") from None
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"dataset: {path} is damaged or no .npz file: {reason}") from None
+    _check_labels(name, path, arrays)
+    return arrays
+
+
+def _declared(file: zipfile.ZipFile, key: str) -> _Kind:
+    """What the header of an array says; numpy's own reader would make the array first."""
+    with file.open(f"{key}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def _read_member(file: zipfile.ZipFile, key: str) -> np.ndarray:
+    with file.open(f"{key}.npy") as member:
+        array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):  # which also has zipfile compare the checksum
+            raise ValueError(f"{key} is longer than it says")
+    return array
 
 
 def _checked(name: str, path: Path, arrays: Arrays) -> Arrays:
-    for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, 3) or not len(images):
-            found = f"{images.dtype} {list(images.shape)}"
-            raise DataError(f"dataset: {path}: {split}_images is {found}; expected uint8 [N, 32, 32, 3]")
-        if labels.dtype != np.uint8 or labels.shape != (len(images),):
-            found = f"{labels.dtype} {list(labels.shape)}"
-            raise DataError(f"dataset: {path}: {split}_labels is {found}; expected uint8 [{len(images)}]")
-        if labels.max() >= CLASSES[name]:
-            raise DataError(f"dataset: {path}: {split}_labels holds {labels.max()}; expected 0 to {CLASSES[name] - 1}")
+    _check_kinds(path, {key: (array.shape, array.dtype) for key, array in arrays.items()})
+    _check_labels(name, path, arrays)
     return arrays
+
+
+def _check_kinds(path: Path, kinds: Mapping[str, _Kind]) -> None:
+    for split in ("train", "test"):
+        (shape, dtype), (labels_shape, labels_dtype) = kinds[f"{split}_images"], kinds[f"{split}_labels"]
+        if dtype != np.uint8 or shape[1:] != (32, 32, 3) or not 1 <= shape[0] <= _MOST_IMAGES:
+            expected = f"uint8 [N, 32, 32, 3], N from 1 to {_MOST_IMAGES}"
+            raise DataError(f"dataset: {path}: {split}_images is {dtype} {list(shape)}; expected {expected}")
+        if labels_dtype != np.uint8 or labels_shape != shape[:1]:
+            found = f"{labels_dtype} {list(labels_shape)}"
+            raise DataError(f"dataset: {path}: {split}_labels is {found}; expected uint8 [{shape[0]}]")
+
+
+def _check_labels(name: str, path: Path, arrays: Arrays) -> None:
+    for split in ("train", "test"):
+        most = arrays[f"{split}_labels"].max()
+        if most >= CLASSES[name]:
+            raise DataError(f"dataset: {path}: {split}_labels holds {most}; expected 0 to {CLASSES[name] - 1}")
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
@@ -179,13 +248,16 @@ def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str 
         found = _sha256(path)
         noted = checksum_file(path)
         if not noted.exists():  # an .npz that somebody brought: from now on it can be told from a damaged one
-            with write_atomically(noted) as file:
+            with contextlib.suppress(OSError), write_atomically(noted) as file:
                 file.write(f"{found}  {path.name}\n".encode())
-        expected = noted.read_text().split()[:1]
+            return found
+        expected = "".join(noted.read_text(encoding="utf-8").split()[:1]).lower()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"dataset: {path} cannot be checked: {getattr(error, 'strerror', None) or error}") from None
-    if expected != [found]:
-        raise DataError(f"dataset: {path} has the sha256 {found}; expected {' '.join(expected)}, as {noted.name} says")
+    if not re.fullmatch("[0-9a-f]{64}", expected):
+        raise DataError(f"dataset: {noted} holds no SHA-256; delete it to have it written anew")
+    if expected != found:
+        raise DataError(f"dataset: {path} has the sha256 {found}; expected {expected}, as {noted.name} says")
     return found
 
 

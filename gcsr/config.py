@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ __all__ = ["TrialConfig"]
 
 def _number(allowed: str, test: Callable[[float], bool]) -> Callable[[str, Any], float]:
     def check(field: str, value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or not test(value):
+        if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max or not test(value):
             raise ConfigError(field, value, allowed)
         return float(value)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcsr.arrays import CLASSES, LEVELS, load_arrays
+from gcsr.arrays import CLASSES, LEVELS, held_out, load_arrays
 
 __all__ = ["Dataset", "load_dataset"]
 
@@ -68,6 +68,7 @@ def load_dataset(
 
     Raises:
         DataError: the files are missing or damaged; the message says how to get them.
+        ConfigError: nothing is left to train on.
     """
     arrays = load_arrays(name, root)
     train = torch.from_numpy(arrays["train_images"]).permute(0, 3, 1, 2)
@@ -77,7 +78,7 @@ def load_dataset(
     val = val_labels = None
     if holdout > 0:
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(train)))
-        held = max(1, round(len(train) * holdout))
+        held = held_out(len(train), holdout)
         val, val_labels = train[order[:held]], labels[order[:held]]
         train, labels = train[order[held:]], labels[order[held:]]
     scale, shift = _standardizing(train) if inputs == "standardized" else _to_unit(name, train.shape[1])

@@ -1,9 +1,10 @@
 """Files that appear whole or not at all."""
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +20,17 @@ def cache_folder() -> Path:
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the name ``path`` when the block ends well, and leaves nothing otherwise.
 
-    The bytes are on disk before the name is, so a power cut leaves the old file or the new one.
+    The bytes are on disk before the name is, so a power cut leaves the old file or the new one. What a link leads to is
+    replaced, not the link, and keeps its rights; a device or a pipe is written to.
     """
+    found: os.stat_result | None = None
+    with suppress(FileNotFoundError):
+        found = path.stat()
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        with open(path, "wb") as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -28,6 +38,8 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if found is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def library() -> ctypes.CDLL | None:
 
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     """Path of the shared library, compiled if it is not there; appears whole, whoever else compiles it."""
-    source = _SOURCE.read_text()
+    source = _SOURCE.read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join((source, compiler, *flags, _processor())).encode()).hexdigest()[:16]
     cache = cache_folder()
     try:

@@ -234,7 +234,7 @@ def summarize(trials: pa.Table, tuned: Collection[str] = ()) -> Summary:
 def _order(setting: Setting) -> tuple[Any, ...]:
     modes = ("none", "baseline", *_GATED)
     recipe, tuned = (tuple(map(_sortable, fields.values())) for fields in (setting.recipe, setting.tuned))
-    gamma = _sortable(int(setting.gamma) if (setting.gamma or "").isdigit() else setting.gamma)
+    gamma = _sortable(int(setting.gamma) if setting.gamma and setting.gamma.isdigit() else setting.gamma)
     rest = (setting.mu or 0, gamma, setting.gamma_threshold or 0)
     return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest, tuned)
 

@@ -51,7 +51,7 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
 def recover(store: Store) -> None:
     """Complete a merge that was killed, and put damaged files out of the way, so that their trials run again.
 
-    Epochs are many and cost no trial: of theirs only the footers are looked at.
+    Merged epochs are many and cost no trial: of them only the footers are looked at.
 
     Raises:
         OSError: the store cannot be read at the moment; what could not be read stays where it is.
@@ -62,11 +62,20 @@ def recover(store: Store) -> None:
             _finish(store, folder, part, store.sources(info.path))
         else:
             store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
+    rows = {info.base_name for info in store.files("trials")}
     for folder in ("trials", "epochs"):
-        for info in store.files(folder):
-            whole = folder == "trials"
-            if _PART.fullmatch(info.base_name) and not store.is_readable(info.path, folder, whole=whole):
-                store.move(f"{folder}/{info.base_name}", f"damaged/{folder}-{info.base_name}")
+        names = [info.base_name for info in store.files(folder)]
+
+        def readable(name: str, folder: str = folder) -> bool:
+            whole = folder == "trials" or not _PART.fullmatch(name)
+            return store.is_readable(store.path(folder, name), folder, whole=whole)
+
+        for name, good in zip(names, store.each(readable, names), strict=True):
+            if good:
+                continue
+            store.move(f"{folder}/{name}", f"damaged/{folder}-{name}")
+            if folder == "epochs" and name in rows and not _PART.fullmatch(name):
+                store.move(f"trials/{name}", f"damaged/trials-{name}")  # a row stands for a whole trial
 
 
 def _level(info: pafs.FileInfo) -> int | None:

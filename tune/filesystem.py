@@ -20,6 +20,7 @@ from gcsr import InvalidInputError
 __all__ = ["Files", "one_line"]
 
 T = TypeVar("T")
+_NO_URI = re.compile(r"(s3|gs|gcs|abfss?|hdfs|viewfs|https?|file):(?!//)|[a-z][a-z0-9+.-]*:/(?!/)")  # but meant as one
 _ATTEMPTS = 5  # of one operation on a remote store
 _BACK_OFF_SECONDS = 0.5  # before the second; doubles
 _IN_MEMORY = 64 << 20  # bytes of a file being written to a remote store
@@ -40,7 +41,11 @@ class Files:
     """
 
     def __init__(self, location: str, field: str = "out") -> None:
-        if re.match(r"[a-z][a-z0-9+.-]*:/(?!/)", location):
+        if not location or not location.isprintable():
+            raise InvalidInputError(
+                f"{field}: {location[:80]!r} is not allowed; expected a path, or a URI as s3://bucket/name"
+            )
+        if _NO_URI.match(location):
             raise InvalidInputError(
                 f"{field}: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name"
             )
@@ -53,10 +58,12 @@ class Files:
             raise InvalidInputError(
                 f"{field}: {location!r} is no path or URI that pyarrow knows: {one_line(error)}"
             ) from None
+        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
         self.root: str = root.rstrip("/") or "/"
+        if not self.is_local and self.root.startswith("/"):
+            raise InvalidInputError(f"{field}: {location!r} names no bucket; expected SCHEME://… as s3://bucket/name")
         self._made: set[str] = set()  # folders that are there: asking again costs a remote store three requests
         self._making = threading.Lock()
-        self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def info(self, path: str) -> pafs.FileInfo:
         """What is at a path."""

@@ -95,8 +95,8 @@ def _noted_checksum(files: Files, source: str, data: str) -> str:
 
 def _is_there(target: Path, expected: str) -> bool:
     try:  # it was checked when it was fetched, and its checksum written last
-        return target.exists() and checksum_file(target).read_text().split()[:1] == [expected]
-    except OSError:
+        return target.exists() and checksum_file(target).read_text(encoding="utf-8").split()[:1] == [expected]
+    except (OSError, UnicodeDecodeError):
         return False
 
 

@@ -11,8 +11,8 @@ from tune.figures import Figure, figures
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
-from tune.search_report import history_figures, importance_table, tuned_fields
-from tune.store import Store
+from tune.search_report import definition_of, history_figures, importance_table, tuned_fields
+from tune.store import DamagedStoreError, Store
 
 __all__ = ["Report"]
 
@@ -33,9 +33,13 @@ class Report:
         trials = store.read_trials()
         self.damaged = trials.damaged
         self._table = trials.table
-        self._manifest = store.read_manifest() or {}
-        # The definition of the search that filled the store; None if it was none.
-        self._search: dict[str, Any] | None = (store.read_json("search.json") or {}).get("definition")
+        self._manifest: dict[str, Any] = {}
+        self._search: dict[str, Any] | None = None  # definition of the search that filled the store
+        try:
+            self._manifest = store.read_manifest() or {}
+            self._search = definition_of(store)
+        except DamagedStoreError as error:
+            self.damaged += (str(error),)
         self._summary = summarize(trials.table, tuned_fields(self._search))
         known = set(self._manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist())
         planned = max(len(known), self._manifest.get("planned", 0))

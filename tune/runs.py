@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from gcsr import DataError, TrialConfig
-from gcsr.arrays import load_arrays
+from gcsr import TrialConfig
+from gcsr.arrays import held_out, load_arrays
 from tune.job import Outcome, SweepJob, UnitSource
 from tune.node_data import local_root
 from tune.progress import SweepProgress
 from tune.provenance import provenance
 from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
-from tune.store import Store, StoreError
+from tune.store import DamagedStoreError, Store, StoreError
 from tune.sweep_log import SweepLog
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
     for name in sorted({config.dataset for config in trials}):
         images = len(load_arrays(name, local_root(options.data, name))["train_images"])
         for config in trials:
-            if config.dataset == name and config.holdout and not 1 <= round(images * config.holdout) < images:
-                raise DataError(f"holdout: {config.holdout} leaves no images of {name} to train on")
+            if config.dataset == name:
+                held_out(images, config.holdout)
 
 
 def run_source(executor: "InlineExecutor | RayExecutor", source: RowSource, recorder: Recorder) -> None:
@@ -243,7 +243,10 @@ def note_run(store: Store, spec: SweepSpec, **more: Any) -> None:
         spec: the spec.
         more: further entries: ``trials``, the ids of planned trials, are added to those known; ``planned`` is a number.
     """
-    before = store.read_manifest() or {}
+    try:
+        before = store.read_manifest() or {}
+    except DamagedStoreError:
+        before = {}  # it says what was planned; what is there the store says itself
     more["trials"] = sorted(set(before.get("trials", [])) | set(more.get("trials", [])))
     runs = [*before.get("runs", []), provenance()][-_NOTED_RUNS:]
     store.write_manifest(

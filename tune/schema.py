@@ -4,9 +4,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import gcsr
 from gcsr import TrialConfig
+from gcsr.names import MODES, REGULARIZERS
 from tune.provenance import package_version
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ __all__ = [
     "LATER_FIELDS",
     "METHOD_FIELDS",
     "TRIALS",
+    "check_rows",
     "epoch_rows",
     "failed_row",
     "trial_row",
@@ -55,6 +58,12 @@ LATER_FIELDS = frozenset(TrialConfig.before_there_was(""))
 METHOD_FIELDS = ("regularizer", "mode", "lam", "mu", "gamma", "gamma_threshold")
 """Trials that differ in these only, and in the seed, are of one family: in it, modes and λ compete."""
 FAMILY_FIELDS = tuple(name for name in CONFIG_FIELDS if name != "seed" and name not in METHOD_FIELDS)
+
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "mode": MODES,
+    "regularizer": ("none", *REGULARIZERS),
+    "status": ("finished", "collapsed", "diverged", "failed"),
+}
 
 TRIALS = pa.schema(
     [
@@ -100,6 +109,20 @@ EPOCHS = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
+
+
+def check_rows(trials: pa.Table) -> None:
+    """Raise ValueError if rows of the table ``trials`` say what no trial can."""
+    for name in ("lam", "seed", *(name for name in FAMILY_FIELDS if name != "augment")):
+        if trials[name].null_count:
+            raise ValueError(f"{name} is missing")
+    for name, known in _KNOWN.items():
+        unknown = [value for value in trials[name].unique().to_pylist() if value not in known]
+        if unknown:
+            raise ValueError(f"{name} is {unknown[0]!r:.60}")
+    for name in ("lam", "test_accuracy", "val_accuracy", "sparsity"):
+        if pc.all(pc.is_finite(trials[name])).as_py() is False:  # nulls are passed over
+            raise ValueError(f"{name} is not finite")
 
 
 def trial_row(config: TrialConfig, experiment: str, result: "TrialResult") -> dict[str, Any]:

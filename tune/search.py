@@ -34,6 +34,7 @@ __all__ = ["Best", "SearchOutcome", "run_search", "settings_of_lines"]
 Row = Mapping[str, Any]
 _MANIFEST = "search.json"
 _SUGGESTIONS = "suggestions.json"
+_ANEW = "; delete it, and the search makes its suggestions anew, with the trials that are there in mind"
 _JOURNAL = "study.journal"
 
 
@@ -425,7 +426,7 @@ def _definition(lines: Sequence[Line], spec: SweepSpec, options: RunOptions) -> 
 
 
 def _known_identity(store: Store, window: int | None, definition: dict[str, Any]) -> _Identity | None:
-    found = store.read_json(_MANIFEST)
+    found = _read(store, _MANIFEST)
     if found is None:
         return None
     try:
@@ -433,7 +434,7 @@ def _known_identity(store: Store, window: int | None, definition: dict[str, Any]
         identity = _Identity(str(found["driver"]), dict(found["definition"]), int(found["window"]), known)
     except (KeyError, TypeError, ValueError):
         raise DamagedStoreError(
-            f"{store.path(_MANIFEST)} is damaged: expected driver, definition, window, known"
+            f"{store.path(_MANIFEST)} is damaged: expected driver, definition, window, known{_ANEW}"
         ) from None
     for name, value in definition.items():
         if identity.definition.get(name) != value:
@@ -448,13 +449,20 @@ def _known_identity(store: Store, window: int | None, definition: dict[str, Any]
     return identity
 
 
+def _read(store: Store, name: str) -> dict[str, Any] | None:
+    try:
+        return store.read_json(name)
+    except DamagedStoreError as error:
+        raise DamagedStoreError(f"{error}{_ANEW}") from None
+
+
 def _write_identity(store: Store, identity: _Identity) -> None:
     store.write_json(_MANIFEST, asdict(identity) | {"known": sorted(identity.known)})
 
 
 def _known_suggestions(store: Store, identity: _Identity, lines: Sequence[Line]) -> list[list[dict[str, Any]]]:
     """What was suggested so far: the searched fields of the settings of each line."""
-    found = store.read_json(_SUGGESTIONS)
+    found = _read(store, _SUGGESTIONS)
     if found is None or found.get("driver") != identity.driver:
         return [[] for _ in lines]
     try:
@@ -465,7 +473,7 @@ def _known_suggestions(store: Store, identity: _Identity, lines: Sequence[Line])
     except (KeyError, TypeError, ValueError):
         possible = False
     if not possible:
-        raise DamagedStoreError(f"{store.path(_SUGGESTIONS)} is damaged: expected driver, lines")
+        raise DamagedStoreError(f"{store.path(_SUGGESTIONS)} is damaged: expected driver, lines{_ANEW}")
     return suggested
 
 

@@ -7,16 +7,40 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tune.figures import Figure, Series
-from tune.schema import METHOD_FIELDS
+from tune.filesystem import one_line
+from tune.schema import METHOD_FIELDS, TRIALS
+from tune.store import DamagedStoreError, Store
 from tune.tables import TextTable
 from tune.words import fields_text, method_text, told_apart
 
-__all__ = ["history_figures", "importance_table", "tuned_fields"]
+__all__ = ["definition_of", "history_figures", "importance_table", "tuned_fields"]
 
 _NAMING = ("dataset", "model", "regularizer", "mode")
 _LEAST = 8  # settings of a line before the importance of its parameters says anything
 
 Row = Mapping[str, Any]
+
+
+def definition_of(store: Store) -> dict[str, Any] | None:
+    """The definition of the search that filled a store, as `tune.search` keeps it; None if it was none.
+
+    Raises:
+        DamagedStoreError: it cannot be read.
+    """
+    found = store.read_json("search.json")
+    if found is None:
+        return None
+    try:
+        definition: dict[str, Any] = found["definition"]
+        for line in definition["lines"]:
+            missing = {"mode", *_NAMING} - line["fixed"].keys()
+            for name in (*missing, *(name for name in _searched(line) if not isinstance(line[name], dict))):
+                raise KeyError(name)
+        if definition["objectives"][0] not in TRIALS.names:
+            raise KeyError("objectives")
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DamagedStoreError(f"{store.path('search.json')} is damaged: {one_line(error)}") from None
+    return definition
 
 
 def tuned_fields(definition: Mapping[str, Any] | None) -> set[str]:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
-from tune.search_spec import SearchSpec
+from tune.search_spec import Range, SearchSpec
 
 __all__ = ["MAX_TRIALS", "SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_specs"]
 
@@ -149,6 +149,9 @@ def _spaces(grid: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         yield {**space, "lam": _values(lam)}
         return
     for regularizer in space.get("regularizer", ["l2"]):
+        if regularizer == "none":
+            yield {**space, "regularizer": [regularizer], "lam": [0.0]}
+            continue
         if regularizer not in lam:
             raise ConfigError("lam", lam, f"values for every regularizer of the grid: {regularizer} has none")
         yield {**space, "regularizer": [regularizer], "lam": _values(lam[regularizer])}
@@ -173,12 +176,14 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
+        seen: set[str] = set()
+        for node_of_key, _ in node.value:
+            key = self.construct_object(node_of_key, deep=True)
             if not isinstance(key, str):
-                raise InvalidInputError(f"the key {key!r} is not a name")
-            if key in keys[:number]:
-                raise InvalidInputError(f"the key {key!r} is there twice")
+                raise InvalidInputError(f"the key {key!r:.60} is not a name")
+            if key in seen:
+                raise InvalidInputError(f"the key {key!r:.60} is there twice")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -190,6 +195,10 @@ _Loader.add_implicit_resolver(
 # The integer rule comes before the float rule for plain digits.
 for _first, _rules in _Loader.yaml_implicit_resolvers.items():
     _rules.sort(key=lambda rule: rule[0] == "tag:yaml.org,2002:float")
+
+
+# PyYAML lets out what its constructors meet where a tag does not fit its value, as in !!bool maybe.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, OverflowError, LookupError, AttributeError, TypeError)
 
 
 def parse_yaml(text: str, origin: str) -> Any:
@@ -207,7 +216,7 @@ def parse_yaml(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InvalidInputError(f"{origin}: not valid YAML{where}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise InvalidInputError(f"{origin}: not valid YAML: {' '.join(str(error).split())[:160]}") from None
 
 
@@ -226,7 +235,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def shipped_specs() -> dict[str, str]:
     """Names of the specs that come with gcsr, and their text."""
     found = (item for item in (files("tune") / "specs").iterdir() if item.name.endswith(".yaml"))
-    return {item.name.removesuffix(".yaml"): item.read_text() for item in sorted(found, key=lambda item: item.name)}
+    return {
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
+        for item in sorted(found, key=lambda item: item.name)
+    }
 
 
 def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepSpec:
@@ -245,6 +257,8 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
     else:
         path = Path(name)
         try:
+            if path.exists() and not path.is_file():
+                raise InvalidInputError(f"spec: {name!r:.80} is not allowed; expected a YAML file")
             if path.stat().st_size > _MAX_BYTES:
                 raise InvalidInputError(f"spec: {name} has {path.stat().st_size} bytes; expected at most {_MAX_BYTES}")
             text = path.read_text(encoding="utf-8")
@@ -254,7 +268,7 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
             reason = getattr(error, "strerror", None) or "no text file"
             known = ", ".join(n for n in shipped if not n.startswith("paper-")) + ", paper-… (gcsr specs lists all)"
             raise InvalidInputError(
-                f"spec: {name!r} ({reason}) is not allowed; expected a YAML file, or {known}"
+                f"spec: {name!r:.80} ({reason}) is not allowed; expected a YAML file, or {known}"
             ) from None
     raw = parse_yaml(text, f"spec: {name}")
     if not isinstance(raw, dict):
@@ -266,13 +280,14 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
         field = ".".join(str(part) for part in first["loc"])
-        expected = _EXPECTED.get(first["loc"][0] if first["loc"] else "", first["msg"])
+        expected = _EXPECTED.get(field, first["msg"])
         message = f"{field}: {first['input']!r:.60} is not allowed; expected {expected}"
         if isinstance(cause, InvalidInputError):
             message = str(cause)
         if first["type"] == "missing":
             message = f"{field} is missing; expected {expected}"
         if first["type"] == "extra_forbidden":
-            allowed = ", ".join(SweepSpec.model_fields)
+            models: dict[int, type[BaseModel]] = {1: SweepSpec, 2: SearchSpec}
+            allowed = ", ".join(models.get(len(first["loc"]), Range).model_fields)
             message = f"{field}: {first['input']!r:.60} is not allowed; expected only the keys {allowed}"
         raise InvalidInputError(f"spec: {name}: {message}") from None

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from gcsr import InvalidInputError, TrialConfig
 from tune.filesystem import Files, one_line
 from tune.lease import Lease
-from tune.schema import EPOCHS, LATER_FIELDS, TRIALS
+from tune.schema import EPOCHS, LATER_FIELDS, TRIALS, check_rows
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -35,6 +35,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 CONCURRENT = 16  # requests to an object store at once
 _MANIFEST = "sweep.json"
+_MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
+    "experiment": lambda value: isinstance(value, str),
+    "spec": lambda value: isinstance(value, dict),
+    "planned": lambda value: isinstance(value, int),
+    "trials": lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    "runs": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+}
 _LOCK = ".lock"
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"
@@ -111,7 +118,11 @@ class Store:
         Raises:
             DamagedStoreError: it is there but cannot be read.
         """
-        return self.read_json(_MANIFEST)
+        manifest = self.read_json(_MANIFEST)
+        for name, kind in _MANIFEST_KINDS.items():
+            if manifest is not None and name in manifest and not kind(manifest[name]):
+                raise DamagedStoreError(f"{self.path(_MANIFEST)} is damaged: {name} is {manifest[name]!r:.40}")
+        return manifest
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a small JSON object."""
@@ -128,7 +139,7 @@ class Store:
             return None
         try:
             value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedStoreError(f"{self.path(name)} is damaged: {one_line(error)}") from None
         if not isinstance(value, dict):
             raise DamagedStoreError(f"{self.path(name)} is damaged: expected a JSON object")
@@ -422,9 +433,19 @@ def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the store's schema: metrics that an older version did not have are null."""
-    if table.schema.equals(schema):
-        return table.replace_schema_metadata(schema.metadata)
+    """`table` with the store's schema: metrics that an older version did not have are null.
+
+    Raises:
+        KeyError, ValueError: the table is none of ours.
+    """
+    if not table.schema.equals(schema):
+        table = _with_schema(table, schema)
+    if schema is TRIALS:
+        check_rows(table)
+    return table.replace_schema_metadata(schema.metadata)
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     arrays = []
     for field in schema:
         if field.name in table.column_names:

@@ -143,7 +143,8 @@ class _Bisection:
     @property
     def at_most(self) -> int:
         """How many trials it may take."""
-        halvings = math.ceil(max(0.0, math.log2(math.log(self._top / self._bottom) / math.log(self._ratio))))
+        apart = math.log(self._top) - math.log(self._bottom)  # the quotient may be no float
+        halvings = math.ceil(max(0.0, math.log2(apart / math.log(self._ratio))))
         return (2 + halvings) * len(self.seeds)
 
     def next(self) -> list[TrialConfig] | None:

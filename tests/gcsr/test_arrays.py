@@ -1,7 +1,10 @@
 """Arrays: torchvision's own files, the array cache, and everything that can be wrong with them."""
 
 import hashlib
+import io
+import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torchvision.datasets as tv
 from scipy.io import savemat
 
 from gcsr import ConfigError, DataError, load_dataset
-from gcsr.arrays import load_arrays, verify_arrays
+from gcsr.arrays import checksum_file, held_out, load_arrays, verify_arrays
 
 
 def arrays(classes=10, train=20, test=10):
@@ -131,6 +134,76 @@ def test_damage_inside_of_a_compressed_file_is_one_clear_line(tmp_path):
     with pytest.raises(DataError, match="damaged") as caught:
         load_arrays("cifar10", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def member(content):
+    """A file whose training images are these bytes."""
+
+    def write(path):
+        np.savez(path, **arrays())
+        with zipfile.ZipFile(path) as file:
+            members = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in members.items():
+                file.writestr(name, content if name == "train_images.npy" else data)
+
+    return write
+
+
+def header(shape):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + b"abc"
+
+
+def plain_array(path):
+    with open(path, "wb") as file:
+        np.save(file, arrays()["train_images"])
+
+
+DAMAGE = {
+    "a plain array": (plain_array, "damaged"),
+    "no array inside": (member(b"not an array"), "damaged"),
+    "an empty member": (member(b""), "damaged"),
+    "fewer bytes than declared": (member(header((20, 32, 32, 3))), "damaged"),
+    "more than memory": (member(header((10**12, 32, 32, 3))), r"train_images is uint8 \[1000000000000, 32, 32, 3\]"),
+    "beyond 64 bits": (member(header((10**26, 32, 32, 3))), "expected uint8"),
+    "a header of brackets": (member(b"\x93NUMPY\x01\x00\x08\x00((((((((abc"), "damaged"),
+    "a folder": (lambda path: path.mkdir(), "no regular file"),
+    "a pipe": (os.mkfifo, "no regular file"),
+    "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "nowhere"),
+    "a link to itself": (lambda path: path.symlink_to(path), "Too many levels"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_is_no_set_of_arrays_is_one_clear_line(case, tmp_path):
+    damage, words = DAMAGE[case]
+    damage(tmp_path / "cifar10.npz")
+    with pytest.raises(DataError, match=words) as caught:
+        load_arrays("cifar10", tmp_path)
+    assert str(caught.value).startswith("dataset: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_refused():
+    assert [held_out(10, share) for share in (0, 1e-9, 0.3, 0.9)] == [0, 1, 3, 9]
+    for images, share in ((1, 0.1), (3, 0.9)):
+        with pytest.raises(ConfigError, match="holdout"):
+            held_out(images, share)
+
+
+def test_a_file_of_checksums_that_holds_none_is_named(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, **arrays())
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    for text in ("", "x" * 5000, "\n"):
+        checksum_file(path).write_text(text)
+        with pytest.raises(DataError, match=r"sha256 holds no SHA-256; delete it") as caught:
+            verify_arrays("cifar10", tmp_path)
+        assert len(str(caught.value)) < 300
+    checksum_file(path).write_text(expected.upper())
+    assert verify_arrays("cifar10", tmp_path) == expected
 
 
 def test_unknown_data_sets_are_refused():

@@ -49,6 +49,7 @@ BAD = [
     ("dataset", "mnist"), ("model", "resnet"), ("model", "vgg16"), ("model", 3), ("width", 0.0), ("width", 17),
     ("regularizer", "l3"), ("regularizer", "none"), ("mode", "yours"), ("mode", None), ("lam", -1e-9),
     ("lam", float("nan")), ("lam", float("inf")), ("lam", "1e-3"), ("lam", True), ("lam", None), ("mu", 1.01),
+    ("lam", 10**400), ("lam", 1e31),
     ("gamma", -1), ("gamma", 1.5), ("gamma", "soon"), ("gamma_threshold", 2), ("seed", -1), ("seed", 0.5),
     ("seed", 2**63), ("epochs", 0), ("epochs", True), ("batch_size", 0), ("lr", 0), ("lr", 1e9), ("momentum", 1.0),
     ("lr_decay", 0), ("lr_decay_epochs", 0), ("dropout", 1), ("dropout", 0.5), ("augment", True), ("augment", 1),

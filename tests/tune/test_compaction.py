@@ -165,7 +165,8 @@ def test_a_damaged_file_is_not_merged_and_a_damaged_part_is_put_aside(tmp_path):
     (tmp_path / "trials" / part).write_bytes(b"")
     recover(store)
     assert not store.ended()  # all of them run again
-    assert [path.name for path in (tmp_path / "damaged").iterdir()] == [f"trials-{part}"]
+    put_aside = sorted(path.name for path in (tmp_path / "damaged").iterdir())
+    assert put_aside == sorted([f"trials-{part}", f"trials-{bad.name}"])
 
 
 def test_a_part_whose_values_rot_is_put_aside_and_a_trial_whose_values_rot_runs_again(tmp_path):
@@ -178,11 +179,26 @@ def test_a_part_whose_values_rot_is_put_aside_and_a_trial_whose_values_rot_runs_
     rot(tmp_path / "trials" / f"{alone[0]['trial_id']}.parquet")
     assert len(store.read_trials().damaged) == 2
     recover(store)
-    assert [path.name for path in (tmp_path / "damaged").iterdir()] == [f"trials-{part}"]
+    put_aside = sorted(path.name for path in (tmp_path / "damaged").iterdir())
+    assert put_aside == sorted([f"trials-{part}", f"trials-{alone[0]['trial_id']}.parquet"])
     assert store.ended() == {alone[1]["trial_id"]}
     rows = fill(store, range(10))
     assert store.ended() == set(ids(rows))
     assert not store.read_trials().damaged
+
+
+def test_a_trial_whose_epochs_are_damaged_runs_again_and_what_is_no_trial_is_put_aside(tmp_path):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(3))
+    name = f"{rows[0]['trial_id']}.parquet"
+    (tmp_path / "epochs" / name).write_bytes(b"")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "trials" / "other.parquet")
+    assert len(store.read_trials().damaged) == 1
+    recover(store)
+    put_aside = sorted(path.name for path in (tmp_path / "damaged").iterdir())
+    assert put_aside == sorted(["trials-other.parquet", f"trials-{name}", f"epochs-{name}"])
+    assert store.ended() == set(ids(rows[1:]))
+    check(store, [*fill(store, [0]), *rows[1:]])
 
 
 @pytest.mark.parametrize("damage", ["values", "footer"])
