@@ -1,7 +1,6 @@
 """The console script ``gcsr``: all of `tune.cli`, and ``gcsr submit`` for jobs on a cluster."""
 
 import shlex
-import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from gcsr import InvalidInputError
@@ -24,11 +22,12 @@ from tune.endings import (
     run_as_program,
 )
 from tune.job import SweepJob
-from tune.options import Asked, asked_for, searched
+from tune.options import LOCATION, Asked, asked_for, searched
 from tune.passwords import refuse_password
 from tune.placement import worker_resources
 from tune.provenance import commit
 from tune.spec import shipped_specs
+from tune.terminal import Terminal, columns, complain, say
 from tune.tolerance import methods_of
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ _address_option = click.option(
     default=_DASHBOARD,
     show_default=True,
     envvar="RAY_API_SERVER_ADDRESS",
+    type=LOCATION,
     metavar="URL",
     help="Of the cluster's dashboard.",
 )
@@ -95,7 +95,7 @@ def status_command(name: str | None, address: str) -> None:
         minutes = "" if job.started is None else f"{((job.ended or datetime.now().timestamp()) - job.started) / 60:.1f}"
         code = "" if job.exit_code is None else str(job.exit_code)
         table.add_row(job.name, job.status.lower(), code, began, minutes, shlex.join(job.command.words()))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
+    Terminal(highlight=False, width=columns(240)).print(table)
 
 
 @submit.command("logs")
@@ -108,7 +108,7 @@ def logs_command(name: str, address: str, follow: bool) -> int:
     if follow:
         jobs.job(name)
         return _follow(jobs, name)
-    click.echo(jobs.logs(name), nl=False)
+    say(jobs.logs(name), nl=False)
     return DONE
 
 
@@ -119,7 +119,7 @@ def stop_command(name: str, address: str) -> None:
     """End a job; what it has done is stored, and resume goes on with it."""
     jobs = _jobs(address)
     jobs.stop(name)
-    click.echo(f"{name} is told to stop. Go on with it: {_with_address('resume', name, address)}")
+    say(f"{name} is told to stop. Go on with it: {_with_address('resume', name, address)}")
 
 
 @submit.command("resume")
@@ -200,9 +200,9 @@ def _build(command: str, asked: Asked, given: Mapping[str, Any]) -> None:
 def _start(jobs: "Jobs", command: "JobCommand", no_wait: bool) -> int:
     name = jobs.submit(command)
     if no_wait:
-        click.echo(name)
+        say(name)
         return DONE
-    click.echo(f"gcsr: job {name} on {jobs.address}", err=True)
+    complain(f"gcsr: job {name} on {jobs.address}")
     return _follow(jobs, name)
 
 
@@ -210,7 +210,7 @@ def _follow(jobs: "Jobs", name: str) -> int:
     from cluster.jobs import LostJobError
 
     try:
-        job = jobs.follow(name, lambda text: click.echo(text, nl=False))
+        job = jobs.follow(name, lambda text: say(text, nl=False))
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"job {name} goes on; watch it with: {_with_address('logs', name, jobs.address)} --follow; "
@@ -243,7 +243,7 @@ def _jobs(address: str) -> "Jobs":
         raise InvalidInputError(f"submit: needs pip install 'gcsr[cluster]': {error}") from None
     host = urllib.parse.urlsplit(address).hostname
     if address.startswith("http://") and host not in ("localhost", "127.0.0.1", "::1"):
-        click.echo(f"gcsr: the cluster's token goes to {host} unencrypted; an ssh tunnel would hide it", err=True)
+        complain(f"gcsr: the cluster's token goes to {host} unencrypted; an ssh tunnel would hide it")
     return Jobs(address)
 
 

@@ -1,13 +1,12 @@
 """The commands of ``gcsr`` that run where they are called; `cluster.cli` adds those for jobs on a cluster."""
 
+import contextlib
 import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from gcsr import InvalidInputError, TrialConfig
@@ -24,6 +23,8 @@ from tune.endings import (
 )
 from tune.formats import FORMATS, Format
 from tune.options import (
+    LOCAL_PATH,
+    LOCATION,
     TIME,
     asked_for,
     config_options,
@@ -35,12 +36,12 @@ from tune.options import (
     stop_option,
     threads_option,
 )
-from tune.passwords import refuse_password
 from tune.schema import FAMILY_FIELDS
 from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, Sampler
 from tune.spec import MAX_TRIALS, load_spec, parse_yaml, shipped_specs
 from tune.store import Store, StoreError
 from tune.sweep import run_sweep
+from tune.terminal import Terminal, columns, complain, say
 from tune.tolerance import run_tolerance
 from tune.words import lam_text, method_text, network_texts
 
@@ -59,14 +60,16 @@ def cli() -> None:
 @device_option
 @threads_option
 @click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes, with DDP.")
-@click.option("--checkpoint", metavar="FILE", help="Save every epoch to FILE, and go on from it if it is there.")
+@click.option(
+    "--checkpoint", type=LOCAL_PATH, metavar="FILE", help="Save every epoch to FILE, and go on from it if it is there."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train_command(
     data: str | None,
     device: str,
     threads: int,
     workers: int,
-    checkpoint: str | None,
+    checkpoint: Path | None,
     as_json: bool,
     **fields: str | None,
 ) -> None:
@@ -99,7 +102,7 @@ def _counted(statuses: Mapping[str, int]) -> str:
 def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
     if failures:
         for line in failures[:20]:
-            click.echo(line, err=True)
+            complain(line)
         raise WorkFailedError(
             f"{len(failures)} of {total} trials failed, listed above and in the column error of "
             f"{shlex.quote(out)}/trials; --resume tries them again"
@@ -116,7 +119,7 @@ def sweep_command(out: str, **given: Any) -> None:
     with resumable(asked.options.resume):
         outcome = run_sweep(asked.spec, Store(out), asked.options)
     ended = "none has ended" if outcome.left and not outcome.ran else _counted(outcome.statuses)
-    click.echo(f"{outcome.total} trials, {outcome.ran} run now: {ended}. Next: gcsr report {shlex.quote(out)}")
+    say(f"{outcome.total} trials, {outcome.ran} run now: {ended}. Next: gcsr report {shlex.quote(out)}")
     if outcome.left:
         command = resuming(asked.options.resume)
         raise InterruptedRunError(f"the time limit left {outcome.left} trials; resume with: {command}")
@@ -162,11 +165,11 @@ def search_command(
         values = ", ".join(
             f"{name} {value:.4f}" for name, value in zip(spec.search.objectives, best.values, strict=True)
         )
-        click.echo(f"best of {best.label}: {found}: {values}")
+        say(f"best of {best.label}: {found}: {values}")
     if outcome.saved_epochs:
-        click.echo(f"{outcome.saved_epochs} epochs were not trained: their trials had collapsed")
+        say(f"{outcome.saved_epochs} epochs were not trained: their trials had collapsed")
     done = f"{outcome.total} trials, {sum(outcome.statuses.values())} run now: {_counted(outcome.statuses)}"
-    click.echo(f"{done}. Next: gcsr report {shlex.quote(out)}")
+    say(f"{done}. Next: gcsr report {shlex.quote(out)}")
     _report_failures(outcome.failures, outcome.total, out)
 
 
@@ -186,51 +189,59 @@ def tolerance_command(out: str, precision: float, **given: Any) -> None:
         method = method_text(config.mode, mu=config.mu, gamma=config.gamma, gamma_threshold=config.gamma_threshold)
         found = [lam_text(lam) for lam in (level.tolerance_lam, level.collapse_lam)]
         table.add_row(network, config.regularizer, method, *found, str(level.trials))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    Terminal(highlight=False, width=columns(120)).print(table)
     tried = sum(level.trials for level in outcome.levels)
-    click.echo(f"{tried} trials ({outcome.grid} in the grid), {outcome.ran} run now: {_counted(outcome.statuses)}")
+    say(f"{tried} trials ({outcome.grid} in the grid), {outcome.ran} run now: {_counted(outcome.statuses)}")
     _report_failures(outcome.failures, tried, out)
 
 
 @cli.command("report")
-@click.argument("out", metavar="DIR")
+@click.argument("folder", type=LOCATION, metavar="DIR")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
-@click.option("--out", "file", metavar="FILE", help="Write to FILE instead of the terminal.")
-@click.option("--figures", metavar="FOLDER", help="Also write every figure there as SVG, PNG and PDF.")
+@click.option("--out", type=LOCAL_PATH, metavar="FILE", help="Write to FILE instead of the terminal.")
+@click.option("--figures", type=LOCAL_PATH, metavar="FOLDER", help="Also write every figure there as SVG, PNG and PDF.")
 @click.option("--watch", is_flag=True, help="Serve the HTML report on loopback, and refresh it while the sweep runs.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8777, show_default=True, help="Of --watch; 0 takes any.")
-def report_command(out: str, form: Format, file: str | None, figures: str | None, watch: bool, port: int) -> None:
+def report_command(folder: str, form: Format, out: Path | None, figures: Path | None, watch: bool, port: int) -> None:
     """Read the verdict of the sweep in DIR; also while it runs."""
     from tune.reporting import Report  # only here: the libraries of statistics and figures take seconds to import
 
-    refuse_password("dir", out)
-    store = Store(out)
+    store = Store(folder)
     if not store.exists():
-        raise StoreError(f"dir: {out!r} holds no sweep; expected the --out of gcsr sweep")
+        raise StoreError(f"dir: {folder!r} holds no sweep; expected the --out of gcsr sweep")
     if watch:
         from tune.watch import serve
 
-        serve(store, out, port, on_ready=lambda url: click.echo(f"serving {url} (Ctrl-C ends it)", err=True))
+        serve(store, folder, port, on_ready=lambda url: complain(f"serving {url} (Ctrl-C ends it)"))
         return
-    report = Report(store, fallback_title=out)
-    text = report.render(form, width=Console().width if sys.stdout.isatty() else 160)
-    try:
-        if figures is not None:
-            for path in report.write_figures(Path(figures)):
-                click.echo(f"wrote {path}", err=True)
-        if file is None:
-            click.echo(text, nl=False)
-        else:
-            with write_atomically(Path(file)) as target:
-                target.write(text.encode())
-    except OSError as error:
-        raise InvalidInputError(f"out: {error.filename or file!r} cannot be written: {error.strerror}") from None
+    report = Report(store, fallback_title=folder)
+    text = report.render(form, width=columns(160))
+    if figures is not None:
+        with _writing("figures", figures):
+            for path in report.write_figures(figures):
+                complain(f"wrote {path}")
+    if out is None:
+        say(text, nl=False)
+    else:
+        with _writing("out", out), write_atomically(out) as target:
+            target.write(text.encode())
     if report.damaged:
         for line in report.damaged[:20]:
-            click.echo(f"gcsr: {line}", err=True)
+            complain(f"gcsr: {line}")
         raise InvalidInputError(
-            f"trials: {len(report.damaged)} damaged file(s) skipped; gcsr sweep --resume runs again what trials/ lacks"
+            f"dir: {len(report.damaged)} damaged file(s) left out; the sweep's command with --resume puts them aside, "
+            "and runs again what is missing"
         )
+
+
+@contextlib.contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InvalidInputError(f"{option}: {str(path)!r} cannot be written: {error.strerror}") from None
 
 
 @cli.command("data")
@@ -246,11 +257,11 @@ def data_command(name: str, data: str | None, download: bool, check: bool) -> No
     arrays = prepare_arrays(name, root, download=download)
     checksum = verify_arrays(name, root) if check else None
     where = "inside scikit-learn" if name == "digits" else str(data_root(root))
-    click.echo(f"{name}: {where}")
+    say(f"{name}: {where}")
     for key, array in arrays.items():
-        click.echo(f"  {key}: {array.dtype} {list(array.shape)}")
+        say(f"  {key}: {array.dtype} {list(array.shape)}")
     if checksum is not None:
-        click.echo(f"  sha256: {checksum}")
+        say(f"  sha256: {checksum}")
 
 
 @cli.command("specs")
@@ -261,13 +272,13 @@ def specs_command(name: str | None) -> None:
     if name is not None:
         if name not in shipped:
             raise InvalidInputError(f"name: {name!r} is not allowed; expected one of {', '.join(shipped)}")
-        click.echo(shipped[name], nl=False)
+        say(shipped[name], nl=False)
         return
     table = Table.grid(padding=(0, 2))
     for each in shipped:
         spec = load_spec(each)
         table.add_row(each, f"{len(spec.trials())} trials", spec.description)
-    Console(highlight=False).print(table)
+    Terminal(highlight=False).print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

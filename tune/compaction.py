@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from tune.store import DamagedStoreError, Store
+from tune.store import MANIFEST, DamagedStoreError, Store
 
 __all__ = ["SINGLES", "compact", "recover"]
 
@@ -56,6 +56,10 @@ def recover(store: Store) -> None:
     Raises:
         OSError: the store cannot be read at the moment; what could not be read stays where it is.
     """
+    try:
+        store.read_manifest()
+    except DamagedStoreError:
+        store.move(MANIFEST, f"damaged/{MANIFEST}")  # it notes what was planned; what is there the store knows itself
     for info in store.files("compacting"):
         folder, _, part = info.base_name.partition("-")
         if store.is_readable(info.path, folder):

@@ -12,6 +12,7 @@ import click
 
 from gcsr import CheckpointError, InvalidInputError
 from tune.passwords import without_password
+from tune.terminal import complain, say
 
 __all__ = [
     "BAD_INPUT",
@@ -72,7 +73,7 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
         code = group.main(given, prog_name="gcsr", standalone_mode=False)
         return code if isinstance(code, int) else DONE
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        say(error.format_message())
         return BAD_INPUT
     except click.ClickException as error:
         return _end(BAD_INPUT, " ".join(error.format_message().split()))
@@ -84,9 +85,6 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
         return _end(INTERRUPTED, f"interrupted; {error}")
     except (click.Abort, KeyboardInterrupt):
         return _end(INTERRUPTED, "interrupted")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # head closed the pipe: not our failure
-        return DONE
     except OSError as error:
         return _end(FAILED, _os_line(error))
 
@@ -104,7 +102,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _end(code: int, line: str) -> int:
-    click.echo(f"gcsr: {line}", err=True)
+    complain(f"gcsr: {line}")
     return code
 
 

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -17,6 +18,8 @@ from tune.search_spec import Objective, Pruner, Sampler
 from tune.spec import SweepSpec, load_spec, parse_assignment
 
 __all__ = [
+    "LOCAL_PATH",
+    "LOCATION",
     "TIME",
     "Asked",
     "asked_for",
@@ -84,7 +87,23 @@ class _Location(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         refuse_password(_named(param), value)
+        if not value:
+            raise InvalidInputError(
+                f"{_named(param)}: '' is not allowed; expected a folder, or a URI as s3://bucket/name"
+            )
         return str(value)
+
+
+class _Local(click.ParamType[Path]):
+    """A path on this machine."""
+
+    name = "PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not value or "://" in str(value):
+            shown = repr(str(value)[:80])
+            raise InvalidInputError(f"{_named(param)}: {shown} is not allowed; expected a path on this machine")
+        return Path(value)
 
 
 class _Assignment(click.ParamType[tuple[str, Any]]):
@@ -95,13 +114,15 @@ class _Assignment(click.ParamType[tuple[str, Any]]):
 
 
 def _named(param: click.Parameter | None) -> str:
+    if isinstance(param, click.Argument) and param.metavar:
+        return param.metavar.lower()
     return "value" if param is None or param.name is None else param.name.replace("_", "-")
 
 
-TIME = _Time()
+TIME, LOCATION, LOCAL_PATH = _Time(), _Location(), _Local()
 
 data_option = click.option(
-    "--data", metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
+    "--data", type=LOCATION, metavar="DIR", help="Folder or URI of the data files [default: GCSR_DATA, or a cache]."
 )
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: cuda if any."
@@ -158,7 +179,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--out",
             required=True,
-            type=_Location(),
+            type=LOCATION,
             metavar="DIR",
             help="Store: a folder, or a URI such as s3://bucket/name.",
         ),

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tune.job import Outcome
+from tune.terminal import Terminal
 
 __all__ = ["SweepProgress"]
 
@@ -34,7 +35,7 @@ class SweepProgress:
     """
 
     def __init__(self, total: int, ended: int, at_once: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Terminal(stderr=True, highlight=False)
         self.statuses: Counter[str] = Counter()
         self._total, self._before, self._at_once = total, ended, at_once
         self._running: int | None = None  # told by a cluster's pulse

@@ -16,7 +16,7 @@ from tune.progress import SweepProgress
 from tune.provenance import provenance
 from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
-from tune.store import DamagedStoreError, Store, StoreError
+from tune.store import Store, StoreError
 from tune.sweep_log import SweepLog
 
 if TYPE_CHECKING:
@@ -243,10 +243,7 @@ def note_run(store: Store, spec: SweepSpec, **more: Any) -> None:
         spec: the spec.
         more: further entries: ``trials``, the ids of planned trials, are added to those known; ``planned`` is a number.
     """
-    try:
-        before = store.read_manifest() or {}
-    except DamagedStoreError:
-        before = {}  # it says what was planned; what is there the store says itself
+    before = store.read_manifest() or {}
     more["trials"] = sorted(set(before.get("trials", [])) | set(more.get("trials", [])))
     runs = [*before.get("runs", []), provenance()][-_NOTED_RUNS:]
     store.write_manifest(

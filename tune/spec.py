@@ -280,7 +280,7 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
         field = ".".join(str(part) for part in first["loc"])
-        expected = _EXPECTED.get(field, first["msg"])
+        expected = _EXPECTED.get(field, first["msg"].removeprefix("Input should be "))
         message = f"{field}: {first['input']!r:.60} is not allowed; expected {expected}"
         if isinstance(cause, InvalidInputError):
             message = str(cause)

@@ -29,12 +29,12 @@ from tune.schema import EPOCHS, LATER_FIELDS, TRIALS, check_rows
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
-__all__ = ["CONCURRENT", "DamagedStoreError", "Store", "StoreError", "Trials"]
+__all__ = ["CONCURRENT", "MANIFEST", "DamagedStoreError", "Store", "StoreError", "Trials"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 CONCURRENT = 16  # requests to an object store at once
-_MANIFEST = "sweep.json"
+MANIFEST = "sweep.json"
 _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
     "experiment": lambda value: isinstance(value, str),
     "spec": lambda value: isinstance(value, dict),
@@ -105,12 +105,12 @@ class Store:
             StoreError: the store cannot be reached.
         """
         with self._reaching():
-            there = (self._files.info(self.path(name)).type for name in (_MANIFEST, "trials"))
+            there = (self._files.info(self.path(name)).type for name in (MANIFEST, "trials"))
             return any(kind != pafs.FileType.NotFound for kind in there)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Note which sweep this is: its spec and which trials it has."""
-        self.write_json(_MANIFEST, manifest)
+        self.write_json(MANIFEST, manifest)
 
     def read_manifest(self) -> dict[str, Any] | None:
         """What `write_manifest` wrote; None if there is none.
@@ -118,10 +118,10 @@ class Store:
         Raises:
             DamagedStoreError: it is there but cannot be read.
         """
-        manifest = self.read_json(_MANIFEST)
+        manifest = self.read_json(MANIFEST)
         for name, kind in _MANIFEST_KINDS.items():
             if manifest is not None and name in manifest and not kind(manifest[name]):
-                raise DamagedStoreError(f"{self.path(_MANIFEST)} is damaged: {name} is {manifest[name]!r:.40}")
+                raise DamagedStoreError(f"{self.path(MANIFEST)} is damaged: {name} is {manifest[name]!r:.40}")
         return manifest
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:

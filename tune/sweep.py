@@ -47,6 +47,8 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         ended = store.ended()
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
+            if store.read_manifest() is None:
+                note_run(store, spec, trials=[config.trial_id for config in trials])
             return SweepOutcome(len(trials), 0, 0, {}, ())
         # The executor refuses what can never run before the store is touched.
         with open_executor(job, options, missing) as executor:

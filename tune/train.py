@@ -3,6 +3,8 @@
 import functools
 import json
 import multiprocessing
+import os
+import tempfile
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 from torch.multiprocessing.spawn import ProcessException
 
@@ -18,6 +19,7 @@ from gcsr import Dataset, EpochRecord, InvalidInputError, TrialConfig, TrialResu
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, run_workers
 from tune.node_data import local_root
+from tune.terminal import Terminal, say
 from tune.trial import choose_device, threads_for, warn_of_emulation
 
 __all__ = ["LostWorkerError", "TrainRun", "run_train"]
@@ -44,7 +46,7 @@ class TrainRun:
     data: str | None
     device: str
     threads: int | Literal["auto"]
-    checkpoint: str | None
+    checkpoint: Path | None
     as_json: bool
 
 
@@ -58,8 +60,8 @@ def run_train(run: TrainRun, workers: int) -> None:
     device = choose_device(run.device)
     warn_of_emulation([run.config], device)
     threads = threads_for(run.config, device, run.threads, torch.get_num_threads() // workers)
-    if run.checkpoint and Path(run.checkpoint).is_dir():
-        raise InvalidInputError(f"checkpoint: {run.checkpoint!r} is a folder; expected a file, which need not be there")
+    if run.checkpoint is not None:
+        _check_writable(run.checkpoint)
     if workers > 1:
         if dist.is_torchelastic_launched():
             raise InvalidInputError(f"workers: {workers} is not allowed under torchrun; expected its --nproc-per-node")
@@ -82,6 +84,23 @@ def run_train(run: TrainRun, workers: int) -> None:
         _train_and_print(run, group, own_device)
 
 
+def _check_writable(path: Path) -> None:
+    """Raise before anything is trained if no checkpoint could be written there.
+
+    Raises:
+        InvalidInputError: none could.
+    """
+    if path.is_dir():
+        raise InvalidInputError(f"checkpoint: {str(path)!r} is a folder; expected a file, which need not be there")
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInputError(f"checkpoint: {str(path)!r} cannot be written: {error.strerror}") from None
+
+
 def _work(
     run: TrainRun, refusals: "SimpleQueue[InvalidInputError]", group: dist.ProcessGroup, device: torch.device
 ) -> None:
@@ -100,7 +119,7 @@ def _load(run: TrainRun, device: torch.device) -> Dataset:
 
 def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: torch.device) -> None:
     speaks = group is None or dist.get_rank(group) == 0
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True, highlight=False)
     epochs: int = run.config.epochs  # type: ignore[assignment]
 
     def show(record: EpochRecord) -> None:
@@ -112,18 +131,18 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
                 markup=False,
             )
 
-    checkpointer = Checkpointer(FileStorage(Path(run.checkpoint))) if run.checkpoint else None
+    checkpointer = Checkpointer(FileStorage(run.checkpoint)) if run.checkpoint else None
     result = train(run.config, _load(run, device), checkpointer=checkpointer, on_epoch=show, group=group)
     if not speaks:
         return
     measured = _measured(result)
     if run.as_json:
-        print(json.dumps(run.config.to_dict() | measured), flush=True)
+        say(json.dumps(run.config.to_dict() | measured))
         return
     table = Table.grid(padding=(0, 2))
     for name, value in measured.items():
         table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
-    Console(highlight=False).print(table)
+    Terminal(highlight=False).print(table)
 
 
 def _measured(result: TrialResult) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.gcsr.test_dependencies import loaded
@@ -75,6 +77,19 @@ BAD = {
     "data set": ["data", "imagenet"],
     "data into a uri": ["data", "cifar10", "--data", "s3://bucket", "--download"],
     "spec name": ["specs", "digitz"],
+    "empty out": ["sweep", "digits", "--out", ""],
+    "no bucket": ["sweep", "digits", "--out", "s3://"],
+    "half a uri": ["sweep", "digits", "--out", "s3:bucket"],
+    "bytes": ["sweep", "digits", "--out", "\udcff"],
+    "spec of a device": ["sweep", "/dev/zero", "--out", "OUT"],
+    "digits without end": ["train", "--lam", "9" * 400],
+    "tag": ["train", "--lam", "!!bool maybe"],
+    "beyond unicode": ["sweep", "digits", "--out", "OUT", "--set", 'lam="\\UFFFFFFFF"'],
+    "train bucket": ["train", "--data", "s3://", "--dataset", "cifar10", "--model", "alexnet"],
+    "checkpoint uri": ["train", "--epochs", "1", "--checkpoint", "s3://bucket/c.pt"],
+    "checkpoint place": ["train", "--epochs", "1", "--checkpoint", "/proc/nowhere/c.pt"],
+    "report of an empty name": ["report", ""],
+    "data download": ["data", "cifar10", "--data", "/dev/null/x", "--download"],
 }
 
 
@@ -89,6 +104,103 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(case, capsys, tmp_path):
         assert err.startswith("gcsr: ")
         assert err.count("\n") == 1
         assert "KEY:PASSWORD" not in err
+
+
+@pytest.fixture
+def swept(tmp_path, capsys):
+    """A small sweep's folder, and the arguments that made it."""
+    options = [
+        "--executor",
+        "inline",
+        "--set",
+        "epochs=1",
+        "--set",
+        "seed=0",
+        "--set",
+        "lam=1e-3",
+        "--set",
+        "mode=ours",
+    ]
+    arguments = ["sweep", "digits", "--out", tmp_path / "out", *options]
+    assert run(capsys, *arguments)[0] == 0
+    return tmp_path / "out", arguments
+
+
+@pytest.mark.parametrize(
+    "places",
+    [["--out", ""], ["--out", "s3://bucket/x"], ["--out", "."], ["--out", "/proc/x"], ["--figures", "/proc/x"]],
+)
+def test_places_that_a_report_cannot_be_written_to_are_bad_input(places, swept, capsys):
+    code, _, err = run(capsys, "report", swept[0], *places)
+    assert code == 2
+    assert err.startswith(f"gcsr: {places[0][2:]}: {places[1]!r} ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"trials": 5}', '{"trials": [{}]}', '{"runs": [1]}'])
+def test_a_damaged_manifest_costs_no_trial_and_is_made_anew(content, swept, capsys):
+    folder, arguments = swept
+    (folder / "sweep.json").write_text(content)
+    for form in ("text", "html"):
+        code, out, err = run(capsys, "report", folder, "--format", form)
+        assert code == 2
+        assert "mlp6 on digits" in out
+        assert "sweep.json is damaged" in err
+    code, out, _ = run(capsys, *arguments, "--resume")
+    assert code == 0
+    assert "nothing to do" in out
+    code, out, err = run(capsys, "report", folder)
+    assert (code, err) == (0, "")
+    assert out.startswith("digits: 2 of 2 trials ended")
+
+
+def test_what_damage_a_report_names_resuming_mends(swept, capsys):
+    folder, arguments = swept
+    (one, other) = sorted((folder / "epochs").iterdir())
+    one.write_bytes(b"")
+    (folder / "trials" / other.name).write_bytes(b"")
+    (folder / "trials" / "zz.parquet").write_bytes(b"PAR1")
+    code, _, err = run(capsys, "report", folder, "--format", "html")
+    assert code == 2
+    assert err.count(" is damaged") == 3
+    code, out, _ = run(capsys, *arguments, "--resume")
+    assert code == 0
+    assert "2 run now" in out
+    assert run(capsys, "report", folder, "--format", "html")[0] == 0
+
+
+def test_a_row_that_says_what_no_trial_can_is_damage(swept, capsys):
+    folder, _ = swept
+    path = min((folder / "trials").iterdir())
+    table = pq.read_table(path)
+    for name, value in (("status", "fine"), ("mode", None), ("test_accuracy", float("nan"))):
+        column = pa.array([value], table.schema.field(name).type)
+        pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+        code, _, err = run(capsys, "report", folder)
+        assert code == 2
+        assert f"{path.name} is damaged: '{name} is " in err or f"{path.name} is damaged: {name} is " in err
+
+
+@pytest.mark.parametrize("command", [["specs"], ["report", "OUT"], ["train", "--epochs", "1"], ["train", "--json"]])
+def test_a_reader_that_has_had_enough_is_no_failure(command, swept):
+    words = [str(swept[0]) if word == "OUT" else word for word in command]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "tune.cli", *words], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "rror" not in done.stderr
+
+
+def test_nobody_needs_to_hear_of_the_progress(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = ["train", "--model", "mlp2", "--epochs", "20", "--json"]
+    done = subprocess.run([sys.executable, "-m", "tune.cli", *words], stdout=subprocess.PIPE, stderr=writing, text=True)
+    bad = subprocess.run([sys.executable, "-m", "tune.cli", "train", "--lam", "x"], stderr=writing)
+    os.close(writing)
+    assert (done.returncode, bad.returncode) == (0, 2)
+    assert json.loads(done.stdout)["status"] == "finished"
 
 
 def test_the_data_folder_of_the_environment_has_no_password_either(capsys, tmp_path, monkeypatch):

@@ -1,0 +1,44 @@
+"""Talking to a person: whoever listens no longer ends the talk, and never the work."""
+
+import contextlib
+import os
+import sys
+from typing import TextIO
+
+import click
+from rich.console import Console
+
+__all__ = ["Terminal", "columns", "complain", "say"]
+
+
+class Terminal(Console):
+    """A rich console that falls silent where rich would end the process: when its pipe is closed."""
+
+    def on_broken_pipe(self) -> None:
+        """See rich."""
+        self.quiet = True
+        _silence(sys.stderr if self.stderr else sys.stdout)
+
+
+def say(text: str, *, nl: bool = True) -> None:
+    """Print a result on stdout; to nobody, if a pipe like ``| head`` was closed."""
+    try:
+        click.echo(text, nl=nl)
+    except BrokenPipeError:
+        _silence(sys.stdout)
+
+
+def complain(text: str) -> None:
+    """Print a line on stderr, if anybody takes it."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def columns(otherwise: int) -> int:
+    """Of the terminal that stdout is; where it is none, or closed, as many as said."""
+    console = Console()
+    return console.width if console.is_terminal else otherwise
+
+
+def _silence(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # also for what the interpreter flushes at its end
