@@ -2,7 +2,7 @@
 
 The modules in layers. Each imports only from its own layer and from those above it (``tests/tune/test_layers.py``)::
 
-    words and columns  words, passwords, provenance, schema, formats, paper
+    words and columns  words, terminal, passwords, provenance, schema, formats, paper
     what to run        search_spec, spec
     storage            filesystem, node_data, lease, store, compaction
     trials             job, trial, units
