@@ -67,10 +67,11 @@ def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -
             ", ".join(f"{k} {v:g}" for k, v in params.items()) + f": {100 * v0:.2f}" for params, v0 in settings
         )
         shown = tuple(100 * value for value in values)
-        panels[where].append(Series(name=name, mode=mode, x=order, y=shown, hover=hover, joined=False))
-        panels[where].append(
-            Series(name=f"{name}, best so far", mode=mode, x=order, y=tuple(100 * v for v in best), hover=hover)
-        )
+        variant = sum(series.mode == mode and series.joined for series in panels[where])
+        points = Series(name=name, mode=mode, variant=variant, x=order, y=shown, hover=hover, joined=False)
+        shown = tuple(100 * v for v in best)
+        reached = Series(name=f"{name}, best so far", mode=mode, variant=variant, x=order, y=shown, hover=hover)
+        panels[where] += [points, reached]
     return [
         Figure(
             name=f"history-{number}",

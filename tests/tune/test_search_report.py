@@ -42,7 +42,8 @@ def test_lines_of_one_method_are_told_apart():
     lines = [{"fixed": FIXED | {"batch_size": size}, "seed": [0], "lam": LAM} for size in (64, 128)]
     rows = [make_row(0.7, model="mlp2", mode="ours", lam=1e-3, batch_size=size) for size in (64, 128)]
     (figure,) = history_figures(rows, DEFINITION | {"lines": lines})
-    assert [series.name for series in figure.series][::2] == ["ours, batch_size 64", "ours, batch_size 128"]
+    told = [(series.name, series.variant) for series in figure.series][::2]
+    assert told == [("ours, batch_size 64", 0), ("ours, batch_size 128", 1)]
 
 
 def test_what_a_search_chose_competes_as_lam_does(table):
