@@ -238,8 +238,6 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
 def _writing(option: str, path: Path) -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise InvalidInputError(f"{option}: {str(path)!r} cannot be written: {error.strerror}") from None
 

@@ -21,6 +21,7 @@ __all__ = ["Files", "one_line"]
 
 T = TypeVar("T")
 _NO_URI = re.compile(r"(s3|gs|gcs|abfss?|hdfs|viewfs|https?|file):(?!//)|[a-z][a-z0-9+.-]*:/(?!/)")  # but meant as one
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are no text
 _ATTEMPTS = 5  # of one operation on a remote store
 _BACK_OFF_SECONDS = 0.5  # before the second; doubles
 _IN_MEMORY = 64 << 20  # bytes of a file being written to a remote store
@@ -41,7 +42,7 @@ class Files:
     """
 
     def __init__(self, location: str, field: str = "out") -> None:
-        if not location or not location.isprintable():
+        if not location or _UNUSABLE.search(location):
             raise InvalidInputError(
                 f"{field}: {location[:80]!r} is not allowed; expected a path, or a URI as s3://bucket/name"
             )
@@ -60,7 +61,7 @@ class Files:
             ) from None
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
         self.root: str = root.rstrip("/") or "/"
-        if not self.is_local and self.root.startswith("/"):
+        if not self.is_local and self.root == "/":
             raise InvalidInputError(f"{field}: {location!r} names no bucket; expected SCHEME://… as s3://bucket/name")
         self._made: set[str] = set()  # folders that are there: asking again costs a remote store three requests
         self._making = threading.Lock()
