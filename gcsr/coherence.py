@@ -123,9 +123,11 @@ def check_group(params: Sequence[Tensor], world_size: int) -> None:
     """Raise `ConfigError` unless the ranks that add up their counts are those that the parameters are sharded over."""
     for p in params:
         shard = _sharded(p)
-        if shard is not None and any(place.is_partial() for place in shard.placements):
+        if shard is None:
+            continue
+        if any(place.is_partial() for place in shard.placements):
             raise ConfigError("params", f"a parameter with placements {shard.placements}", "shards and replicas")
-        if shard is not None and shard.device_mesh.size() != world_size:
+        if shard.device_mesh.size() != world_size:
             expected = f"the {shard.device_mesh.size()} ranks that hold the sharded parameters"
             raise ConfigError("process_group", f"{world_size} rank{'s' * (world_size > 1)}", expected)
 

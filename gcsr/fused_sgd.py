@@ -54,7 +54,7 @@ class FusedSGD:
         regularized = {id(p) for p in params}
         self._inner = inner
         self._l2 = regularizer == "l2"
-        self._params: list[Tensor] = [p for group in inner.param_groups for p in group["params"]]
+        self._params = _parameters(inner)
         self._regularized = [id(p) in regularized for p in self._params]
         own = {index: counted[id(p)] for index, p in enumerate(self._params) if id(p) in counted}
         self._pass = ParameterPass(self._params, own, lam, regularizer)
@@ -66,8 +66,7 @@ class FusedSGD:
     @staticmethod
     def suits(inner: torch.optim.Optimizer) -> bool:
         """Whether ``inner`` is a plain SGD over parameters that the compiled pass can take."""
-        parameters = [p for group in inner.param_groups for p in group["params"]]
-        return type(inner) in (torch.optim.SGD, QuickSGD) and can_pass(parameters)
+        return type(inner) in (torch.optim.SGD, QuickSGD) and can_pass(_parameters(inner))
 
     def ready(self) -> bool:
         """Whether this step can be fused: called before every step, as hooks, groups and gradients may change."""
@@ -82,7 +81,7 @@ class FusedSGD:
             g["dampening"] or g["nesterov"] or g["maximize"] or isinstance(g["lr"], Tensor)  # not to be read every step
             for g in inner.param_groups
         )
-        now = [p for group in inner.param_groups for p in group["params"]]
+        now = _parameters(inner)
         same = len(now) == len(self._params) and all(map(operator.is_, now, self._params))
         return plain and same and self._pass.point()
 
@@ -154,3 +153,7 @@ class FusedSGD:
             buffer = torch.empty_like(p).copy_(buffer)
         self._inner.state[p]["momentum_buffer"] = buffer
         return buffer
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

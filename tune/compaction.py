@@ -66,20 +66,22 @@ def recover(store: Store) -> None:
             _finish(store, folder, part, store.sources(info.path))
         else:
             store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
-    rows = {info.base_name for info in store.files("trials")}
-    for folder in ("trials", "epochs"):
-        names = [info.base_name for info in store.files(folder)]
+    trials, epochs = (_readable_by_name(store, folder) for folder in ("trials", "epochs"))
+    for name, readable in trials.items():
+        if not readable or not epochs.get(name, True):  # a row stands for a whole trial
+            store.move(f"trials/{name}", f"damaged/trials-{name}")
+    for name, readable in epochs.items():
+        if not readable:
+            store.move(f"epochs/{name}", f"damaged/epochs-{name}")
 
-        def readable(name: str, folder: str = folder) -> bool:
-            whole = folder == "trials" or not _PART.fullmatch(name)
-            return store.is_readable(store.path(folder, name), folder, whole=whole)
 
-        for name, good in zip(names, store.each(readable, names), strict=True):
-            if good:
-                continue
-            store.move(f"{folder}/{name}", f"damaged/{folder}-{name}")
-            if folder == "epochs" and name in rows and not _PART.fullmatch(name):
-                store.move(f"trials/{name}", f"damaged/trials-{name}")  # a row stands for a whole trial
+def _readable_by_name(store: Store, folder: str) -> dict[str, bool]:
+    def readable(name: str) -> bool:
+        whole = folder == "trials" or not _PART.fullmatch(name)
+        return store.is_readable(store.path(folder, name), folder, whole=whole)
+
+    names = [info.base_name for info in store.files(folder)]
+    return dict(zip(names, store.each(readable, names), strict=True))
 
 
 def _level(info: pafs.FileInfo) -> int | None:

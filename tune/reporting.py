@@ -7,7 +7,7 @@ from typing import Any
 
 from tune.aggregate import summarize
 from tune.curves import Curve, chosen_settings, read_curves
-from tune.figures import Figure, figures
+from tune.figures import figures
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
@@ -50,13 +50,12 @@ class Report:
         """The report as text of the format; see `tune.html.render_html` for ``version``."""
         if form != "html":
             return render(self._summary, form, title=self._title, progress=self._progress, width=width)
-        history, importance = self._history(), None
-        if self._search is not None:
-            importance = importance_table(self._table.to_pylist(), self._search)
+        searched = self._searched()
+        importance = None if searched is None else importance_table(*searched)
         return render_html(
             self._summary,
             self._curves,
-            more_figures=history,
+            more_figures=[] if searched is None else history_figures(*searched),
             more_tables=[] if importance is None else [importance],
             title=self._title,
             progress=self._progress,
@@ -69,10 +68,13 @@ class Report:
         """Every figure as SVG, PNG and PDF; returns the paths."""
         from tune.static_figures import write_figures
 
-        return write_figures([*self._history(), *figures(self._summary, self._curves)], folder)
+        searched = self._searched()
+        history = [] if searched is None else history_figures(*searched)
+        return write_figures([*history, *figures(self._summary, self._curves)], folder)
 
-    def _history(self) -> list[Figure]:
-        return [] if self._search is None else history_figures(self._table.to_pylist(), self._search)
+    def _searched(self) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
+        """The rows and the definition of the search that filled the store; None if it was none."""
+        return None if self._search is None else (self._table.to_pylist(), self._search)
 
     @functools.cached_property
     def _curves(self) -> tuple[Curve, ...]:

@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 import gcsr
 from gcsr import TrialConfig
@@ -113,6 +112,8 @@ EPOCHS = pa.schema(
 
 def check_rows(trials: pa.Table) -> None:
     """Raise ValueError if rows of the table ``trials`` say what no trial can."""
+    import pyarrow.compute as pc  # only here: no command waits for it that reads no trials
+
     for name in ("lam", "seed", *(name for name in FAMILY_FIELDS if name != "augment")):
         if trials[name].null_count:
             raise ValueError(f"{name} is missing")

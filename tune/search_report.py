@@ -33,9 +33,10 @@ def definition_of(store: Store) -> dict[str, Any] | None:
     try:
         definition: dict[str, Any] = found["definition"]
         for line in definition["lines"]:
-            missing = {"mode", *_NAMING} - line["fixed"].keys()
-            for name in (*missing, *(name for name in _searched(line) if not isinstance(line[name], dict))):
-                raise KeyError(name)
+            if not line["fixed"].keys() >= set(_NAMING):
+                raise KeyError("fixed")
+            if not all(isinstance(line[name], dict) for name in _searched(line)):
+                raise TypeError("a range is no mapping")
         if definition["objectives"][0] not in TRIALS.names:
             raise KeyError("objectives")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -133,7 +134,7 @@ def _lines(
                 found.append((params, sum(row[objective] for row in group) / len(group)))
         if found:
             method = method_text(fixed["mode"], gamma=fixed.get("gamma"))
-            name = ", ".join([method, *(fields_text({field: value}) for field, value in others.items())])
+            name = f"{method}, {fields_text(others)}" if others else method
             yield {**fixed, "name": name, **{name: line[name] for name in names}}, found
 
 

@@ -201,6 +201,17 @@ def test_a_trial_whose_epochs_are_damaged_runs_again_and_what_is_no_trial_is_put
     check(store, [*fill(store, [0]), *rows[1:]])
 
 
+def test_a_trial_both_of_whose_files_are_damaged_runs_again(tmp_path):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(3))
+    name = f"{rows[0]['trial_id']}.parquet"
+    for folder in ("trials", "epochs"):
+        (tmp_path / folder / name).write_bytes(b"")
+    recover(store)
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == [f"epochs-{name}", f"trials-{name}"]
+    check(store, rows[1:])
+
+
 @pytest.mark.parametrize("damage", ["values", "footer"])
 def test_a_damaged_merge_is_put_aside_and_replaces_nothing(tmp_path, damage):
     store = Store(str(tmp_path))
