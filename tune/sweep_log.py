@@ -33,8 +33,8 @@ class SweepLog:
     """Appends what happens; a context manager and an observer of `tune.recorder.Recorder`.
 
     Every run of a store adds to the same log. On a local disk each line is there at once; on an object store, which
-    cannot append, the file is written anew every now and then, and at the end. A log that cannot be written is said
-    once and ends nothing: the Parquet store is the truth.
+    cannot append, the file is written anew every now and then (also while nothing happens), and at the end. A log that
+    cannot be written is said once and ends nothing: the Parquet store is the truth.
 
     Args:
         store: whose log it is.
@@ -45,7 +45,7 @@ class SweepLog:
         self._store, self._started = store, started
         self._file: BinaryIO | None = None
         self._lines = bytearray()
-        self._next, self._broken = 0.0, False
+        self._next, self._unwritten, self._broken = 0.0, False, False
         self._statuses: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -76,9 +76,11 @@ class SweepLog:
         self._write("trial_ended", {name: row[name] for name in (*_COLUMNS, *_RESULTS) if row[name] is not None})
 
     def noticed(self, event: str, **fields: object) -> None:
-        """Anything but a pulse is a line."""
+        """Anything but a pulse is a line; at a pulse, lines that a remote log still lacks are written."""
         if event != "pulse":
             self._write(event, fields)
+        elif self._unwritten:
+            self._write_remote()
 
     def _write(self, event: str, fields: dict[str, Any]) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event} | fields
@@ -89,15 +91,24 @@ class SweepLog:
             if self._file is not None:
                 self._file.write(data)
                 self._file.flush()
-            elif not self._store.is_local:
-                self._lines += data
-                if time.monotonic() >= self._next:
-                    began = time.monotonic()
-                    self._store.write_bytes(LOG, bytes(self._lines))
-                    took = time.monotonic() - began
-                    self._next = began + max(_REMOTE_SECONDS, _REMOTE_SHARE * took)
         except OSError as error:
             self._give_up(error)
+        if not self._store.is_local:
+            self._lines += data
+            self._unwritten = True
+            self._write_remote()
+
+    def _write_remote(self) -> None:
+        if self._broken or time.monotonic() < self._next:
+            return
+        began = time.monotonic()
+        try:
+            self._store.write_bytes(LOG, bytes(self._lines))
+        except OSError as error:
+            self._give_up(error)
+        took = time.monotonic() - began
+        self._next = began + max(_REMOTE_SECONDS, _REMOTE_SHARE * took)
+        self._unwritten = False
 
     def _end_last_line(self) -> None:
         """A run that was killed may have left half a line: it is dropped."""

@@ -67,6 +67,21 @@ def test_a_store_that_cannot_append_is_written_anew_but_not_for_every_line(store
     assert len(writes[-1].splitlines()) == 2 + 22, "what was there, and this run"
 
 
+def test_what_happened_last_is_written_while_nothing_else_happens(store, monkeypatch):
+    monkeypatch.setattr(store, "is_local", False)
+    with SweepLog(store, {}) as log:
+        log.noticed("node_left", node="10.0.0.1", nodes=2)
+        log.noticed("pulse", running=1, nodes=2)
+        assert [line["event"] for line in lines(store)] == ["started"], "it has just been written"
+        log._next = 0.0  # time goes by
+        log.noticed("pulse", running=1, nodes=2)
+        assert [line["event"] for line in lines(store)] == ["started", "node_left"]
+        log._next = 0.0
+        monkeypatch.setattr(store, "write_bytes", lambda name, data: pytest.fail("nothing is new"))
+        log.noticed("pulse", running=1, nodes=2)
+        monkeypatch.setattr(store, "write_bytes", lambda name, data: None)
+
+
 def test_a_log_that_cannot_be_written_ends_nothing(store, capsys, monkeypatch):
     monkeypatch.setattr(store, "is_local", False)
 
