@@ -25,7 +25,7 @@ from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.optim import regularized_parameters
-from gcsr.plain_stack import PlainStack
+from gcsr.plain_stack import plain_stack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.trainer import check_data, new_network
@@ -100,7 +100,7 @@ class _Cohort:
 
     def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
-        self.plain = PlainStack.of(self.first, self.weights, len(self.data.train_labels))
+        self.plain = plain_stack(self.first, self.weights)
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         # Of the running epoch: steps, π, imposed, |g|, loss.

@@ -1,7 +1,7 @@
 """One pass over the memory of weights, gradients and momentum: what it is told, whoever runs it.
 
-`gcsr.native` runs it on CPUs (C), `gcsr.triton_pass` on NVIDIA GPUs (Triton), from the same table and with the same
-roundings: every product and sum is rounded on its own (no fused multiply-add), so that a penalty which cancels a
+`gcsr.native_pass` runs it on CPUs (C), `gcsr.triton_pass` on NVIDIA GPUs (Triton), from the same table and with the
+same roundings: every product and sum is rounded on its own (no fused multiply-add), so that a penalty which cancels a
 gradient exactly gives exactly 0, and results depend neither on the number of threads nor on which of them is first.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["MemoryPass", "PassTensor", "TableEntry"]
 
 
 class TableEntry(ctypes.Structure):
-    """What a pass knows of one tensor, as `kernels.c` and `triton_pass.py` read it."""
+    """What a pass knows of one tensor, as `memory_pass.c` and `triton_pass.py` read it."""
 
     _fields_ = (
         ("w", ctypes.c_void_p),  # weights

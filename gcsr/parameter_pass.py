@@ -1,17 +1,17 @@
 """Passes over parameters and their ``.grad``, by whatever can run them where the parameters are."""
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from gcsr.compiled import native_allowed
 from gcsr.errors import ConfigError
 from gcsr.memory_pass import MemoryPass, PassTensor
 from gcsr.names import Regularizer
-from gcsr.native import NativePass, library
+from gcsr.native_pass import NativePass
 
 __all__ = ["ParameterPass", "ParameterShapes", "can_pass", "memory_pass"]
 
@@ -32,11 +32,9 @@ def can_pass(params: Sequence[Tensor]) -> bool:
 
 
 def _available(device_type: str) -> bool:
-    if os.environ.get("GCSR_NATIVE") == "0":
+    if not native_allowed():
         return False
-    if device_type == "cpu":
-        return library() is not None
-    return device_type == "cuda" and _has_triton()
+    return NativePass.available() if device_type == "cpu" else device_type == "cuda" and _has_triton()
 
 
 @functools.cache
@@ -50,9 +48,7 @@ def memory_pass(device: torch.device, tensors: Sequence[PassTensor], groups: int
         from gcsr.triton_pass import TritonPass  # importing Triton takes longer than all of gcsr
 
         return TritonPass(device, tensors, groups)
-    loaded = library()
-    assert loaded is not None, "ask can_pass() first"
-    return NativePass(loaded, tensors, groups)
+    return NativePass(tensors, groups)
 
 
 def _dense(tensor: Tensor) -> bool:

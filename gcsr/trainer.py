@@ -25,7 +25,7 @@ from gcsr.models import build_model
 from gcsr.names import is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
-from gcsr.plain_stack import PlainStack
+from gcsr.plain_stack import PlainStack, plain_stack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.turns import Turns, finished, seed_generators, undisturbed
@@ -204,7 +204,7 @@ class _Run:
         if self.workers.group is not None:
             return None
         weights = {name: p.detach()[None] for name, p in self.model.named_parameters()}
-        plain = PlainStack.of(self.config, weights, len(self.data.train_labels))
+        plain = plain_stack(self.config, weights)
         if plain is not None:
             for name, p in self.model.named_parameters():
                 p.grad = plain.grads[name][0]

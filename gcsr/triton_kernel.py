@@ -1,4 +1,4 @@
-"""The pass over memory as a Triton kernel: what `kernels.c` does, for NVIDIA GPUs.
+"""The pass over memory as a Triton kernel: what `memory_pass.c` does, for NVIDIA GPUs.
 
 Compile it without floating-point fusion (``enable_fp_fusion=False``): a product and a sum are rounded each on their
 own, as on the CPU.

@@ -260,7 +260,13 @@ def test_a_package_is_the_code_and_the_spec_and_nothing_else(monkeypatch, tmp_pa
     (tmp_path / ".env").write_text("PASSWORD=1")
     with packed("mine.yaml", "experiment: mine\n") as folder:
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        assert {"gcsr/kernels.c", "tune/specs/digits.yaml", "cluster/run.py", "submitted/mine.yaml"} <= found
+        assert {
+            "gcsr/memory_pass.c",
+            "gcsr/plain_network.c",
+            "tune/specs/digits.yaml",
+            "cluster/run.py",
+            "submitted/mine.yaml",
+        } <= found
         assert any(name.startswith("tune/templates/") for name in found)
         assert {name.split("/")[0] for name in found} == {"gcsr", "tune", "cluster", "submitted"}
         assert not [name for name in found if "__pycache__" in name or "/." in name]

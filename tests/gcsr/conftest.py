@@ -8,15 +8,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import gcsr.parameter_pass
+import gcsr.plain_stack
 from gcsr import Dataset, load_dataset
-from gcsr.native import library
-from gcsr.plain_stack import PlainStack
+from gcsr.native_pass import NativePass
 
 
 @pytest.fixture(params=["compiled", "torch"], scope="module")
 def gate_path(request):
     """Runs a module's tests with the compiled passes and with torch's operations."""
-    if request.param == "compiled" and library() is None:
+    if request.param == "compiled" and not NativePass.available():
         pytest.skip("no C compiler here")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
@@ -27,7 +27,7 @@ def gate_path(request):
 @pytest.fixture
 def by_autograd(monkeypatch):
     """Plain networks are not written out, as on a GPU."""
-    monkeypatch.setattr(PlainStack, "suits", lambda config, device: False)
+    monkeypatch.setattr(gcsr.plain_stack, "is_written_out", lambda config, device: False)
 
 
 @pytest.fixture(params=["written out", "by autograd"])

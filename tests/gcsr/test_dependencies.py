@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gcsr
-from gcsr.native import library
+from gcsr.native_pass import NativePass
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
@@ -51,7 +51,7 @@ def test_the_methods_benchmarks_run_where_there_is_no_ray():
     assert not {"ray", "optuna", "tune"} & loaded("import sys, tests.benchmarks.__main__; print(*sys.modules)")
 
 
-@pytest.mark.skipif(library() is None, reason="no C compiler here")
+@pytest.mark.skipif(not NativePass.available(), reason="no C compiler here")
 def test_a_trial_does_not_wait_for_torchs_compiler():
     code = (
         "import sys; from gcsr import TrialConfig, load_dataset, train;"

@@ -16,7 +16,7 @@ from torch import nn
 
 from gcsr.coherence import count_reference
 from gcsr.memory_pass import PassTensor
-from gcsr.native import NativePass, library
+from gcsr.native_pass import NativePass
 from tests.gcsr.test_coherence import values
 
 triton = pytest.importorskip("triton")
@@ -26,7 +26,7 @@ from gcsr.triton_pass import TritonPass  # noqa: E402
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = (2048, 1, 5000, 37)  # whole blocks and parts of blocks
 
-needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(not NativePass.available(), reason="no C compiler here")
 
 
 def tensors(seed, sizes=SIZES):
@@ -76,7 +76,7 @@ def test_it_does_what_the_processors_pass_does_to_the_last_bit(regularizer):
     lam_t = torch.tensor([0.3, 0.07])
     weights, grads, momenta = tensors(1)
     here = [w.to(DEVICE, copy=True) for w in weights], [m.to(DEVICE, copy=True) for m in momenta]
-    compiled, ours = NativePass(library(), fixed, groups=2), TritonPass(DEVICE, fixed, groups=2)
+    compiled, ours = NativePass(fixed, groups=2), TritonPass(DEVICE, fixed, groups=2)
     for step in range(3):
         grads = [None if step == 2 and index == 0 else g for index, g in enumerate(tensors(step)[1])]
         there = [None if g is None else g.to(DEVICE) for g in grads]

@@ -1,4 +1,4 @@
-/* The gate's passes over memory, for float32 on CPUs. Compiled and called by gcsr/native.py.
+/* The gate's passes over memory, for float32 on CPUs. Called by gcsr/native_pass.py.
  *
  * Two promises to the readable references in coherence.py, penalty.py and torch.optim.SGD:
  *   - every product and sum is rounded on its own (built with -ffp-contract=off), so a penalty that cancels a

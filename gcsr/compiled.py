@@ -1,0 +1,84 @@
+"""C sources of this package, built once a machine with its own C compiler, in about a second.
+
+Where there is no compiler, `compiled` gives None and torch's own operations do the same: the same counts, the same
+update to rounding, only slower.
+"""
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from gcsr.files import cache_folder
+
+__all__ = ["compiled", "native_allowed"]
+
+_FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
+_BUILD_SECONDS = 60
+
+
+def native_allowed() -> bool:
+    """Whether compiled code may be used: ``GCSR_NATIVE=0`` forbids it."""
+    return os.environ.get("GCSR_NATIVE") != "0"
+
+
+@functools.cache
+def compiled(name: str, contract: Literal["fast", "off"]) -> ctypes.CDLL | None:
+    """The library made of ``name``, a file of this package; None where it cannot be had.
+
+    Args:
+        name: such as ``memory_pass.c``.
+        contract: whether a product and a sum may become one operation, which rounds once.
+    """
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    # Not every compiler knows its own machine, or brings OpenMP (then one thread is used).
+    for extra in (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ()):
+        try:
+            flags = (*_FLAGS, f"-ffp-contract={contract}", *extra)
+            return ctypes.CDLL(str(_built(Path(__file__).with_name(name), compiler, flags)))
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return None
+
+
+def _built(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
+    """Path of the shared library, compiled if it is not there; appears whole, whoever else compiles it."""
+    text = source.read_text(encoding="utf-8")
+    key = hashlib.sha256("\0".join((text, compiler, *flags, _processor())).encode()).hexdigest()[:16]
+    cache = cache_folder()
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(cache, os.W_OK) or cache.stat().st_uid != os.getuid():
+            raise OSError  # what others may write is not ours to load
+    except (OSError, RuntimeError):
+        cache = Path(tempfile.mkdtemp(prefix="gcsr-"))
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    target = cache / f"{source.stem}-{key}.so"
+    if not target.exists():
+        handle, part = tempfile.mkstemp(dir=cache, suffix=".so")
+        os.close(handle)
+        try:
+            command = [compiler, *flags, "-o", part, str(source), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_SECONDS)
+            os.replace(part, target)
+        finally:
+            Path(part).unlink(missing_ok=True)
+    return target
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: a cache folder may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+    except OSError:
+        return platform.machine() + platform.processor()

@@ -1,0 +1,71 @@
+"""The pass over memory on CPUs: `memory_pass.c`, called through ctypes."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gcsr.compiled import compiled
+from gcsr.memory_pass import MemoryPass, PassTensor
+
+__all__ = ["NativePass"]
+
+_PARALLEL_FROM = 1 << 17  # elements; waking other threads costs some microseconds
+
+
+class _Tally(ctypes.Structure):
+    _fields_ = (("sum", ctypes.c_double), ("coherent", ctypes.c_int32), ("n", ctypes.c_int32))
+
+
+def _library() -> ctypes.CDLL | None:
+    # Each operation is rounded on its own: a penalty that cancels a gradient exactly gives exactly 0.
+    return compiled("memory_pass.c", "off")
+
+
+class NativePass(MemoryPass):
+    """Passes over float32 tensors in the processor's memory.
+
+    Args:
+        tensors: see `MemoryPass`.
+        groups: number of groups.
+    """
+
+    def __init__(self, tensors: Sequence[PassTensor], groups: int = 1) -> None:
+        loaded = _library()
+        assert loaded is not None, "ask available() first"
+        super().__init__(tensors, loaded.gcsr_block())
+        self._call = loaded.gcsr_pass
+        self._first_block = (ctypes.c_int64 * len(self.first_block))(*self.first_block)
+        self._tallies = (_Tally * max(1, self.first_block[-1]))()
+        self._elements = sum(tensor.elements for tensor in tensors)
+        self._counts = torch.zeros(2, groups, dtype=torch.int64)
+        self._grad_sum = torch.zeros(groups, dtype=torch.float64)
+
+    @staticmethod
+    def available() -> bool:
+        """Whether this machine can have it."""
+        return _library() is not None
+
+    def run(self, *, count: bool, lam_t: Tensor | None = None) -> None:
+        if count:
+            self._counts.zero_()
+            self._grad_sum.zero_()
+        threads = torch.get_num_threads() if self._elements >= _PARALLEL_FROM else 1
+        counts = self._counts.data_ptr()
+        self._call(
+            self.table,
+            ctypes.c_int64(len(self.table)),
+            self._first_block,
+            self._tallies,
+            int(count),
+            None if lam_t is None else ctypes.c_void_p(lam_t.data_ptr()),
+            threads,
+            ctypes.c_void_p(counts),
+            ctypes.c_void_p(counts + 8 * self._counts.shape[1]),
+            ctypes.c_void_p(self._grad_sum.data_ptr()),
+        )
+
+    def totals(self) -> tuple[Tensor, Tensor, Tensor]:
+        coherent, n = self._counts.clone().unbind()
+        return coherent, n, self._grad_sum.clone()
