@@ -3,7 +3,8 @@
 Small networks leave a GPU idle between kernels. Here the weights of K trials are stacked, one batched kernel serves all
 of them, and λ, μ, γ, mode, regularizer, seed and learning rate are vectors of K. Every trial sees the images, the
 initialization and the decisions that it would have had alone; sums are rounded in another order. On a CPU, where no
-kernel is small, a plain network's products are done trial by trial (`gcsr.plain_stack`), to the bits that it has alone.
+kernel is small, plain networks are trained one after the other, an epoch each, in C (`gcsr.native_epoch`), to the bits
+that they have alone.
 """
 
 import math
@@ -17,13 +18,16 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
 from gcsr.augment import crop_and_flip, draw_crops
-from gcsr.cohort_step import stepper
+from gcsr.cohort_step import PassStep, stepper
 from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
 from gcsr.graph import ReplayedStep, capture_for
+from gcsr.native_epoch import NativeEpoch
+from gcsr.native_pass import NativePass
+from gcsr.native_stack import NativeStack
 from gcsr.optim import regularized_parameters
 from gcsr.plain_stack import plain_stack
 from gcsr.precision import autocast
@@ -94,13 +98,14 @@ class _Cohort:
         self.lrs = [config.lr for config in configs]
         self.generators = [torch.Generator(self.device).manual_seed(config.seed) for config in configs]
         self.gates = [config.gate() for config in configs]
-        self._set_up_steps()
         self.inputs = None if self.first.augment else data.normalized(data.train_images)
+        self._set_up_steps()
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
 
     def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
         self.plain = plain_stack(self.first, self.weights)
+        self.whole_epoch = self._written_out_epoch()
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         # Of the running epoch: steps, π, imposed, |g|, loss.
@@ -109,6 +114,15 @@ class _Cohort:
         self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
+
+    def _written_out_epoch(self) -> NativeEpoch | None:
+        """Whole epochs in C, where all that a step does can be done there."""
+        step = self.stepper
+        if self.inputs is None or not (isinstance(self.plain, NativeStack) and isinstance(step, PassStep)):
+            return None
+        step.point(self.plain.grads)
+        assert isinstance(step.memory, NativePass), "the weights are on a CPU"
+        return NativeEpoch(self.plain, step.memory, self.configs)
 
     def _built(self, config: TrialConfig) -> nn.Module:
         seed_generators(config.seed, self.device)
@@ -121,18 +135,26 @@ class _Cohort:
         if epoch:  # as torch's StepLR does, to the last bit
             pairs = list(zip(self.lrs, self.configs, strict=True))
             self.lrs = [lr if epoch % c.lr_decay_epochs else lr * c.lr_decay for lr, c in pairs]
-        self._decide([gate.imposed_in(epoch) for gate in self.gates])
+        imposed = [gate.imposed_in(epoch) for gate in self.gates]
+        self._decide(imposed)
         labels = self.data.train_labels
         order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
+        self.sums.zero_()
+        if self.whole_epoch is not None:
+            assert self.inputs is not None
+            self.whole_epoch.run(self.inputs, labels, order, self.first.batch_size, imposed, self.sums)
+        else:
+            self._train_step_by_step(order)
+        self._record(epoch, self.sums, began)
+
+    def _train_step_by_step(self, order: Tensor) -> None:
         crops = None
         if self.inputs is None:
-            crops = torch.stack([draw_crops(len(labels), generator) for generator in self.generators])
-        self.sums.zero_()
-        for low in range(0, len(labels), self.first.batch_size):
+            crops = torch.stack([draw_crops(order.shape[1], generator) for generator in self.generators])
+        for low in range(0, order.shape[1], self.first.batch_size):
             batch = slice(low, low + self.first.batch_size)
             rows = order[:, batch]
             self.step(self._step, self.decided, rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
-        self._record(epoch, self.sums, began)
 
     def _decide(self, imposed: list[bool]) -> None:
         if self.decided != (imposed, self.lrs):  # what a captured step reads stays where it is while it is the same

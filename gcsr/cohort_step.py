@@ -1,7 +1,7 @@
 """The gated step of a cohort: coherence (eq. 9) and update (eq. 2, 10) of K trials whose weights are stacked."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -33,7 +33,7 @@ class Stepper(Protocol):
         """
 
     def momentum(self) -> dict[str, Tensor]:
-        """The momentum of every weight ``[K, …]``; empty before the first step."""
+        """The momentum of every weight ``[K, …]``; zeros or nothing before the first step."""
 
     def after_capture(self) -> None:
         """To be called once a CUDA graph that holds a step is captured, before its first replay."""
@@ -119,7 +119,7 @@ class TorchStep:
 
 
 class PassStep:
-    """With the compiled passes (float32). A trial is a group of the pass."""
+    """With the compiled passes (float32). A trial is a group of the pass, and its tensors follow each other."""
 
     def __init__(
         self,
@@ -129,60 +129,53 @@ class PassStep:
         momentum: Mapping[str, Tensor],
     ) -> None:
         self._weights, self._configs = weights, configs
-        self._fresh = not momentum
+        self._regularized = set(regularized)
+        # Of zeros, torch.optim.SGD's first step is a step like any other.
         self._buffers = dict(momentum) or {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self._held: list[Tensor] = []
         tensors = []
-        for name, weight in weights.items():
-            size = weight[0].numel()
-            for group, config in enumerate(configs):
-                counted = size if name in regularized else 0
-                penalty = "l1" if config.regularizer == "l1" else "l2"
-                tensors.append(
-                    PassTensor(elements=size, high=counted, lam=config.lam, regularizer=penalty, group=group)  # type: ignore[arg-type]
-                )
-        device = next(iter(weights.values())).device
-        self._pass = memory_pass(device, tensors, groups=len(configs))
-        entries = iter(self._pass.table)
-        for name, weight in weights.items():
-            for k, config in enumerate(configs):
-                entry = next(entries)
-                entry.w, entry.m = weight[k].data_ptr(), self._buffers[name][k].data_ptr()
-                entry.momentum, entry.first = config.momentum, self._fresh
-        self._regularized = set(regularized)
+        for k, config, name in self._places():
+            size = weights[name][0].numel()
+            counted = size if name in self._regularized else 0
+            penalty = "l1" if config.regularizer == "l1" else "l2"
+            tensors.append(PassTensor(elements=size, high=counted, lam=config.lam, regularizer=penalty, group=k))  # type: ignore[arg-type]
+        self.memory = memory_pass(next(iter(weights.values())).device, tensors, groups=len(configs))
+        for entry, (k, config, name) in zip(self.memory.table, self._places(), strict=True):
+            entry.w, entry.m = weights[name][k].data_ptr(), self._buffers[name][k].data_ptr()
+            entry.momentum = config.momentum
+
+    def _places(self) -> Iterator[tuple[int, TrialConfig, str]]:
+        """Of the table's entries: the trial, and the name of the tensor."""
+        return ((k, config, name) for k, config in enumerate(self._configs) for name in self._weights)
 
     def momentum(self) -> dict[str, Tensor]:
-        return {} if self._fresh else self._buffers
+        return self._buffers
 
     def after_capture(self) -> None:
-        self._pass.after_capture()
+        self.memory.after_capture()
 
     def start_epoch(self, lrs: Sequence[float]) -> None:
-        entries = iter(self._pass.table)
-        for name in self._weights:
-            for config, lr in zip(self._configs, lrs, strict=True):
-                entry = next(entries)
-                entry.lr = lr
-                if name in self._regularized:
-                    entry.l2, entry.l1 = (0.0, lr) if config.regularizer == "l1" else (2.0, 0.0)
+        for entry, (k, config, name) in zip(self.memory.table, self._places(), strict=True):
+            entry.lr = lrs[k]
+            if name in self._regularized:
+                entry.l2, entry.l1 = (0.0, lrs[k]) if config.regularizer == "l1" else (2.0, 0.0)
+
+    def point(self, grads: Mapping[str, Tensor]) -> None:
+        """Take the gradients from there, until told otherwise; they must be contiguous."""
+        self._held = [grads[name] for name in self._weights]
+        places = {name: (grad.data_ptr(), 4 * grad[0].numel()) for name, grad in grads.items()}
+        for entry, (k, _, name) in zip(self.memory.table, self._places(), strict=True):
+            base, step = places[name]
+            entry.g = base + k * step
 
     def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        self._held = [grads[name].contiguous() for name in self._weights]
-        entries = iter(self._pass.table)
-        for grad in self._held:
-            base, step = grad.data_ptr(), 4 * grad[0].numel()
-            for k in range(len(self._configs)):
-                next(entries).g = base + k * step
-        self._pass.run(count=True)
-        coherent, n, grad_sum = self._pass.totals()
+        self.point({name: grad.contiguous() for name, grad in grads.items()})
+        self.memory.run(count=True)
+        coherent, n, grad_sum = self.memory.totals()
         return _rate(coherent, n, grad_sum), grad_sum
 
     def update(self, grads: Mapping[str, Tensor], lam_t: Tensor) -> None:
-        self._pass.run(count=False, lam_t=lam_t)
-        if self._fresh:
-            self._fresh = False
-            for entry in self._pass.table:
-                entry.first = False
+        self.memory.run(count=False, lam_t=lam_t)
 
 
 def _rate(coherent: Tensor, n: Tensor, grad_sum: Tensor) -> Tensor:

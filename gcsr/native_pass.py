@@ -9,12 +9,14 @@ from torch import Tensor
 from gcsr.compiled import compiled
 from gcsr.memory_pass import MemoryPass, PassTensor
 
-__all__ = ["NativePass"]
+__all__ = ["NativePass", "Tally"]
 
 _PARALLEL_FROM = 1 << 17  # elements; waking other threads costs some microseconds
 
 
-class _Tally(ctypes.Structure):
+class Tally(ctypes.Structure):
+    """What a pass finds in a block."""
+
     _fields_ = (("sum", ctypes.c_double), ("coherent", ctypes.c_int32), ("n", ctypes.c_int32))
 
 
@@ -29,15 +31,18 @@ class NativePass(MemoryPass):
     Args:
         tensors: see `MemoryPass`.
         groups: number of groups.
+
+    Attributes:
+        function: the compiled one.
     """
 
     def __init__(self, tensors: Sequence[PassTensor], groups: int = 1) -> None:
         loaded = _library()
         assert loaded is not None, "ask available() first"
         super().__init__(tensors, loaded.gcsr_block())
-        self._call = loaded.gcsr_pass
+        self.function = loaded.gcsr_pass
         self._first_block = (ctypes.c_int64 * len(self.first_block))(*self.first_block)
-        self._tallies = (_Tally * max(1, self.first_block[-1]))()
+        self._tallies = (Tally * max(1, self.first_block[-1]))()
         self._elements = sum(tensor.elements for tensor in tensors)
         self._counts = torch.zeros(2, groups, dtype=torch.int64)
         self._grad_sum = torch.zeros(groups, dtype=torch.float64)
@@ -53,7 +58,7 @@ class NativePass(MemoryPass):
             self._grad_sum.zero_()
         threads = torch.get_num_threads() if self._elements >= _PARALLEL_FROM else 1
         counts = self._counts.data_ptr()
-        self._call(
+        self.function(
             self.table,
             ctypes.c_int64(len(self.table)),
             self._first_block,

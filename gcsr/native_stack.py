@@ -8,10 +8,12 @@ from torch import Tensor
 
 from gcsr.compiled import compiled
 
-__all__ = ["NativeStack"]
+__all__ = ["Layer", "NativeStack"]
 
 
-class _Layer(ctypes.Structure):
+class Layer(ctypes.Structure):
+    """What `plain_network.c` knows of a trial's layer."""
+
     _fields_ = (
         ("weight", ctypes.c_void_p),  # [out, in]
         ("bias", ctypes.c_void_p),  # [out]
@@ -23,7 +25,10 @@ class _Layer(ctypes.Structure):
 
 
 def _library() -> ctypes.CDLL | None:
-    return compiled("plain_network.c", "fast")
+    loaded = compiled("plain_network.c", "fast")
+    if loaded is not None:
+        loaded.gcsr_plain_scratch.restype = loaded.gcsr_plain_epoch_scratch.restype = ctypes.c_int64
+    return loaded
 
 
 class NativeStack:
@@ -31,32 +36,30 @@ class NativeStack:
 
     Args:
         weights: stacked parameters by name, float32 ``[K, …]``, contiguous, on the CPU: weight, bias, weight, …
+
+    Attributes:
+        grads: see `gcsr.plain_stack.PlainStack`.
+        layers: of the first trial, then of the second, …
+        depth: layers of a trial.
+        library: the compiled functions.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         loaded = _library()
         assert loaded is not None, "ask available() first"
-        self._losses, self._answers, self._sizing = (
-            loaded.gcsr_plain_losses,
-            loaded.gcsr_plain_answers,
-            loaded.gcsr_plain_scratch,
-        )
-        self._losses.restype = self._answers.restype = None
-        self._sizing.restype = ctypes.c_int64
+        self.library = loaded
         self._weights = [weight.detach() for weight in weights.values()]  # they stay alive, and where they are
         self.grads = {name: torch.empty_like(weight) for name, weight in zip(weights, self._weights, strict=True)}
-        self._trials, self._depth = len(self._weights[0]), len(self._weights) // 2
         grads = list(self.grads.values())
-        self._layers = (_Layer * (self._trials * self._depth))()
-        for k in range(self._trials):
-            for layer in range(self._depth):
-                weight, bias, weight_grad, bias_grad = (
-                    tensor[k] for tensors in (self._weights, grads) for tensor in tensors[2 * layer : 2 * layer + 2]
-                )
-                entry = self._layers[k * self._depth + layer]
-                entry.weight, entry.bias = weight.data_ptr(), bias.data_ptr()
-                entry.weight_grad, entry.bias_grad = weight_grad.data_ptr(), bias_grad.data_ptr()
-                entry.outputs, entry.inputs = weight.shape
+        self._trials, self.depth = len(self._weights[0]), len(self._weights) // 2
+        self.layers = (Layer * (self._trials * self.depth))()
+        for index, layer in enumerate(self.layers):
+            k, first = index // self.depth, index % self.depth * 2
+            weight, bias = (tensor[k] for tensor in self._weights[first : first + 2])
+            weight_grad, bias_grad = (tensor[k] for tensor in grads[first : first + 2])
+            layer.weight, layer.bias = weight.data_ptr(), bias.data_ptr()
+            layer.weight_grad, layer.bias_grad = weight_grad.data_ptr(), bias_grad.data_ptr()
+            layer.outputs, layer.inputs = weight.shape
         self._scratch = self._weights[0].new_empty(0)
 
     @staticmethod
@@ -67,27 +70,39 @@ class NativeStack:
     def answers(self, images: Tensor) -> Tensor:
         images = images.flatten(1).contiguous()
         found = images.new_empty(self._trials, len(images), dtype=torch.int64)
-        self._call(self._answers, (images,), len(images), found)
+        self._call(self.library.gcsr_plain_answers, (images,), len(images), found)
         return found
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         images, labels = images.flatten(2).contiguous(), labels.contiguous()
         found = images.new_empty(self._trials)
-        self._call(self._losses, (images, labels), images.shape[1], found)
+        self._call(self.library.gcsr_plain_losses, (images, labels), images.shape[1], found)
         return found
+
+    def scratch(self, batch: int, threads: int, *, taken: bool = False) -> tuple[Tensor, int]:
+        """Memory to compute in, and how many elements of it a thread takes.
+
+        Args:
+            batch: images of a trial at most.
+            threads: that compute at once.
+            taken: with room for the images themselves and their labels.
+        """
+        sizing = self.library.gcsr_plain_epoch_scratch if taken else self.library.gcsr_plain_scratch
+        size = sizing(self.layers, ctypes.c_int64(self.depth), ctypes.c_int64(batch))
+        if len(self._scratch) < threads * size:
+            self._scratch = self._scratch.new_empty(threads * size)
+        return self._scratch, size
 
     def _call(self, function: "ctypes._FuncPointer", given: tuple[Tensor, ...], batch: int, found: Tensor) -> None:
         threads = torch.get_num_threads()
-        size = self._sizing(self._layers, ctypes.c_int64(self._depth), ctypes.c_int64(batch))
-        if len(self._scratch) < threads * size:
-            self._scratch = self._scratch.new_empty(threads * size)
+        scratch, size = self.scratch(batch, threads)
         function(
-            self._layers,
+            self.layers,
             ctypes.c_int64(self._trials),
-            ctypes.c_int64(self._depth),
+            ctypes.c_int64(self.depth),
             *(ctypes.c_void_p(tensor.data_ptr()) for tensor in given),
             ctypes.c_int64(batch),
-            ctypes.c_void_p(self._scratch.data_ptr()),
+            ctypes.c_void_p(scratch.data_ptr()),
             ctypes.c_int64(size),
             threads,
             ctypes.c_void_p(found.data_ptr()),

@@ -1,5 +1,5 @@
-/* Answers, losses and gradients of plain ReLU networks (mlpK), float32 on CPUs. Called by
- * gcsr/native_stack.py; the readable reference is in gcsr/plain_stack.py.
+/* Answers, losses, gradients and whole epochs of plain ReLU networks (mlpK), float32 on CPUs. Called by
+ * gcsr/native_stack.py and gcsr/native_epoch.py; the readable references are in gcsr/plain_stack.py and gcsr/cohort.py.
  *
  * Nearly all that such a training computes is products of matrices of some 128 x 128: all three of a layer stay in a
  * core's cache, and ReLU, its derivative and the bias are done while a product is still in registers. Built with
@@ -281,4 +281,76 @@ void gcsr_plain_answers(const Layer *layers, int64_t networks, int64_t depth, co
             for (int64_t b = 0; b < chunk; b++) answers[k * number + from + b] = best(given + b * classes, classes);
         }
     }
+}
+
+/* gcsr_pass of memory_pass.c, which is built with other roundings; its tensors are only handed on. */
+typedef void Pass(const void *tensors, int64_t number, const int64_t *first_block, void *tallies, int32_t count,
+                  const float *lam_t, int32_t threads, int64_t *coherent, int64_t *n, double *sum);
+
+typedef struct {
+    Pass *pass;
+    const int64_t *first_block; /* of a network's tensors */
+    int64_t tensors, tally;     /* how many a network has; bytes of all its blocks' tallies */
+    int64_t *coherent, *n;      /* [networks], as is all that a pass reads or writes for a group */
+    double *sum;
+    float *lam_t;
+} Passing;
+
+typedef struct {
+    const Layer *layers;
+    const void *tensors;  /* for the pass: the same weights and gradients, in the group that is the network's number */
+    const int64_t *order; /* [number]: the images, as this epoch takes them */
+    double *sums;         /* of the epoch's steps: number, pi, lambda imposed, |g|, loss; they are added to */
+    double mu;            /* of eq. 8 */
+    float lam;
+    int32_t by_pi, imposed; /* what imposes lambda: pi, or what is so for the whole epoch */
+} Training;
+
+static void epoch(const Training *own, int64_t k, const Passing *by, int64_t depth, const float *images,
+                  const int64_t *labels, int64_t number, int64_t batch, float *scratch, void *tallies, int threads) {
+    const int64_t in = own->layers->in;
+    int64_t *const classes = (int64_t *)scratch;
+    float *const taken = scratch + 2 * batch;
+    for (int64_t from = 0; from < number; from += batch) {
+        const int64_t size = number - from < batch ? number - from : batch;
+        for (int64_t b = 0; b < size; b++) {
+            const int64_t index = own->order[from + b];
+            memcpy(taken + b * in, images + index * in, in * sizeof *taken);
+            classes[b] = labels[index];
+        }
+        const double mean = loss(own->layers, depth, taken, classes, size, taken + batch * in, threads);
+        by->coherent[k] = by->n[k] = 0;
+        by->sum[k] = 0;
+        by->lam_t[k] = own->imposed ? own->lam : 0;
+        by->pass(own->tensors, by->tensors, by->first_block, tallies, 1, own->by_pi ? 0 : by->lam_t, threads,
+                 by->coherent, by->n, by->sum);
+        const double pi = by->sum[k] < INFINITY ? by->coherent[k] / (double)(by->n[k] ? by->n[k] : 1) : NAN;
+        const int imposed = own->by_pi ? pi > own->mu : own->imposed;
+        if (own->by_pi) {
+            by->lam_t[k] = imposed ? own->lam : 0;
+            by->pass(own->tensors, by->tensors, by->first_block, tallies, 0, by->lam_t, threads, by->coherent, by->n,
+                     by->sum);
+        }
+        const double measured[] = {1, pi, imposed, by->sum[k], mean * size};
+        for (int i = 0; i < 5; i++) own->sums[i] += measured[i];
+    }
+}
+
+/* Elements of memory that a thread needs for an epoch. */
+int64_t gcsr_plain_epoch_scratch(const Layer *layers, int64_t depth, int64_t batch) {
+    return batch * (2 + layers->in) + gcsr_plain_scratch(layers, depth, batch);
+}
+
+/* An epoch of each network: coherence (eq. 9), decision and step included, one network after the other.
+ *
+ * images [number, in] and labels [number], the same for all; scratch: as many times `size`, and tallies: as many times
+ * by->tally, as there are threads. */
+void gcsr_plain_epoch(const Training *trainings, int64_t networks, const Passing *by, int64_t depth,
+                      const float *images, const int64_t *labels, int64_t number, int64_t batch, float *scratch,
+                      int64_t size, char *tallies, int32_t threads) {
+    const int within = networks > 1 ? 1 : threads;
+#pragma omp parallel for num_threads(threads) schedule(static) if (networks > 1 && threads > 1)
+    for (int64_t k = 0; k < networks; k++)
+        epoch(trainings + k, k, by, depth, images, labels, number, batch, scratch + omp_get_thread_num() * size,
+              tallies + omp_get_thread_num() * by->tally, within);
 }

@@ -18,10 +18,10 @@ from tune.trial import choose_device, dataset_of, failed_outcome, run_trials
 
 __all__ = ["UnitCutter", "is_stacked", "run_unit"]
 
-# Measured on one core: a trial of eight takes 0.5 (mlp2) to 0.8 (mlp6) of one alone (python -m tests.benchmarks
+# Measured on one core: a trial of four takes 0.5 (mlp2) to 0.7 (mlp6) of one alone (python -m tests.benchmarks
 # cohort). Of more parameters than this it gains less, which does not pay for the checkpoints that a cohort lacks.
 _SMALL = 150_000
-_CPU_SIZE, _GPU_SIZE = 8, 32
+_CPU_SIZE, _GPU_SIZE = 4, 32
 _EVEN = 4  # cohorts come in multiples of it, so that two or four cores are done at the same time
 
 
