@@ -90,7 +90,7 @@ class NativeEpoch:
             sums: of the steps, float64 ``[K, 5]``: their number, π (NaN where a gradient is not finite), whether λ was
                 imposed, Σ|g|, and loss times images; they are added to.
         """
-        images, labels, order = images.contiguous(), labels.contiguous(), order.contiguous()
+        images, labels, order = images.float().contiguous(), labels.long().contiguous(), order.contiguous()
         for training, decided, rows, sums_row in zip(self._trainings, imposed, order, sums, strict=True):
             training.imposed, training.order, training.sums = decided, rows.data_ptr(), sums_row.data_ptr()
         batch_size = min(batch_size, len(labels))

@@ -68,13 +68,13 @@ class NativeStack:
         return _library() is not None
 
     def answers(self, images: Tensor) -> Tensor:
-        images = images.flatten(1).contiguous()
+        images = images.flatten(1).float().contiguous()
         found = images.new_empty(self._trials, len(images), dtype=torch.int64)
         self._call(self.library.gcsr_plain_answers, (images,), len(images), found)
         return found
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        images, labels = images.flatten(2).contiguous(), labels.contiguous()
+        images, labels = images.flatten(2).float().contiguous(), labels.long().contiguous()
         found = images.new_empty(self._trials)
         self._call(self.library.gcsr_plain_losses, (images, labels), images.shape[1], found)
         return found

@@ -4,7 +4,8 @@
  * Nearly all that such a training computes is products of matrices of some 128 x 128: all three of a layer stay in a
  * core's cache, and ReLU, its derivative and the bias are done while a product is still in registers. Built with
  * -ffp-contract=fast: an element is summed in the order of k by fused multiply-adds, whichever row or column it is in,
- * so that results do not depend on the number of threads, nor on which other networks are in the stack. */
+ * so that results depend neither on the number of threads and the width of the processor's vectors, nor on which other
+ * networks are in the stack. */
 
 #include <math.h>
 #include <stdint.h>
@@ -15,7 +16,8 @@
 #define omp_get_thread_num() 0
 #endif
 
-#if defined(__AVX512F__)
+#ifdef LANES
+#elif defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
 #define LANES 8
@@ -30,7 +32,7 @@
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 typedef struct {
     const float *weight; /* [out, in] */
@@ -205,12 +207,14 @@ static int64_t widest(const Layer *layers, int64_t depth) {
     return most;
 }
 
-/* Elements of memory that a thread needs for a batch. */
+static int64_t whole_lines(int64_t elements) { return (elements + 15) / 16 * 16; }
+
+/* Elements of memory that a thread needs for a batch: threads share no cache line. */
 int64_t gcsr_plain_scratch(const Layer *layers, int64_t depth, int64_t batch) {
     int64_t outputs = 0;
     for (int64_t l = 0; l < depth; l++) outputs += layers[l].out;
     const int64_t losses = batch * (outputs + 2 * widest(layers, depth)), answers = 2 * CHUNK * widest(layers, depth);
-    return losses > answers ? losses : answers;
+    return whole_lines(losses > answers ? losses : answers);
 }
 
 static float loss(const Layer *layers, int64_t depth, const float *images, const int64_t *labels, int64_t batch,
@@ -338,7 +342,7 @@ static void epoch(const Training *own, int64_t k, const Passing *by, int64_t dep
 
 /* Elements of memory that a thread needs for an epoch. */
 int64_t gcsr_plain_epoch_scratch(const Layer *layers, int64_t depth, int64_t batch) {
-    return batch * (2 + layers->in) + gcsr_plain_scratch(layers, depth, batch);
+    return whole_lines(batch * (2 + layers->in)) + gcsr_plain_scratch(layers, depth, batch);
 }
 
 /* An epoch of each network: coherence (eq. 9), decision and step included, one network after the other.

@@ -135,7 +135,10 @@ def _load(
 
 
 def check_data(config: TrialConfig, data: Dataset) -> None:
-    """Raise `ConfigError` unless ``data`` is the trial's data set, with hold-out and inputs as the trial wants them."""
+    """Raise `ConfigError` unless ``data`` is the trial's data set, with hold-out and inputs as the trial wants them.
+
+    Labels are looked at, too: neither C nor a GPU's kernels ask whether a class exists.
+    """
     if data.name != config.dataset:
         raise ConfigError("dataset", config.dataset, f"{data.name}, which is the data given")
     if (config.holdout > 0) != (data.val_labels is not None):
@@ -143,6 +146,9 @@ def check_data(config: TrialConfig, data: Dataset) -> None:
         raise ConfigError("holdout", config.holdout, f"{held_out}, as in the data given")
     if data.inputs != config.inputs:
         raise ConfigError("inputs", config.inputs, f"{data.inputs}, as the data given")
+    low, high = (int(label) for label in torch.stack(torch.aminmax(data.train_labels)).tolist())
+    if low < 0 or high >= data.classes:
+        raise ConfigError("train_labels", low if low < 0 else high, f"0 to {data.classes - 1}")
 
 
 def new_network(config: TrialConfig, data: Dataset) -> nn.Module:

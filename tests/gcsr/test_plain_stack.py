@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
+import gcsr.compiled
+import gcsr.native_stack
 from gcsr import TrialConfig
 from gcsr.models import build_model
 from gcsr.native_stack import NativeStack
@@ -124,6 +126,20 @@ def test_nor_on_the_number_of_threads(count):
         torch.set_num_threads(before)
     for one in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], one, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_nor_on_the_processors_vectors(lanes, monkeypatch):
+    models = networks("mlp3", 2, 0.3)
+    images, labels = batches(2, 50)
+    found = []
+    for flags in (gcsr.compiled._FLAGS, (*gcsr.compiled._FLAGS, f"-DLANES={lanes}")):
+        monkeypatch.setattr(gcsr.compiled, "_FLAGS", flags)
+        monkeypatch.setattr(gcsr.native_stack, "compiled", gcsr.compiled.compiled.__wrapped__)
+        stack = NativeStack(stacked(models))
+        found.append([stack.losses(images, labels), *stack.grads.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_it_follows_weights_that_are_updated_in_place(kind):

@@ -206,6 +206,16 @@ def test_data_of_another_trial_are_refused(digits, fields, words):
         train(TrialConfig(**fields), digits)
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_classes_that_there_are_not_are_refused(digits, label):
+    labels = digits.train_labels.clone()
+    labels[7] = label
+    data = dataclasses.replace(digits, train_labels=labels)
+    for training in (lambda config: train(config, data), lambda config: train_cohort([config], data)):
+        with pytest.raises(ConfigError, match=f"train_labels: {label} is not allowed; expected 0 to 9"):
+            training(TrialConfig(model="mlp1", epochs=1))
+
+
 def test_a_batch_that_is_larger_than_the_data_takes_no_more_memory(digits):
     config = TrialConfig(model="mlp1", epochs=1, batch_size=1_000_000)
     assert measured(train(config, digits)) == measured(train_cohort([config], digits)[0])
