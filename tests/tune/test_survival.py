@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow(60)
 
 SPEC = """
 experiment: test
-grid: {model: mlp2, regularizer: l2, mode: [baseline, ours_orig], lam: [1e-4, 1e-2], epochs: 12, seed: [0, 1]}
+grid: {model: mlp2, regularizer: l2, mode: [baseline, ours_orig], lam: [1e-4, 1e-2], epochs: 24, seed: [0, 1]}
 """
 SEARCH = ["--trials", "28", "--window", "3"]
 SWEEP = ["--set", f"seed={list(range(12))}", "--cohort", "1"]
@@ -110,7 +110,7 @@ def busy(node):
 
 def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     out = tmp_path / "out"
-    long = ["--set", f"seed={list(range(6))}", "--set", "epochs=48", "--cohort", "1"]  # a death is noticed sooner
+    long = ["--set", f"seed={list(range(6))}", "--set", "epochs=96", "--cohort", "1"]  # a death is noticed sooner
     expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *long)
     first, nodes = cluster(2)
     driver = start("sweep", spec, out, *long, "--abreast", "3", "--address", first.address)
@@ -131,7 +131,7 @@ def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
 def test_nodes_that_join_with_other_data_or_none_run_no_trial(tmp_path, cluster, monkeypatch):
     monkeypatch.delenv("GCSR_DATA", raising=False)  # of the driver: each node has one of its own
     spec, out = tmp_path / "spec.yaml", tmp_path / "out"
-    grid = {"dataset": "cifar10", "model": "mlp2", "mode": "baseline", "lam": 1e-3, "epochs": 100}
+    grid = {"dataset": "cifar10", "model": "mlp2", "mode": "baseline", "lam": 1e-3, "epochs": 250}
     spec.write_text(f"experiment: test\ngrid: {grid | {'seed': list(range(10))}}\n")
     for seed, folder in enumerate(("data", "other")):
         write(tmp_path / folder, seed)

@@ -115,16 +115,18 @@ def spec_file(tmp_path):
 
 
 @pytest.mark.slow(65)
-def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_table(undisturbed, spec_file, tmp_path):
-    out = tmp_path / "out"
+def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_table(spec_file, tmp_path):
+    out, undisturbed = tmp_path / "out", Store(str(tmp_path / "undisturbed"))
+    options = ("--cohort", "2", "--set", "epochs=40")  # long enough that there is something left to be killed
+    run_sweep(SPEC.replace({"epochs": 40}), undisturbed, RunOptions(executor="inline"))
     # 1: SIGKILL to the driver in the middle.
-    driver = _sweep_process(spec_file, out, "--cohort", "2")
+    driver = _sweep_process(spec_file, out, *options)
     _wait_for_trials(out, 3, driver)
     driver.kill()
     driver.communicate()
     # 2: SIGTERM: exit code 130, and the line that resumes. (SIGINT: test_survival.py)
     count = _stored(out) + 2
-    driver = _sweep_process(spec_file, out, "--cohort", "2")
+    driver = _sweep_process(spec_file, out, *options)
     _wait_for_trials(out, count, driver)
     driver.terminate()
     _, err = driver.communicate(timeout=300)
@@ -132,7 +134,7 @@ def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_ta
     assert "--resume" in err
     # 3: SIGKILL to the workers: Tune runs their trials again.
     count = _stored(out)
-    driver = _sweep_process(spec_file, out, "--cohort", "2")
+    driver = _sweep_process(spec_file, out, *options)
     _wait_for_trials(out, count + 2, driver)
     workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Trainable" in title(p)]
     for worker in workers[:1]:
