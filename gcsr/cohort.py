@@ -3,7 +3,7 @@
 Small networks leave a GPU idle between kernels. Here the weights of K trials are stacked, one batched kernel serves all
 of them, and λ, μ, γ, mode, regularizer, seed and learning rate are vectors of K. Every trial sees the images, the
 initialization and the decisions that it would have had alone; sums are rounded in another order. On a CPU, where no
-kernel is small, plain networks are trained one after the other, an epoch each, in C (`gcsr.native_epoch`), to the bits
+kernel is small, plain networks are trained each by itself, an epoch at a time, in C (`gcsr.native_epoch`), to the bits
 that they have alone.
 """
 

@@ -13,6 +13,8 @@ from gcsr.native_stack import Layer, NativeStack
 
 __all__ = ["NativeEpoch"]
 
+_STEPS = 50  # of each network before Python hears of a signal again
+
 
 class _Passing(ctypes.Structure):
     _fields_ = (
@@ -41,7 +43,7 @@ class _Training(ctypes.Structure):
 
 
 class NativeEpoch:
-    """Trains one network after the other for an epoch, to the bits that steps of the whole cohort end in.
+    """Trains each network by itself for an epoch, on as many threads as there are, to the bits of the cohort's steps.
 
     A network's weights, gradients and momentum stay in the core's cache from one batch to the next, and nothing goes
     through Python in between.
@@ -91,23 +93,25 @@ class NativeEpoch:
                 imposed, Σ|g|, and loss times images; they are added to.
         """
         images, labels, order = images.float().contiguous(), labels.long().contiguous(), order.contiguous()
-        for training, decided, rows, sums_row in zip(self._trainings, imposed, order, sums, strict=True):
-            training.imposed, training.order, training.sums = decided, rows.data_ptr(), sums_row.data_ptr()
-        batch_size = min(batch_size, len(labels))
-        threads = torch.get_num_threads()
+        for training, decided, row in zip(self._trainings, imposed, sums, strict=True):
+            training.imposed, training.sums = decided, row.data_ptr()
+        batch_size, threads = min(batch_size, len(labels)), torch.get_num_threads()
         scratch, size = self._stack.scratch(batch_size, threads, taken=True)
-        tallies = ctypes.create_string_buffer(threads * self._tally)
-        self._stack.library.gcsr_plain_epoch(
-            self._trainings,
-            ctypes.c_int64(len(self._trainings)),
-            ctypes.byref(self._passing),
-            ctypes.c_int64(self._stack.depth),
-            ctypes.c_void_p(images.data_ptr()),
-            ctypes.c_void_p(labels.data_ptr()),
-            ctypes.c_int64(len(labels)),
-            ctypes.c_int64(batch_size),
-            ctypes.c_void_p(scratch.data_ptr()),
-            ctypes.c_int64(size),
-            tallies,
-            threads,
-        )
+        tallies = ctypes.create_string_buffer(min(threads, len(sums)) * self._tally)
+        for taken in order.split(_STEPS * batch_size, dim=1):
+            for training, rows in zip(self._trainings, taken, strict=True):
+                training.order = rows.data_ptr()
+            self._stack.library.gcsr_plain_epoch(
+                self._trainings,
+                ctypes.c_int64(len(self._trainings)),
+                ctypes.byref(self._passing),
+                ctypes.c_int64(self._stack.depth),
+                ctypes.c_void_p(images.data_ptr()),
+                ctypes.c_void_p(labels.data_ptr()),
+                ctypes.c_int64(taken.shape[1]),
+                ctypes.c_int64(batch_size),
+                ctypes.c_void_p(scratch.data_ptr()),
+                ctypes.c_int64(size),
+                tallies,
+                threads,
+            )

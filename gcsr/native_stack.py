@@ -80,7 +80,7 @@ class NativeStack:
         return found
 
     def scratch(self, batch: int, threads: int, *, taken: bool = False) -> tuple[Tensor, int]:
-        """Memory to compute in, and how many elements of it a thread takes.
+        """Memory to compute in, and how many elements of it a thread takes (those beside it on one trial need none).
 
         Args:
             batch: images of a trial at most.
@@ -89,8 +89,8 @@ class NativeStack:
         """
         sizing = self.library.gcsr_plain_epoch_scratch if taken else self.library.gcsr_plain_scratch
         size = sizing(self.layers, ctypes.c_int64(self.depth), ctypes.c_int64(batch))
-        if len(self._scratch) < threads * size:
-            self._scratch = self._scratch.new_empty(threads * size)
+        if len(self._scratch) < min(threads, self._trials) * size:
+            self._scratch = self._scratch.new_empty(min(threads, self._trials) * size)
         return self._scratch, size
 
     def _call(self, function: "ctypes._FuncPointer", given: tuple[Tensor, ...], batch: int, found: Tensor) -> None:

@@ -3,9 +3,9 @@
  *
  * Nearly all that such a training computes is products of matrices of some 128 x 128: all three of a layer stay in a
  * core's cache, and ReLU, its derivative and the bias are done while a product is still in registers. Built with
- * -ffp-contract=fast: an element is summed in the order of k by fused multiply-adds, whichever row or column it is in,
- * so that results depend neither on the number of threads and the width of the processor's vectors, nor on which other
- * networks are in the stack. */
+ * -ffp-contract=fast: an element is summed in the order of k, by fused multiply-adds where the processor has them,
+ * whichever row or column it is in: results depend neither on the number of threads and the width of the vectors, nor
+ * on which other networks are in the stack. */
 
 #include <math.h>
 #include <stdint.h>
@@ -303,7 +303,7 @@ typedef struct {
 typedef struct {
     const Layer *layers;
     const void *tensors;  /* for the pass: the same weights and gradients, in the group that is the network's number */
-    const int64_t *order; /* [number]: the images, as this epoch takes them */
+    const int64_t *order; /* [number]: the images that are taken, batch by batch */
     double *sums;         /* of the epoch's steps: number, pi, lambda imposed, |g|, loss; they are added to */
     double mu;            /* of eq. 8 */
     float lam;
@@ -345,10 +345,10 @@ int64_t gcsr_plain_epoch_scratch(const Layer *layers, int64_t depth, int64_t bat
     return whole_lines(batch * (2 + layers->in)) + gcsr_plain_scratch(layers, depth, batch);
 }
 
-/* An epoch of each network: coherence (eq. 9), decision and step included, one network after the other.
+/* An epoch of each network, or a part of one: coherence (eq. 9), decision and step included.
  *
- * images [number, in] and labels [number], the same for all; scratch: as many times `size`, and tallies: as many times
- * by->tally, as there are threads. */
+ * images [.., in] and labels, the same for all; scratch: as many times `size`, and tallies: as many times by->tally, as
+ * networks are trained at once. */
 void gcsr_plain_epoch(const Training *trainings, int64_t networks, const Passing *by, int64_t depth,
                       const float *images, const int64_t *labels, int64_t number, int64_t batch, float *scratch,
                       int64_t size, char *tallies, int32_t threads) {

@@ -1,6 +1,6 @@
 """Answers, losses and gradients of stacked plain networks (``mlpK``) on a CPU, without autograd.
 
-One trial after the other, so that its matrices stay in the core's cache, and so that it gets the bits that it has
+Trial by trial, so that its matrices stay in the core's cache, and so that it gets the bits that it has
 alone. `gcsr.native_stack` does it in C; `TorchStack` is what that is measured by, and what there is without a compiler.
 """
 
@@ -52,11 +52,11 @@ def plain_stack(config: TrialConfig, weights: Mapping[str, Tensor]) -> PlainStac
 
     Args:
         config: of one of them.
-        weights: stacked parameters by name, float32 ``[K, …]``, in the order of the layers: weight, bias, weight, …
+        weights: stacked parameters by name, ``[K, …]``, in the order of the layers: weight, bias, weight, …
     """
     if not is_written_out(config, next(iter(weights.values())).device):
         return None
-    if native_allowed() and NativeStack.available():
+    if native_allowed() and NativeStack.available() and all(w.dtype == torch.float32 for w in weights.values()):
         return NativeStack(weights)
     return TorchStack(weights)
 
@@ -100,7 +100,7 @@ class TorchStack:
 
     @torch.no_grad()
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        trials = zip(self._trials, images.flatten(2), labels, strict=True)
+        trials = zip(self._trials, images.flatten(2), labels.long(), strict=True)
         return torch.stack([_loss(layers, batch, classes) for layers, batch, classes in trials])
 
 

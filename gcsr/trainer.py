@@ -137,7 +137,7 @@ def _load(
 def check_data(config: TrialConfig, data: Dataset) -> None:
     """Raise `ConfigError` unless ``data`` is the trial's data set, with hold-out and inputs as the trial wants them.
 
-    Labels are looked at, too: neither C nor a GPU's kernels ask whether a class exists.
+    Images and labels are looked at, too: neither C nor a GPU's kernels ask whether they exist.
     """
     if data.name != config.dataset:
         raise ConfigError("dataset", config.dataset, f"{data.name}, which is the data given")
@@ -146,9 +146,21 @@ def check_data(config: TrialConfig, data: Dataset) -> None:
         raise ConfigError("holdout", config.holdout, f"{held_out}, as in the data given")
     if data.inputs != config.inputs:
         raise ConfigError("inputs", config.inputs, f"{data.inputs}, as the data given")
-    low, high = (int(label) for label in torch.stack(torch.aminmax(data.train_labels)).tolist())
+    for split in ("train", "val", "test"):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        if labels is not None:
+            _check_split(split, images, labels, data)
+
+
+def _check_split(split: str, images: Tensor, labels: Tensor, data: Dataset) -> None:
+    expected = [len(labels) or 1, *data.train_images.shape[1:]]
+    if images.dim() != 4 or list(images.shape) != expected:
+        raise ConfigError(f"{split}_images", list(images.shape), f"{expected}, as the labels and train_images")
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ConfigError(f"{split}_labels", f"{labels.dtype} {list(labels.shape)}", "torch.int64 [N]")
+    low, high = torch.stack(torch.aminmax(labels)).tolist()
     if low < 0 or high >= data.classes:
-        raise ConfigError("train_labels", low if low < 0 else high, f"0 to {data.classes - 1}")
+        raise ConfigError(f"{split}_labels", low if low < 0 else high, f"0 to {data.classes - 1}")
 
 
 def new_network(config: TrialConfig, data: Dataset) -> nn.Module:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+import gcsr.native_epoch
 from gcsr import TrialConfig, load_dataset
 from gcsr.cohort import _Cohort, train_cohort
 from gcsr.native_epoch import NativeEpoch
@@ -57,6 +58,13 @@ def test_every_mode_and_regularizer(digits, monkeypatch, epochs, batch_size):
     if batch_size == 100:
         by_pi = [epoch.imposed_fraction for epoch in results[-2].epochs]
         assert any(0 < fraction < 1 for fraction in by_pi), "the decisions of ours_orig differ from step to step"
+
+
+def test_an_epoch_in_parts_is_the_same(digits, monkeypatch):
+    configs = cohort(batch_size=30)[-3:]
+    whole = [measured(result) for result in train_cohort(configs, digits)]
+    monkeypatch.setattr(gcsr.native_epoch, "_STEPS", 7)
+    assert [measured(result) for result in train_cohort(configs, digits)] == whole
 
 
 def test_held_out_images_learning_rates_and_momenta(monkeypatch, epochs):

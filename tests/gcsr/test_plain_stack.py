@@ -184,6 +184,24 @@ def test_what_is_written_out(fields, device, suits):
 
 
 @needs_compiler
+def test_memory_is_for_those_that_are_trained_at_once():
+    sizes = []
+    for count, threads in ((1, 1), (1, 64), (2, 64)):
+        memory, size = NativeStack(stacked(networks("mlp2", count))).scratch(100, threads)
+        sizes.append(len(memory) / size)
+    assert sizes == [1, 1, 2]
+
+
+@needs_compiler
+def test_other_precisions_are_torchs():
+    weights = {name: weight.double() for name, weight in stacked(networks("mlp2", 1)).items()}
+    stack = plain_stack(TrialConfig(), weights)
+    assert type(stack) is TorchStack
+    images, labels = batches(1, 5)
+    assert stack.losses(images.double(), labels).dtype == torch.float64
+
+
+@needs_compiler
 def test_without_leave_nothing_compiled_is_used(monkeypatch):
     weights = stacked(networks("mlp2", 1))
     assert type(plain_stack(TrialConfig(), weights)) is NativeStack

@@ -206,19 +206,40 @@ def test_data_of_another_trial_are_refused(digits, fields, words):
         train(TrialConfig(**fields), digits)
 
 
-@pytest.mark.parametrize("label", [-1, 10])
-def test_classes_that_there_are_not_are_refused(digits, label):
-    labels = digits.train_labels.clone()
-    labels[7] = label
-    data = dataclasses.replace(digits, train_labels=labels)
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda d: {"train_labels": d.train_labels - 1}, "train_labels: -1 is not allowed; expected 0 to 9"),
+        (lambda d: {"test_labels": d.test_labels + 1}, "test_labels: 10 is not allowed; expected 0 to 9"),
+        (lambda d: {"train_labels": d.train_labels.repeat(2)}, r"train_images: \[1347, 1, 8, 8\].*\[2694, 1, 8, 8\]"),
+        (lambda d: {"test_images": d.test_images[:, :, :4, :4]}, r"test_images: \[450, 1, 4, 4\].*\[450, 1, 8, 8\]"),
+        (
+            lambda d: {"train_labels": d.train_labels[:, None]},
+            r"train_labels: 'torch.int64 \[1347, 1\]'.* torch.int64 \[N",
+        ),
+        (lambda d: {"train_labels": d.train_labels.int()}, "train_labels: 'torch.int32.*expected torch.int64"),
+        (lambda d: {"train_images": d.train_images[:0], "train_labels": d.train_labels[:0]}, "train_images: .0, 1, 8"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(digits, changed, words):
+    data = dataclasses.replace(digits, **changed(digits))
     for training in (lambda config: train(config, data), lambda config: train_cohort([config], data)):
-        with pytest.raises(ConfigError, match=f"train_labels: {label} is not allowed; expected 0 to 9"):
+        with pytest.raises(ConfigError, match=words):
             training(TrialConfig(model="mlp1", epochs=1))
 
 
-def test_a_batch_that_is_larger_than_the_data_takes_no_more_memory(digits):
+@pytest.mark.skipif(not NativeStack.available(), reason="no C compiler here")
+def test_a_batch_that_is_larger_than_the_data_takes_no_more_memory(digits, monkeypatch):
+    batches, scratch = [], NativeStack.scratch
+
+    def spied(stack, batch, threads, **options):
+        batches.append(batch)
+        return scratch(stack, batch, threads, **options)
+
+    monkeypatch.setattr(NativeStack, "scratch", spied)
     config = TrialConfig(model="mlp1", epochs=1, batch_size=1_000_000)
     assert measured(train(config, digits)) == measured(train_cohort([config], digits)[0])
+    assert max(batches) == 1347
 
 
 def test_files_have_the_rights_of_any_new_file(tmp_path):
