@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gcsr.config import TrialConfig
 from gcsr.memory_pass import TableEntry
-from gcsr.native_pass import NativePass, Tally
+from gcsr.native_pass import NativePass
 from gcsr.native_stack import Layer, NativeStack
 
 __all__ = ["NativeEpoch"]
@@ -21,6 +21,7 @@ class _Passing(ctypes.Structure):
         ("function", ctypes.c_void_p),
         ("first_block", ctypes.c_void_p),
         ("tensors", ctypes.c_int64),
+        ("tallies", ctypes.c_void_p),
         ("tally", ctypes.c_int64),
         ("coherent", ctypes.c_void_p),
         ("n", ctypes.c_void_p),
@@ -57,18 +58,16 @@ class NativeEpoch:
     def __init__(self, stack: NativeStack, memory: NativePass, configs: Sequence[TrialConfig]) -> None:
         self._stack, self._memory = stack, memory  # they stay alive
         count, tensors = len(configs), len(memory.table) // len(configs)
-        self._first_block = (ctypes.c_int64 * (tensors + 1))(*memory.first_block[: tensors + 1])
-        self._tally = self._first_block[tensors] * ctypes.sizeof(Tally)
-        self._counts = torch.empty(2, count, dtype=torch.int64)
-        self._grad_sum, self._lam_t = torch.empty(count, dtype=torch.float64), torch.empty(count)
+        self._lam_t = torch.empty(count)
         self._passing = _Passing(
             function=ctypes.cast(memory.function, ctypes.c_void_p),
-            first_block=ctypes.addressof(self._first_block),
+            first_block=ctypes.addressof(memory.blocks),  # the first network's: all have the same shapes
             tensors=tensors,
-            tally=self._tally,
-            coherent=self._counts[0].data_ptr(),
-            n=self._counts[1].data_ptr(),
-            sum=self._grad_sum.data_ptr(),
+            tallies=ctypes.addressof(memory.tallies),
+            tally=ctypes.sizeof(memory.tallies) // count,
+            coherent=memory.counts[0].data_ptr(),
+            n=memory.counts[1].data_ptr(),
+            sum=memory.grad_sum.data_ptr(),
             lam_t=self._lam_t.data_ptr(),
         )
         self._trainings = (_Training * count)()
@@ -95,9 +94,8 @@ class NativeEpoch:
         images, labels, order = images.float().contiguous(), labels.long().contiguous(), order.contiguous()
         for training, decided, row in zip(self._trainings, imposed, sums, strict=True):
             training.imposed, training.sums = decided, row.data_ptr()
-        batch_size, threads = min(batch_size, len(labels)), torch.get_num_threads()
-        scratch, size = self._stack.scratch(batch_size, threads, taken=True)
-        tallies = ctypes.create_string_buffer(min(threads, len(sums)) * self._tally)
+        batch_size = min(batch_size, len(labels))
+        scratch, size = self._stack.scratch(batch_size, taken=True)
         for taken in order.split(_STEPS * batch_size, dim=1):
             for training, rows in zip(self._trainings, taken, strict=True):
                 training.order = rows.data_ptr()
@@ -112,6 +110,5 @@ class NativeEpoch:
                 ctypes.c_int64(batch_size),
                 ctypes.c_void_p(scratch.data_ptr()),
                 ctypes.c_int64(size),
-                tallies,
-                threads,
+                torch.get_num_threads(),
             )

@@ -70,40 +70,47 @@ class NativeStack:
     def answers(self, images: Tensor) -> Tensor:
         images = images.flatten(1).float().contiguous()
         found = images.new_empty(self._trials, len(images), dtype=torch.int64)
-        self._call(self.library.gcsr_plain_answers, (images,), len(images), found)
+        self._call(self.library.gcsr_plain_answers, (images,), len(images), self.scratch(0), found)
         return found
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         images, labels = images.flatten(2).float().contiguous(), labels.long().contiguous()
         found = images.new_empty(self._trials)
-        self._call(self.library.gcsr_plain_losses, (images, labels), images.shape[1], found)
+        batch = images.shape[1]
+        self._call(self.library.gcsr_plain_losses, (images, labels), batch, self.scratch(batch), found)
         return found
 
-    def scratch(self, batch: int, threads: int, *, taken: bool = False) -> tuple[Tensor, int]:
-        """Memory to compute in, and how many elements of it a thread takes (those beside it on one trial need none).
+    def scratch(self, batch: int, *, taken: bool = False) -> tuple[Tensor, int]:
+        """Memory to compute in, and how many elements of it a trial takes that is computed beside others.
 
         Args:
-            batch: images of a trial at most.
-            threads: that compute at once.
+            batch: images of a trial at most, of which gradients are taken; answers need room for none.
             taken: with room for the images themselves and their labels.
         """
         sizing = self.library.gcsr_plain_epoch_scratch if taken else self.library.gcsr_plain_scratch
         size = sizing(self.layers, ctypes.c_int64(self.depth), ctypes.c_int64(batch))
-        if len(self._scratch) < min(threads, self._trials) * size:
-            self._scratch = self._scratch.new_empty(min(threads, self._trials) * size)
+        at_once = min(torch.get_num_threads(), self._trials)
+        if len(self._scratch) < at_once * size:
+            self._scratch = self._scratch.new_empty(at_once * size)
         return self._scratch, size
 
-    def _call(self, function: "ctypes._FuncPointer", given: tuple[Tensor, ...], batch: int, found: Tensor) -> None:
-        threads = torch.get_num_threads()
-        scratch, size = self.scratch(batch, threads)
+    def _call(
+        self,
+        function: "ctypes._FuncPointer",
+        given: tuple[Tensor, ...],
+        number: int,
+        scratch: tuple[Tensor, int],
+        found: Tensor,
+    ) -> None:
+        memory, size = scratch
         function(
             self.layers,
             ctypes.c_int64(self._trials),
             ctypes.c_int64(self.depth),
             *(ctypes.c_void_p(tensor.data_ptr()) for tensor in given),
-            ctypes.c_int64(batch),
-            ctypes.c_void_p(scratch.data_ptr()),
+            ctypes.c_int64(number),
+            ctypes.c_void_p(memory.data_ptr()),
             ctypes.c_int64(size),
-            threads,
+            torch.get_num_threads(),
             ctypes.c_void_p(found.data_ptr()),
         )

@@ -253,7 +253,7 @@ static int64_t best(const float *logits, int64_t classes) {
 /* Mean cross-entropy of each network's batch [networks], and its gradients where its layers say.
  *
  * layers: of the first network, then of the second, ...; images [networks, batch, in]; labels [networks, batch];
- * scratch: as many times gcsr_plain_scratch as there are threads. */
+ * scratch: as many times gcsr_plain_scratch of the batch as networks are computed at once. */
 void gcsr_plain_losses(const Layer *layers, int64_t networks, int64_t depth, const float *images,
                        const int64_t *labels, int64_t batch, float *scratch, int64_t size, int32_t threads,
                        float *losses) {
@@ -264,7 +264,8 @@ void gcsr_plain_losses(const Layer *layers, int64_t networks, int64_t depth, con
                          scratch + omp_get_thread_num() * size, within);
 }
 
-/* The class that each network gives each image [networks, images]; images [number, in], the same for all. */
+/* The class that each network gives each image [networks, images]; images [number, in], the same for all; they are taken
+ * by chunks, which fit into gcsr_plain_scratch of no batch. */
 void gcsr_plain_answers(const Layer *layers, int64_t networks, int64_t depth, const float *images, int64_t number,
                         float *scratch, int64_t size, int32_t threads, int64_t *answers) {
     const int within = networks > 1 ? 1 : threads;
@@ -294,7 +295,9 @@ typedef void Pass(const void *tensors, int64_t number, const int64_t *first_bloc
 typedef struct {
     Pass *pass;
     const int64_t *first_block; /* of a network's tensors */
-    int64_t tensors, tally;     /* how many a network has; bytes of all its blocks' tallies */
+    int64_t tensors;            /* how many a network has */
+    char *tallies;              /* of all blocks of all networks */
+    int64_t tally;              /* bytes of a network's */
     int64_t *coherent, *n;      /* [networks], as is all that a pass reads or writes for a group */
     double *sum;
     float *lam_t;
@@ -311,8 +314,9 @@ typedef struct {
 } Training;
 
 static void epoch(const Training *own, int64_t k, const Passing *by, int64_t depth, const float *images,
-                  const int64_t *labels, int64_t number, int64_t batch, float *scratch, void *tallies, int threads) {
+                  const int64_t *labels, int64_t number, int64_t batch, float *scratch, int threads) {
     const int64_t in = own->layers->in;
+    char *const tallies = by->tallies + k * by->tally;
     int64_t *const classes = (int64_t *)scratch;
     float *const taken = scratch + 2 * batch;
     for (int64_t from = 0; from < number; from += batch) {
@@ -347,14 +351,13 @@ int64_t gcsr_plain_epoch_scratch(const Layer *layers, int64_t depth, int64_t bat
 
 /* An epoch of each network, or a part of one: coherence (eq. 9), decision and step included.
  *
- * images [.., in] and labels, the same for all; scratch: as many times `size`, and tallies: as many times by->tally, as
- * networks are trained at once. */
+ * images [.., in] and labels, the same for all; scratch: as many times `size` as networks are trained at once. */
 void gcsr_plain_epoch(const Training *trainings, int64_t networks, const Passing *by, int64_t depth,
                       const float *images, const int64_t *labels, int64_t number, int64_t batch, float *scratch,
-                      int64_t size, char *tallies, int32_t threads) {
+                      int64_t size, int32_t threads) {
     const int within = networks > 1 ? 1 : threads;
 #pragma omp parallel for num_threads(threads) schedule(static) if (networks > 1 && threads > 1)
     for (int64_t k = 0; k < networks; k++)
         epoch(trainings + k, k, by, depth, images, labels, number, batch, scratch + omp_get_thread_num() * size,
-              tallies + omp_get_thread_num() * by->tally, within);
+              within);
 }

@@ -185,11 +185,24 @@ def test_what_is_written_out(fields, device, suits):
 
 @needs_compiler
 def test_memory_is_for_those_that_are_trained_at_once():
-    sizes = []
-    for count, threads in ((1, 1), (1, 64), (2, 64)):
-        memory, size = NativeStack(stacked(networks("mlp2", count))).scratch(100, threads)
-        sizes.append(len(memory) / size)
+    before, sizes = torch.get_num_threads(), []
+    try:
+        for count, threads in ((1, 1), (1, 64), (2, 64)):
+            torch.set_num_threads(threads)
+            memory, size = NativeStack(stacked(networks("mlp2", count))).scratch(100)
+            sizes.append(len(memory) / size)
+    finally:
+        torch.set_num_threads(before)
     assert sizes == [1, 1, 2]
+
+
+@needs_compiler
+def test_answers_take_no_memory_for_gradients():
+    stack = NativeStack(stacked(networks("mlp2", 1)))
+    stack.answers(torch.zeros(100, 1, 8, 8))
+    taken = len(stack._scratch)
+    stack.answers(torch.zeros(20_000, 1, 8, 8))
+    assert len(stack._scratch) == taken
 
 
 @needs_compiler

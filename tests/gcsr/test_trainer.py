@@ -232,9 +232,9 @@ def test_images_and_labels_that_do_not_fit_are_refused(digits, changed, words):
 def test_a_batch_that_is_larger_than_the_data_takes_no_more_memory(digits, monkeypatch):
     batches, scratch = [], NativeStack.scratch
 
-    def spied(stack, batch, threads, **options):
+    def spied(stack, batch, **options):
         batches.append(batch)
-        return scratch(stack, batch, threads, **options)
+        return scratch(stack, batch, **options)
 
     monkeypatch.setattr(NativeStack, "scratch", spied)
     config = TrialConfig(model="mlp1", epochs=1, batch_size=1_000_000)
