@@ -232,9 +232,11 @@ def test_kuberay_is_closed():
     assert templates[1]["spec"]["automountServiceAccountToken"] is False
 
 
-# What stands in for a command: notes how it was called, and does just enough.
+# What stands in for a command: notes how it was called, and does just enough. bash writes what it prints line by line, and
+# several commands run at once: cat adds a note in one write.
 SHIM = r"""#!/bin/bash
-printf '%s\0' "${0##*/}" "OMP_NUM_THREADS=${OMP_NUM_THREADS-}" "$RAY_AUTH_MODE $RAY_ADDRESS" "$@" $'\1' >> "$NOTES"
+printf '%s\0' "${0##*/}" "OMP_NUM_THREADS=${OMP_NUM_THREADS-}" "$RAY_AUTH_MODE $RAY_ADDRESS" "$@" $'\1' > "$NOTES.$$"
+cat "$NOTES.$$" >> "$NOTES"
 case "${0##*/} $1 $2" in
   "ray get-auth-token --generate") mkdir -p ~/.ray && echo secret > ~/.ray/auth_token && echo secret ;;
   "ray start --head") exec sleep 60 ;;
