@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gcsr.coherence import Counts
 from gcsr.errors import ConfigError
-from gcsr.memory_pass import TableEntry
 from gcsr.names import Regularizer
 from gcsr.parameter_pass import ParameterPass, can_pass
 
@@ -61,7 +60,6 @@ class FusedSGD:
         # As they stand in the pass's table:
         self._settings: dict[int, tuple[float, float, float]] = {}  # number of a group → lr, momentum, weight_decay
         self._buffers: dict[int, Tensor] = {}  # index of a parameter → its momentum buffer
-        self._first: list[TableEntry] = []  # those whose buffer the last step made
 
     @staticmethod
     def suits(inner: torch.optim.Optimizer) -> bool:
@@ -112,9 +110,6 @@ class FusedSGD:
 
     def _fill(self) -> None:
         """Write what is new since the last step into the pass's table."""
-        for entry in self._first:
-            entry.first = False
-        self._first.clear()
         state, index = self._inner.state, 0
         for number, group in enumerate(self._inner.param_groups):
             settings = (float(group["lr"]), group["momentum"], group["weight_decay"])
@@ -126,7 +121,7 @@ class FusedSGD:
                 if settings[1] and p.grad is not None:
                     buffer = state[p].get("momentum_buffer")
                     if buffer is None or buffer is not self._buffers.get(index):
-                        self._buffers[index] = buffer = self._adopt(p, buffer, entry)
+                        self._buffers[index] = buffer = self._adopt(p, buffer)
                     entry.m = buffer.data_ptr()
                 else:
                     entry.m = None
@@ -140,12 +135,10 @@ class FusedSGD:
             if self._regularized[index]:
                 entry.l2, entry.l1 = (2.0, 0.0) if self._l2 else (0.0, lr)
 
-    def _adopt(self, p: Tensor, buffer: Tensor | None, entry: TableEntry) -> Tensor:
+    def _adopt(self, p: Tensor, buffer: Tensor | None) -> Tensor:
         """The inner optimizer's momentum buffer, in the parameter's layout; made if there is none yet."""
-        if buffer is None:
-            buffer = torch.empty_like(p, memory_format=torch.preserve_format)
-            entry.first = True
-            self._first.append(entry)
+        if buffer is None:  # of zeros, torch.optim.SGD's first step is a step like any other
+            buffer = torch.zeros_like(p, memory_format=torch.preserve_format)
         elif (buffer.shape, buffer.dtype, buffer.device) != (p.shape, p.dtype, p.device):
             found, expected = (f"{t.dtype} {list(t.shape)} on {t.device}" for t in (buffer, p))
             raise ConfigError("momentum_buffer", found, f"{expected}, as its parameter")

@@ -27,7 +27,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     float *w;           /* weights */
-    float *m;           /* momentum buffer; NULL without momentum */
+    float *m;           /* momentum buffer, zeros before the first step; NULL without momentum */
     const float *g;     /* gradient; NULL: the tensor takes no part */
     int64_t n;          /* elements */
     int64_t low, high;  /* the range of them that is counted here */
@@ -38,7 +38,6 @@ typedef struct {
     float l2;           /* 2 where L2 is imposed with strength lam_t, or 0 */
     float l1;           /* lr where L1 is imposed with strength lam_t, or 0 */
     int32_t sign;       /* pi is measured with the penalty of L1 */
-    int32_t first;      /* the momentum buffer is new: it takes the gradient as it is */
     int32_t group;      /* which counts and which lam_t are its */
 } Tensor;
 
@@ -98,12 +97,7 @@ static void update_range(const Tensor *t, float lam_t, int64_t from, int64_t to)
     float *restrict w = t->w, *restrict m = t->m;
     const float *restrict g = t->g;
     const float lr = t->lr, momentum = t->momentum, decay = t->decay + t->l2 * lam_t, z = t->l1 * lam_t;
-    if (m && t->first) {
-        for (int64_t i = from; i < to; i++) {
-            m[i] = decay != 0 ? g[i] + decay * w[i] : g[i];
-            w[i] -= lr * m[i];
-        }
-    } else if (m && decay != 0) {
+    if (m && decay != 0) {
         for (int64_t i = from; i < to; i++) {
             m[i] = momentum * m[i] + (g[i] + decay * w[i]);
             w[i] -= lr * m[i];

@@ -22,7 +22,7 @@ class TableEntry(ctypes.Structure):
 
     _fields_ = (
         ("w", ctypes.c_void_p),  # weights
-        ("m", ctypes.c_void_p),  # momentum buffer; None without momentum
+        ("m", ctypes.c_void_p),  # momentum buffer, zeros before the first step; None without momentum
         ("g", ctypes.c_void_p),  # gradient; None: the tensor takes no part
         ("n", ctypes.c_int64),  # elements
         ("low", ctypes.c_int64),  # the range of them, in memory order, that is counted here
@@ -34,7 +34,6 @@ class TableEntry(ctypes.Structure):
         ("l2", ctypes.c_float),  # 2 where L2 is imposed with strength lam_t, or 0
         ("l1", ctypes.c_float),  # lr where L1 is imposed with strength lam_t, or 0
         ("sign", ctypes.c_int32),  # π is measured with the penalty of L1
-        ("first", ctypes.c_int32),  # the momentum buffer is new: it takes the gradient as it is
         ("group", ctypes.c_int32),  # which counts and which lam_t are its
     )
 

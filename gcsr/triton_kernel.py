@@ -33,7 +33,6 @@ _DECAY = tl.constexpr(TableEntry.decay.offset // 4)
 _L2 = tl.constexpr(TableEntry.l2.offset // 4)
 _L1 = tl.constexpr(TableEntry.l1.offset // 4)
 _SIGN = tl.constexpr(TableEntry.sign.offset // 4)
-_FIRST = tl.constexpr(TableEntry.first.offset // 4)
 _GROUP = tl.constexpr(TableEntry.group.offset // 4)
 
 
@@ -105,8 +104,7 @@ def _block(
         m_address = tl.load(entry + _M)
         if m_address != 0:
             m_at = _pointer(m_address, ALIGNED) + where
-            if tl.load(flags + _FIRST) == 0:
-                step = tl.load(numbers + _MOMENTUM) * _load(m_at, inside, WHOLE) + step
+            step = tl.load(numbers + _MOMENTUM) * _load(m_at, inside, WHOLE) + step
             _store(m_at, step, inside, WHOLE)
         w = w - lr * step
         if z != 0:

@@ -232,8 +232,8 @@ def test_kuberay_is_closed():
     assert templates[1]["spec"]["automountServiceAccountToken"] is False
 
 
-# What stands in for a command: notes how it was called, and does just enough. bash writes what it prints line by line, and
-# several commands run at once: cat adds a note in one write.
+# What stands in for a command: notes how it was called, and does just enough. bash writes what it prints line by line,
+# and several commands run at once: cat adds a note in one write.
 SHIM = r"""#!/bin/bash
 printf '%s\0' "${0##*/}" "OMP_NUM_THREADS=${OMP_NUM_THREADS-}" "$RAY_AUTH_MODE $RAY_ADDRESS" "$@" $'\1' > "$NOTES.$$"
 cat "$NOTES.$$" >> "$NOTES"

@@ -68,7 +68,7 @@ def test_counts_are_the_references(pairs, lam, regularizer):
 @needs_compiler
 @pytest.mark.parametrize("regularizer", ["l1", "l2"])
 def test_it_does_what_the_processors_pass_does_to_the_last_bit(regularizer):
-    """Counts by group, slices, L1 and L2, momentum that is new and old, an own decay, a tensor without gradient."""
+    """Counts by group, slices, L1 and L2, momentum, an own decay, a tensor without gradient."""
     fixed = [
         PassTensor(elements=n, low=n // 7, high=n - n // 9, lam=0.3, regularizer=regularizer, group=min(index, 1))
         for index, n in enumerate(SIZES)
@@ -83,7 +83,6 @@ def test_it_does_what_the_processors_pass_does_to_the_last_bit(regularizer):
         for memory, w, g, m in ((compiled, weights, grads, momenta), (ours, here[0], there, here[1])):
             pointed(memory, w, g, m)
             for index, entry in enumerate(memory.table):
-                entry.first = step == 0 and index != 2
                 entry.decay = 0.125 if index == 3 else 0.0
                 entry.l2, entry.l1 = (2.0, 0.0) if regularizer == "l2" else (0.0, 0.05)
                 if index == 1:
