@@ -1,4 +1,4 @@
-"""The console script ``gcsr``: all of `tune.cli`, and ``gcsr submit`` for jobs on a cluster."""
+"""The command line of ``gcsr``: all of `tune.cli`, and ``gcsr submit`` for jobs on a cluster."""
 
 import shlex
 import urllib.parse
@@ -33,7 +33,7 @@ from tune.tolerance import methods_of
 if TYPE_CHECKING:
     from cluster.jobs import Job, JobCommand, Jobs
 
-__all__ = ["cli", "main", "run"]
+__all__ = ["cli", "main"]
 
 _COMMANDS = ("sweep", "search", "tolerance")
 _DASHBOARD = "http://127.0.0.1:8265"
@@ -261,10 +261,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return main_of(cli, arguments)
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    run_as_program(cli)
-
-
 if __name__ == "__main__":
-    run()
+    run_as_program(cli)
