@@ -15,12 +15,13 @@ import torch.distributed as dist
 from rich.table import Table
 from torch.multiprocessing.spawn import ProcessException
 
-from gcsr import Dataset, EpochRecord, InvalidInputError, TrialConfig, TrialResult, load_dataset, train
+from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, train
+from gcsr.arrays import load_arrays
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, run_workers
 from tune.node_data import local_root
 from tune.terminal import Terminal, say
-from tune.trial import choose_device, threads_for, warn_of_emulation
+from tune.trial import choose_device, dataset_of, threads_for, warn_of_emulation
 
 __all__ = ["LostWorkerError", "TrainRun", "run_train"]
 
@@ -57,6 +58,9 @@ def run_train(run: TrainRun, workers: int) -> None:
         InvalidInputError: what was asked for is not possible here; nothing was trained.
         LostWorkerError: one of several workers ended before its time.
     """
+    if workers > run.config.batch_size:
+        most = f"{run.config.batch_size}, the batch_size: an image each"
+        raise InvalidInputError(f"workers: {workers} is not allowed; expected at most {most}")
     device = choose_device(run.device)
     warn_of_emulation([run.config], device)
     threads = threads_for(run.config, device, run.threads, torch.get_num_threads() // workers)
@@ -69,7 +73,8 @@ def run_train(run: TrainRun, workers: int) -> None:
             raise InvalidInputError(
                 f"workers: {workers} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
             )
-        _load(run, torch.device("cpu"))  # a data set that is not there is one clear line, not one a worker
+        # A data set that is not there is one clear line, not one a worker.
+        load_arrays(run.config.dataset, local_root(run.data, run.config.dataset))
         refusals = multiprocessing.get_context(START_METHOD).SimpleQueue()
         try:
             run_workers(functools.partial(_work, run, refusals), workers, device.type, threads)
@@ -111,12 +116,6 @@ def _work(
         raise
 
 
-def _load(run: TrainRun, device: torch.device) -> Dataset:
-    config = run.config
-    root = local_root(run.data, config.dataset)
-    return load_dataset(config.dataset, holdout=config.holdout, inputs=config.inputs, root=root, device=device)
-
-
 def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: torch.device) -> None:
     speaks = group is None or dist.get_rank(group) == 0
     console = Terminal(stderr=True, highlight=False)
@@ -132,7 +131,8 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
             )
 
     checkpointer = Checkpointer(FileStorage(run.checkpoint)) if run.checkpoint else None
-    result = train(run.config, _load(run, device), checkpointer=checkpointer, on_epoch=show, group=group)
+    data = dataset_of(run.config, run.data, device)
+    result = train(run.config, data, checkpointer=checkpointer, on_epoch=show, group=group)
     if not speaks:
         return
     measured = _measured(result)

@@ -121,7 +121,7 @@ def trial_in_turns(
     if job.out_of_time():
         raise OutOfTimeError("not begun")
     storage = StoredCheckpoint(Store(job.store), config.trial_id)
-    data = dataset_of(config, job, device)
+    data = dataset_of(config, job.data, device)
     checkpointer = Checkpointer(
         storage, min_seconds=job.checkpoint_seconds, max_share=_CHECKPOINT_SHARE, deadline=job.deadline
     )
@@ -176,9 +176,9 @@ def check_digests(configs: Sequence[TrialConfig], job: SweepJob) -> None:
         check_digest(job.data, name, job.digests[name])
 
 
-def dataset_of(config: TrialConfig, job: SweepJob, device: torch.device) -> Dataset:
-    """The trial's data set on the device; loaded once a process."""
-    return _dataset(config.dataset, config.holdout, config.inputs, job.data, str(device))
+def dataset_of(config: TrialConfig, root: str | None, device: torch.device) -> Dataset:
+    """The trial's data set on the device, from a data root that may be a URI; loaded once a process."""
+    return _dataset(config.dataset, config.holdout, config.inputs, root, str(device))
 
 
 @functools.lru_cache(maxsize=2)

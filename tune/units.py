@@ -129,7 +129,7 @@ def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[list[Out
 
 def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
     try:
-        data = dataset_of(configs[0], job, choose_device(job.device))
+        data = dataset_of(configs[0], job.data, choose_device(job.device))
         results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed)
         return [
             Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))

@@ -72,6 +72,7 @@ BAD = {
     "train model": ["train", "--model", "vgg16"],
     "train data": ["train", "--dataset", "cifar10", "--model", "alexnet", "--data", "NOWHERE"],
     "train nan": ["train", "--lr", ".nan"],
+    "train workers": ["train", "--workers", "65", "--batch_size", "64"],
     "report of nothing": ["report", "OUT"],
     "report format": ["report", "OUT", "--format", "pdf"],
     "data set": ["data", "imagenet"],
