@@ -84,6 +84,8 @@ while len(ray.nodes()) < $nodes and time.monotonic() < end:
 print(f'slurm.sh: {len(ray.nodes())} of $nodes nodes take part', flush=True)
 "
 
+export GCSR_RESUME_COMMAND="sbatch cluster/slurm.sh$(printf ' %q' "$@")"
+[[ " $* " == *" --resume "* ]] || GCSR_RESUME_COMMAND+=" --resume"
 python -m cluster.run "$@" &
 sweep=$!
 trap 'signalled=yes; kill -TERM $sweep 2> /dev/null || true' TERM # to the sweep alone: to end well it needs Ray

@@ -84,7 +84,8 @@ class GatedOptimizer:
     parameter's group. Nothing is read back by the host in a step; `metrics` reads once.
 
     A plain float32 `torch.optim.SGD` is not called but fused with the method into one pass over memory
-    (`gcsr.fused_sgd`), unless it has hooks. Ranks that hold the same weights must have the same hooks.
+    (`gcsr.fused_sgd`), unless it has hooks. Ranks that hold the same weights must have the same hooks,
+    and gradients of the same layout.
 
     ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
     clipping. Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
@@ -120,7 +121,7 @@ class GatedOptimizer:
         mu: float = MU,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        params = list(params)
+        params = list({id(p): p for p in params}.values())  # tied weights are one parameter
         if regularizer not in REGULARIZERS:
             raise ConfigError("regularizer", regularizer, "one of " + ", ".join(REGULARIZERS))
         if not 0 <= lam <= MAX_LAM:

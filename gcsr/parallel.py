@@ -5,11 +5,13 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -98,8 +100,12 @@ def backend(device_type: str) -> str:
 
 def is_lost_worker(error: BaseException) -> bool:
     """Whether ``error`` is what a collective raises when another rank is gone: a fault of the machine."""
+    if isinstance(error, dist.DistError):
+        return True
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection closed by peer" in text
+    return isinstance(error, RuntimeError) and any(
+        hint in text for hint in ("gloo", "nccl", "connection closed by peer")
+    )
 
 
 @contextlib.contextmanager
@@ -148,10 +154,20 @@ def run_workers(
     if device_type == "cpu":
         imported.append("torch._dynamo")  # DDP imports it, for seconds; it may ask CUDA, which no fork survives
     multiprocessing.get_context(START_METHOD).set_forkserver_preload(imported)
+    _start_forkserver()
     with tempfile.TemporaryDirectory(prefix="gcsr-workers-") as folder:
         arguments = (function, workers, device_type, threads, str(Path(folder) / "meet"), dict(os.environ))
         # Daemons: an interrupt of this process alone ends them, too.
         start_processes(_worker, arguments, nprocs=workers, daemon=True, start_method=START_METHOD)
+
+
+def _start_forkserver() -> None:
+    """Start it deaf to Ctrl-C, which a terminal sends to all: it would die of it with a traceback while it imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,6 @@
 """What a running cluster has, what it may grow to, and waiting for it to grow large enough."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from tune.job import SweepJob
 from tune.placement import Resources, TooSmallError, TrialPlan, described, plan_trials, worker_resources
+from tune.terminal import complain
 
 __all__ = ["Launched", "alive_nodes", "plan_on_cluster"]
 
@@ -143,8 +143,7 @@ def _node_text(node: Resources) -> str:
 
 
 def _to_stderr(line: str) -> None:
-    sys.stderr.write(f"gcsr: {line}\n")
-    sys.stderr.flush()
+    complain(f"gcsr: {line}")
 
 
 def _kuberay_grows() -> bool:

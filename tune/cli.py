@@ -91,7 +91,7 @@ def train_command(
         saved = f"resume with: {command_line()}" if checkpoint else "nothing was saved (--checkpoint FILE would)"
         raise InterruptedRunError(saved) from None
     except LostWorkerError as error:
-        saved = f"; the same command goes on from {checkpoint}" if checkpoint else ""
+        saved = f"; the same command goes on from {checkpoint}" if checkpoint and checkpoint.exists() else ""
         raise WorkFailedError(f"{error}{saved}") from None
 
 

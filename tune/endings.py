@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from gcsr import CheckpointError, InvalidInputError
+from tune.node_data import UnfitNodeError
 from tune.passwords import without_password
 from tune.terminal import complain, say
 
@@ -56,14 +57,14 @@ def resuming(resume: bool) -> str:
 
 @contextlib.contextmanager
 def resumable(resume: bool) -> Iterator[None]:
-    """Ctrl-C and a failing disk end the run with the command that goes on."""
+    """Ctrl-C, a failing disk and a failing GPU end the run with the command that goes on."""
     try:
         yield
     except KeyboardInterrupt:
         raise InterruptedRunError(f"every ended trial is stored; resume with: {resuming(resume)}") from None
-    except OSError as error:
-        line = f"{_os_line(error)}; every ended trial is stored; resume with: {resuming(resume)}"
-        raise WorkFailedError(line) from None
+    except (OSError, UnfitNodeError) as error:
+        text = _os_line(error) if isinstance(error, OSError) else str(error)
+        raise WorkFailedError(f"{text}; every ended trial is stored; resume with: {resuming(resume)}") from None
 
 
 def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:

@@ -1,16 +1,17 @@
 """Whole files on a local disk or an object store: they appear complete or not at all, and remote ones patiently."""
 
 import contextlib
+import io
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -25,13 +26,16 @@ _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, a
 _ATTEMPTS = 5  # of one operation on a remote store
 _BACK_OFF_SECONDS = 0.5  # before the second; doubles
 _IN_MEMORY = 64 << 20  # bytes of a file being written to a remote store
+_ONE_REQUEST = 4 << 20  # bytes of a file that Arrow sends by one request: S3's parts have 5 MiB at least
+_CHUNK = 1 << 20  # bytes
 
 
 class Files:
     """A folder of pyarrow's filesystems.
 
-    On a local disk a file is written under a temporary name, flushed to the disk and renamed. Remote stores know no
-    temporary names: a file is one upload, and what the network does to a request is tried again with growing pauses.
+    On a local disk a file is written under a temporary name, flushed to the disk and renamed. On a remote store a small
+    file is one request, which is done whole or not at all; a larger one is uploaded in parts, under a temporary name,
+    too. What the network does to a request is tried again with growing pauses.
 
     Args:
         location: a path, or a URI such as ``s3://bucket/prefix``.
@@ -92,23 +96,21 @@ class Files:
         yield pa.BufferReader(self._patiently(fetched))
 
     @contextlib.contextmanager
-    def writing(self, path: str) -> Iterator[BinaryIO]:
+    def writing(self, path: str) -> Iterator[IO[bytes]]:
         """A file that takes its name when the block ends well, and leaves nothing otherwise."""
         parent, _, base = path.rpartition("/")
         self._make(parent)
         if not self.is_local:
             with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
-                yield spooled  # type: ignore[misc]
-
-                def put() -> None:
+                yield spooled
+                if spooled.tell() <= _ONE_REQUEST:
                     spooled.seek(0)
-                    stream = self.filesystem.open_output_stream(path)
-                    shutil.copyfileobj(spooled, stream, 1 << 20)
-                    stream.close()  # not on an error: an upload that was not completed is no object
-
-                self._patiently(put)
+                    content = io.BytesIO(spooled.read())
+                    _undisturbed(lambda: self._patiently(lambda: self._put(content, path)))
+                else:
+                    self._upload(spooled, path, f"{parent}/{_temporary(base)}")
             return
-        part = Path(parent) / f".{base}.{uuid.uuid4().hex}.part"
+        part = Path(parent) / _temporary(base)
         try:
             with open(part, "wb") as file:
                 yield file
@@ -117,6 +119,30 @@ class Files:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+    def _upload(self, content: IO[bytes], path: str, part: str) -> None:
+        try:
+            self._patiently(lambda: self._put(content, part))
+            self._patiently(lambda: self.filesystem.move(part, path))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.filesystem.delete_file(part)
+            raise
+
+    def _put(self, content: IO[bytes], path: str) -> None:
+        content.seek(0)
+        stream = self.filesystem.open_output_stream(path)
+        try:
+            while chunk := content.read(_CHUNK):
+                stream.write(chunk)
+            stream.close()
+        except BaseException:
+            # Arrow completes an upload that broke off, with what it has got, once nobody holds the stream: that is to
+            # be now, and not when a later attempt has succeeded.
+            with contextlib.suppress(OSError):
+                stream.close()
+            del stream
+            raise
 
     def remove(self, path: str) -> None:
         """Delete a file, if it is there."""
@@ -140,16 +166,29 @@ class Files:
                 self._made.add(folder)
 
     def _patiently(self, operation: Callable[[], T]) -> T:
-        for attempt in range(1 if self.is_local else _ATTEMPTS):
-            if attempt:
-                time.sleep(_BACK_OFF_SECONDS * 2 ** (attempt - 1))
+        attempt, pause = 1, _BACK_OFF_SECONDS
+        while True:
             try:
                 return operation()
             except (FileNotFoundError, PermissionError):
                 raise
-            except OSError as error:
-                last = error
-        raise last
+            except OSError:
+                if self.is_local or attempt == _ATTEMPTS:
+                    raise
+            time.sleep(pause)
+            attempt, pause = attempt + 1, 2 * pause
+
+
+def _temporary(base: str) -> str:
+    return f".{base}.{uuid.uuid4().hex}.part"
+
+
+def _undisturbed(work: Callable[[], None]) -> None:
+    """Do it in a thread that Ctrl-C does not reach: it would leave half of the work done."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    with ThreadPoolExecutor(1, "gcsr-write") as thread:
+        return thread.submit(work).result()
 
 
 def _in_one_request(location: str) -> str:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -90,10 +91,11 @@ class Lease:
                     )
 
     def _write(self) -> None:
-        self._store.write_json(_NAME, {"id": self._id, "host": socket.gethostname(), "pid": os.getpid()})
+        machine = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+        self._store.write_json(_NAME, {"id": self._id} | machine)
 
     def _is_over(self, found: dict[str, Any]) -> bool:
-        if found.get("host") == socket.gethostname() and not _is_alive(found.get("pid")):
+        if found.get("machine") == _machine() and not _is_alive(found.get("pid")):
             return True
         # Clocks of machines may differ by minutes: the store's own is read off a file written now.
         self._store.write_bytes(_CLOCK, self._id.encode())
@@ -110,6 +112,15 @@ class Lease:
 
 def _holder(found: dict[str, Any]) -> str:
     return f"process {found['pid']} on {found['host']}" if "pid" in found and "host" in found else "which has ended"
+
+
+def _machine() -> str:
+    """What has the same process numbers as this process: not all hosts of one name, and no two containers of a host."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # no Linux
+        return f"{socket.gethostname()}/{uuid.getnode():x}"
 
 
 def _is_alive(pid: object) -> bool:

@@ -1,6 +1,5 @@
 """Whether the nodes of a cluster can serve a sweep: each sees the store and has the same data."""
 
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from tune.filesystem import one_line
 from tune.job import SweepJob
 from tune.node_data import local_digest
 from tune.store import Store
+from tune.terminal import complain
 
 __all__ = ["NodeChecks", "NodeReport"]
 
@@ -74,7 +74,7 @@ class NodeChecks:
                 if self._pending and time.monotonic() - said >= _SAY_EVERY:
                     said = time.monotonic()
                     line = f"{len(self._pending)} of {len(nodes)} nodes still look at the store and the data"
-                    sys.stderr.write(f"gcsr: {line}, for {said - began:.0f} s\n")
+                    complain(f"gcsr: {line}, for {said - began:.0f} s")
         finally:
             store.remove(token)
         return {name: found for name, (found, _) in self._digests.items()}

@@ -19,7 +19,7 @@ _CHUNK = 4 << 20  # bytes
 
 
 class UnfitNodeError(Exception):
-    """This machine's data is not what a sweep's other machines have: no fault of a trial, which is to run elsewhere."""
+    """This machine has other data than a sweep's other machines, or its GPU failed: its trials are to run elsewhere."""
 
 
 def local_root(data: str | None, name: str) -> str | None:

@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsr import InvalidInputError
+from tune.terminal import complain
 
 # Ray reads these when it is imported or started, and its workers inherit them.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our store is the log; saves half the overhead
@@ -30,7 +30,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach u
 
 import ray
 
-__all__ = ["connected"]
+__all__ = ["connected", "probe"]
 
 _PROBE_SECONDS = 5.0
 _HEAD_PROBES = 3  # in a row that fail before the head counts as dead
@@ -38,7 +38,7 @@ _HEAD_PROBES = 3  # in a row that fail before the head counts as dead
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Connect to a running cluster, or start Ray on this machine and stop it at the end of the block.
+    """Connect to a running cluster (see `probe`), or start Ray on this machine and stop it at the end of the block.
 
     If the cluster's head dies, this process ends with one line.
 
@@ -65,7 +65,6 @@ def _connect(address: str | None) -> None:
         # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
         ray.init(address="local", include_dashboard=False, **quiet)
     else:
-        _probe(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
@@ -109,21 +108,27 @@ def _watch_head() -> None:
             missed = 0 if answers() else missed + 1
         if ray.is_initialized():
             line = f"gcsr: the Ray head at {address} stopped answering; every ended trial is stored: with the cluster "
-            sys.stderr.write(f"\n{line}up again, the same command with --resume goes on\n")
-            sys.stderr.flush()
+            complain(f"\n{line}up again, the same command with --resume goes on")
             os._exit(1)  # the main thread is inside Ray, which does not give up
 
     if answers():
         threading.Thread(target=watch, daemon=True, name="gcsr-head-watch").start()
 
 
-def _probe(address: str) -> None:
-    """Say at once that nobody answers there: Ray itself tries for minutes."""
+def probe(address: str) -> None:
+    """Say at once that nobody answers there: Ray itself tries for minutes.
+
+    Raises:
+        InvalidInputError: nobody does, or it is no address.
+    """
     if address in ("auto", "local"):
         return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
-        raise InvalidInputError(f"address: {address!r} is not allowed; expected HOST:PORT, ray://HOST:PORT or auto")
+    host, colon, port = address.rpartition(":")
+    if "://" in host or not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidInputError(
+            f"address: {address!r} is not allowed; expected HOST:PORT of a cluster that this machine is a node of, or "
+            "auto (gcsr submit runs a sweep on one from elsewhere)"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
     except OSError as error:

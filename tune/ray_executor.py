@@ -79,9 +79,9 @@ class RayExecutor:
         losses = _Losses(self._job)
         left, attempt = list(work), 0
         while left:
-            self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
+            out_of_time = self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
             left = [rest for unit in left if (rest := ending.left(unit))]
-            if self._job.out_of_time():
+            if out_of_time:
                 return
             for unit in [unit for unit in left if losses.too_many(unit)]:
                 left.remove(unit)
@@ -121,7 +121,8 @@ class RayExecutor:
         # Ray Train places the workers itself: to Tune the trial's driver takes no core.
         return ray_tune.with_resources(train_with_workers, ray_tune.PlacementGroupFactory([{"memory": 1}]))
 
-    def _fit(self, space: dict[str, Any], ending: "_Ending", searcher: UnitSearcher | None = None) -> None:
+    def _fit(self, space: dict[str, Any], ending: "_Ending", searcher: UnitSearcher | None = None) -> bool:
+        """Run a Tune experiment; whether the deadline has passed."""
         relay = Relay(ending, self._watch, ending.left)
         state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
@@ -158,6 +159,7 @@ class RayExecutor:
                 raise
             if relay.error is not None:
                 raise relay.error
+            return relay.out_of_time or self._job.out_of_time()
         finally:
             shutil.rmtree(state, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from tune.capacity import alive_nodes
 from tune.node_check import NodeChecks
 from tune.quarantine import Quarantine
 from tune.recorder import Listener
-from tune.trainable import OUTCOME, UNIT, size_of, trials_of, unit_text
+from tune.trainable import OUT_OF_TIME, OUTCOME, UNIT, size_of, trials_of, unit_text
 
 __all__ = ["NodeWatch", "Relay", "StopOnError"]
 
@@ -67,6 +67,10 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
         listener: to be told.
         watch: of the cluster's nodes; None on a Ray of our own.
         left: what is still to be trained of a unit.
+
+    Attributes:
+        error: of the listener's.
+        out_of_time: whether a worker has found that the deadline has passed; its clock may be ahead of ours.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
     ) -> None:
         self._listener, self._watch, self._left = listener, watch, left
         self.error: Exception | None = None
+        self.out_of_time = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into its experiment state, which we never restore: the store is the truth.
@@ -87,6 +92,7 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
     ) -> None:
         """Trials of a unit ended."""
         outcomes = result[OUTCOME]
+        self.out_of_time = self.out_of_time or result[OUT_OF_TIME]
         result[OUTCOME] = len(outcomes)  # Tune keeps a trial's last result for good, and prints one that is empty
         try:
             for outcome in outcomes if self.error is None else ():

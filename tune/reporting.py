@@ -37,6 +37,9 @@ class Report:
         self._search: dict[str, Any] | None = None  # definition of the search that filled the store
         try:
             self._manifest = store.read_manifest() or {}
+        except DamagedStoreError as error:
+            self.damaged += (str(error),)
+        try:
             self._search = definition_of(store)
         except DamagedStoreError as error:
             self.damaged += (str(error),)

@@ -108,10 +108,13 @@ def open_executor(
         with InlineExecutor(job, options.threads) as inline:
             yield inline
         return
-    from tune.ray_connection import connected  # Ray is only imported where it is used: inline needs none
+    from tune.ray_connection import connected, probe  # Ray is only imported where it is used: inline needs none
 
+    if options.address is not None:
+        probe(options.address)
     # Ray's processes take seconds to start, and what is needed next as many to be imported: a core for each.
-    threading.Thread(target=_import_all, args=[("tune.units", "pandas")]).start()  # nothing of Ray, which is starting
+    needed = ("tune.units", "pandas")  # nothing of Ray, which is starting
+    threading.Thread(target=_import_all, args=[needed], daemon=True).start()
     with connected(options.address):
         from tune.ray_executor import RayExecutor
 

@@ -220,22 +220,26 @@ class Store:
         Raises:
             OSError: the store cannot be read at the moment.
         """
+
+        def rows_or_damage(path: str) -> pa.Table | str:
+            try:
+                with self._parsing(path) as file:
+                    return _conform(pq.read_table(file, page_checksum_verification=True), TRIALS)
+            except DamagedStoreError as error:
+                return str(error)
+
         while True:
-            tables, damaged, moved = [], [], False
             # Of a trial that is in two files the first counts: a file of its own is the newest.
             found, merging = self._listing("trials")
-            for info in sorted(found, key=lambda i: i.base_name.startswith(_PART)) + merging:
-                try:
-                    with self._parsing(info.path) as file:
-                        tables.append(_conform(pq.read_table(file, page_checksum_verification=True), TRIALS))
-                except FileNotFoundError:
-                    moved = True
-                except DamagedStoreError as error:
-                    damaged.append(str(error))
-            if not moved:
+            paths = [i.path for i in sorted(found, key=lambda i: i.base_name.startswith(_PART)) + merging]
+            try:
+                read = self.each(rows_or_damage, paths)
                 break
+            except FileNotFoundError:
+                continue  # a merge has just taken it away
+        tables = [each for each in read if isinstance(each, pa.Table)]
         table = _first_of_each(pa.concat_tables(tables)) if tables else pa.Table.from_batches([], TRIALS)
-        return Trials(table.sort_by("trial_id"), tuple(damaged))
+        return Trials(table.sort_by("trial_id"), tuple(each for each in read if isinstance(each, str)))
 
     def ended(self) -> set[str]:
         """Ids of the trials that need no run: all but the failed ones and those whose file is damaged."""
@@ -402,10 +406,11 @@ class Store:
 
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file; None if it is not there."""
-        if not self._files.info(self.path(name)).is_file:
+        try:
+            with self._files.reading(self.path(name)) as file:
+                data: bytes = file.read()
+        except FileNotFoundError:
             return None
-        with self._files.reading(self.path(name)) as file:
-            data: bytes = file.read()
         return data
 
     def modified(self, name: str) -> float | None:

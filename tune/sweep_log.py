@@ -1,7 +1,6 @@
 """The log of a sweep: one JSON object a line, ``DIR/log.jsonl``."""
 
 import json
-import sys
 import time
 from datetime import UTC, datetime
 from types import TracebackType
@@ -9,6 +8,7 @@ from typing import Any, BinaryIO, Self
 
 from tune.job import Outcome
 from tune.store import Store
+from tune.terminal import complain
 
 __all__ = ["LOG", "SweepLog"]
 
@@ -122,4 +122,4 @@ class SweepLog:
 
     def _give_up(self, error: OSError) -> None:
         self._broken = True
-        sys.stderr.write(f"gcsr: the log {self._store.path(LOG)} cannot be written: {error.strerror or error}\n")
+        complain(f"gcsr: the log {self._store.path(LOG)} cannot be written: {error.strerror or error}")

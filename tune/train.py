@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -18,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessException
 from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, train
 from gcsr.arrays import load_arrays
 from gcsr.checkpoint import Checkpointer, FileStorage
-from gcsr.parallel import START_METHOD, from_environment, run_workers
+from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_workers
 from tune.node_data import local_root
 from tune.terminal import Terminal, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_emulation
@@ -75,18 +76,25 @@ def run_train(run: TrainRun, workers: int) -> None:
             )
         # A data set that is not there is one clear line, not one a worker.
         load_arrays(run.config.dataset, local_root(run.data, run.config.dataset))
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is no news
         refusals = multiprocessing.get_context(START_METHOD).SimpleQueue()
         try:
             run_workers(functools.partial(_work, run, refusals), workers, device.type, threads)
         except ProcessException as error:
             if not refusals.empty():
                 raise refusals.get() from None
-            how = getattr(error, "signal_name", None) or str(error).strip().splitlines()[-1]
-            raise LostWorkerError(f"worker {error.error_index} of {workers} was lost ({how})") from None
+            killed = getattr(error, "signal_name", None)
+            how = f"was killed ({killed})" if killed else f"failed: {str(error).strip().splitlines()[-1]}"
+            raise LostWorkerError(f"worker {error.error_index} of {workers} {how}") from None
         return
     torch.set_num_threads(threads)
-    with from_environment(device.type) as (group, own_device):
-        _train_and_print(run, group, own_device)
+    try:
+        with from_environment(device.type) as (group, own_device):
+            _train_and_print(run, group, own_device)
+    except Exception as error:
+        if dist.is_torchelastic_launched() and is_lost_worker(error):
+            raise LostWorkerError("another worker was lost") from None
+        raise
 
 
 def _check_writable(path: Path) -> None:

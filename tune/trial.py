@@ -1,7 +1,6 @@
 """One trial of a sweep: from its config to the rows of the store. Every executor runs this."""
 
 import functools
-import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -13,13 +12,16 @@ from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_
 from gcsr.checkpoint import Checkpointer
 from gcsr.errors import OutOfTimeError
 from gcsr.names import is_mlp
+from gcsr.parallel import Workers, is_lost_worker
 from gcsr.precision import is_emulated
 from gcsr.trainer import training
 from gcsr.turns import Abreast, Turns
+from tune.filesystem import one_line
 from tune.job import Outcome, SweepJob, checkpoint_name
-from tune.node_data import check_digest, local_root
+from tune.node_data import UnfitNodeError, check_digest, local_root
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
+from tune.terminal import complain
 
 __all__ = [
     "StoredCheckpoint",
@@ -27,6 +29,7 @@ __all__ = [
     "choose_device",
     "dataset_of",
     "failed_outcome",
+    "is_machines_fault",
     "run_trials",
     "threads_for",
     "trial_in_turns",
@@ -77,8 +80,7 @@ def warn_of_emulation(configs: Iterable[TrialConfig], device: torch.device) -> N
     """Say on stderr, before a long wait, that the trials' precision makes them slower here."""
     for precision in sorted({config.precision for config in configs}):
         if is_emulated(precision, device):
-            line = f"precision: {precision} is emulated on this processor, several times slower than fp32"
-            sys.stderr.write(f"gcsr: {line}\n")
+            complain(f"gcsr: precision: {precision} is emulated on this processor, several times slower than fp32")
 
 
 def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcome]:
@@ -90,6 +92,9 @@ def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcom
     Args:
         configs: trials in the same precision.
         job: their sweep's job.
+
+    Raises:
+        UnfitNodeError: this machine's GPU failed; no trial can go on in this process.
     """
     try:
         device = choose_device(job.device)
@@ -100,6 +105,8 @@ def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcom
     for ended in Abreast(trainings, device, configs[0].precision, job.abreast):
         if isinstance(ended.result, Outcome):
             yield ended.result
+        elif is_machines_fault(ended.result):
+            raise UnfitNodeError(f"device: {device} failed: {one_line(ended.result)}") from None
         elif not isinstance(ended.result, OutOfTimeError):
             yield failed_outcome(configs[ended.place], job, ended.result)
 
@@ -118,7 +125,7 @@ def trial_in_turns(
     Raises:
         OutOfTimeError: the job's deadline has passed; the checkpoint holds what was done.
     """
-    if job.out_of_time():
+    if Workers.of(group).from_first(job.out_of_time()):  # ranks look at clocks of their own, at different moments
         raise OutOfTimeError("not begun")
     storage = StoredCheckpoint(Store(job.store), config.trial_id)
     data = dataset_of(config, job.data, device)
@@ -135,6 +142,12 @@ def trial_in_turns(
             storage.remove()
         result = yield from trained()
     return Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
+
+
+def is_machines_fault(error: BaseException) -> bool:
+    """Whether what a training raised says that its machine is gone, or cannot serve."""
+    # A GPU's error that is no want of memory stays: whatever this process does with it later raises it again.
+    return isinstance(error, (UnfitNodeError, torch.AcceleratorError)) or is_lost_worker(error)
 
 
 def failed_outcome(config: TrialConfig, job: SweepJob, error: BaseException) -> Outcome:
@@ -157,7 +170,10 @@ class StoredCheckpoint:
         return self._store.read_bytes(self._name)
 
     def write(self, data: bytes) -> None:
-        self._store.write_bytes(self._name, data)
+        try:
+            self._store.write_bytes(self._name, data)
+        except OSError as error:  # it only saves time: without it the trial gives the same result
+            complain(f"gcsr: the checkpoint {self} cannot be written: {one_line(error)}")
 
     def remove(self) -> None:
         self._store.remove(self._name)

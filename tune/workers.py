@@ -11,15 +11,14 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from gcsr.errors import OutOfTimeError
-from gcsr.parallel import backend, is_lost_worker
+from gcsr.parallel import backend
 from gcsr.turns import finished, undisturbed
 from tune.job import Outcome, SweepJob
-from tune.node_data import UnfitNodeError
 from tune.placement import TrialPlan
-from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
-from tune.trial import check_digests, failed_outcome, trial_in_turns
+from tune.trainable import JOB, OUT_OF_TIME, OUTCOME, PLAN, UNIT, trials_of
+from tune.trial import check_digests, failed_outcome, is_machines_fault, trial_in_turns
 
-__all__ = ["is_machines_fault", "train_with_workers"]
+__all__ = ["train_with_workers"]
 
 
 def train_with_workers(config: dict[str, Any]) -> None:
@@ -53,18 +52,13 @@ def train_with_workers(config: dict[str, Any]) -> None:
         if not own or len(own) < len(causes):
             raise  # a worker or its node is gone, or cannot serve
         outcome = failed_outcome(trial, job, own[0])
-    ray_tune.report({OUTCOME: [] if outcome is None else [outcome]})
+    ray_tune.report({OUTCOME: [] if outcome is None else [outcome], OUT_OF_TIME: outcome is None})
 
 
 def _raised_by_trial(failure: BaseException) -> BaseException | None:
     """What our code raised in a worker; None if the worker itself failed."""
     raised = getattr(failure, "_base_exc", failure)  # Ray Train wraps it in some places, and not in others
     return None if type(raised).__module__.split(".")[0] == "ray" else raised
-
-
-def is_machines_fault(cause: BaseException) -> bool:
-    """Whether what a worker raised says that its machine is gone, or cannot serve."""
-    return isinstance(cause, UnfitNodeError) or is_lost_worker(cause)
 
 
 def _work(config: dict[str, Any]) -> Outcome | None:

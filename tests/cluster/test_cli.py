@@ -281,6 +281,8 @@ def test_a_package_is_the_code_and_the_spec_and_nothing_else(monkeypatch, tmp_pa
         (["tolerance", "digits"], ["tolerance", "digits", "--address", "auto"]),
         (["sweep", "digits", "--address", "10.0.0.1:6379"], ["sweep", "digits", "--address", "10.0.0.1:6379"]),
         (["sweep", "digits", "--executor=inline"], ["sweep", "digits", "--executor=inline"]),
+        (["sweep", "digits", "--executor", "inline"], ["sweep", "digits", "--executor", "inline"]),
+        (["sweep", "digits", "--executor", "ray"], ["sweep", "digits", "--executor", "ray", "--address", "auto"]),
         (["report", "s3://bucket/x"], ["report", "s3://bucket/x"]),
         ([], []),
     ],

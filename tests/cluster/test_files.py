@@ -244,6 +244,7 @@ case "${0##*/} $1 $2" in
   "srun "*) while [ "$1" != bash ]; do shift; done; echo $$ > "$NOTES.srun"; exec setsid "$@" ;;
   "scancel "*) kill -TERM -- "-$(cat "$NOTES.srun")" ;;
   "python -m cluster.run")
+    echo "resume with: $GCSR_RESUME_COMMAND"
     until [ "$SLURM_JOB_NUM_NODES" = 1 ] || [ -e "$NOTES.worker" ]; do sleep 0.1; done
     [ -n "$LONG" ] || exit 3
     trap 'kill $!; exit 130' TERM
@@ -290,6 +291,8 @@ def test_slurm_hands_the_arguments_on_as_they_are(slurm):
     output, _ = job.communicate(timeout=60)
     assert job.returncode == 3, output  # the sweep's own
     assert "secret" not in output
+    (again,) = re.findall(r"^resume with: (.*)$", output, re.MULTILINE)
+    assert shlex.split(again) == ["sbatch", "cluster/slurm.sh", *arguments, "--resume"]
     assert (home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     assert (home / ".ray").stat().st_mode & 0o777 == 0o700
 

@@ -13,7 +13,7 @@ from gcsr.arrays import digest, load_arrays
 from tune.job import SweepJob
 from tune.node_data import UnfitNodeError, local_digest, local_root
 from tune.trainable import JOB, OUTCOME, UNIT, SweepTrainable, unit_text
-from tune.workers import is_machines_fault
+from tune.trial import is_machines_fault
 
 
 def write(folder, seed=0, name="cifar10"):

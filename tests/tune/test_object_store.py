@@ -1,5 +1,7 @@
 """A sweep into S3: the real protocol, on a server on loopback that fails some requests."""
 
+import _thread
+import gc
 import re
 import subprocess
 import threading
@@ -117,6 +119,56 @@ def test_files_are_merged_there_too(bucket):
     assert rows(store) == before
 
 
+LARGE = bytes(12 << 20)  # two parts and a bit
+
+
+class Disturbed:
+    """A filesystem, or a file being written: something happens whenever a piece is written."""
+
+    def __init__(self, inner, happens):
+        self.inner, self.happens = inner, happens
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def open_output_stream(self, path):
+        return Disturbed(self.inner.open_output_stream(path), self.happens)
+
+    def write(self, piece):
+        self.inner.write(piece)
+        self.happens()
+
+
+def test_an_upload_that_broke_off_is_not_completed_after_a_later_one(bucket):
+    store, happened = Store(bucket), []
+
+    def fail_once():
+        happened.append(len(happened))
+        if len(happened) == 7:
+            raise OSError("the network is down")
+
+    store._files.filesystem = Disturbed(store._files.filesystem, fail_once)
+    store.write_bytes("large", LARGE)
+    gc.collect()
+    assert len(happened) == 7 + 12
+    store._files.filesystem = store._files.filesystem.inner
+    assert store.read_bytes("large") == LARGE
+    assert set(keys(bucket)) == {"sweep/", "sweep/large"}
+
+
+@pytest.mark.parametrize(("new", "kept"), [(b"new", b"new"), (LARGE, b"old")])
+def test_ctrl_c_leaves_no_half_object(bucket, new, kept):
+    store = Store(bucket)
+    store.write_bytes("file", b"old")
+    store._files.filesystem = Disturbed(store._files.filesystem, _thread.interrupt_main)
+    with pytest.raises(KeyboardInterrupt):
+        store.write_bytes("file", new)
+    store._files.filesystem = store._files.filesystem.inner
+    gc.collect()
+    assert store.read_bytes("file") == kept
+    assert set(keys(bucket)) == {"sweep/", "sweep/file"}
+
+
 def test_rows_that_only_a_killed_merge_holds_outlive_an_outage(bucket, server, capsys, monkeypatch):
     monkeypatch.setattr(filesystem, "_ATTEMPTS", 1)  # of six seconds each, by the S3 client itself
     store = Store(bucket)
@@ -170,6 +222,8 @@ def test_a_second_run_is_refused_while_the_first_lives(bucket, capsys, monkeypat
     assert store.read_json("lease.json") is None
     gone = subprocess.Popen(["true"])
     gone.wait()
+    store.write_json("lease.json", held | {"pid": gone.pid, "machine": "another container of this host's name"})
+    assert main(["sweep", "digits", "--executor", "inline", "--out", bucket, "--resume"]) == 2
     store.write_json("lease.json", held | {"pid": gone.pid})
     with store.exclusive():
         pass
