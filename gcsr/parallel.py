@@ -14,7 +14,7 @@ from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from gcsr.turns import seed_generators
 
 __all__ = ["START_METHOD", "Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
 
-START_METHOD = "forkserver"  # of `run_workers`; what is shared with its processes must be made for the same
+START_METHOD: Final = "forkserver"  # of `run_workers`; what is shared with its processes must be made for the same
 _TIMEOUT = timedelta(minutes=10)  # the first rank may still be loading data
 
 
@@ -153,21 +153,28 @@ def run_workers(
     imported = [__name__, getattr(function, "func", function).__module__]  # the module also of a functools.partial
     if device_type == "cpu":
         imported.append("torch._dynamo")  # DDP imports it, for seconds; it may ask CUDA, which no fork survives
-    multiprocessing.get_context(START_METHOD).set_forkserver_preload(imported)
-    _start_forkserver()
+    _start_forkserver(imported)
     with tempfile.TemporaryDirectory(prefix="gcsr-workers-") as folder:
         arguments = (function, workers, device_type, threads, str(Path(folder) / "meet"), dict(os.environ))
         # Daemons: an interrupt of this process alone ends them, too.
         start_processes(_worker, arguments, nprocs=workers, daemon=True, start_method=START_METHOD)
 
 
-def _start_forkserver() -> None:
-    """Start it deaf to Ctrl-C, which a terminal sends to all: it would die of it with a traceback while it imports."""
+def _start_forkserver(imported: list[str]) -> None:
+    """Start the process that others are forked from, and wait until it has imported what they need.
+
+    It is deaf to Ctrl-C, which a terminal sends to all: it would die of it with a traceback in the middle of an import.
+    """
+    context = multiprocessing.get_context(START_METHOD)
+    context.set_forkserver_preload(imported)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    ready = context.Process(target=int)  # one that misses nothing if we are interrupted meanwhile
+    ready.start()
+    ready.join()
 
 
 def _end_with_parent() -> None:

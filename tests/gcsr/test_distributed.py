@@ -13,13 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.multiprocessing.spawn import ProcessException
 from torch.nn.parallel import DistributedDataParallel
 
 import gcsr.parameter_pass
-from gcsr import ConfigError, GatedOptimizer, TrialConfig, load_dataset, regularized_parameters, train
+from gcsr import (
+    ConfigError,
+    GatedOptimizer,
+    NonFiniteGradientError,
+    TrialConfig,
+    load_dataset,
+    regularized_parameters,
+    train,
+)
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.coherence import CoherenceCounter, count_reference
 from gcsr.parallel import run_workers
@@ -194,7 +202,42 @@ def only_some_can_fuse(group):
     assert torch.equal(first, w)
 
 
+def replicas(group):
+    """A sharded parameter beside a replicated one, of which every rank has all, and one rank is to count it."""
+    mesh = init_device_mesh("cpu", (4,))
+    torch.manual_seed(0)
+    places = Shard(0), Replicate()
+    weights = torch.randn(8, 3), torch.randn(5, 3)
+    grads = torch.randn(8, 3), torch.randn(5, 3) * 0.1
+    counts = count_reference(grads, weights, 0.5, "l2")
+    params = [nn.Parameter(distribute_tensor(w, mesh, [place])) for w, place in zip(weights, places, strict=True)]
+    for p, g, place in zip(params, grads, places, strict=True):
+        p.grad = distribute_tensor(g, mesh, [place])
+    sgd = torch.optim.SGD(params, 0.1)
+    optimizer = GatedOptimizer(sgd, params, regularizer="l2", mode="baseline", lam=0.5, process_group=group)
+    optimizer.step()
+    assert optimizer.last_pi.item() == counts.coherent.item() / counts.n.item()
+    assert optimizer.metrics().grad_abs_mean == pytest.approx(counts.grad_sum.item() / (24 + 15), rel=1e-6)
+
+
+def one_is_not_finite(group, value):
+    """Seen by one rank alone, in its own share of the gradient: no rank has a π."""
+    p = nn.Parameter(torch.ones(1000))
+    optimizer = GatedOptimizer(
+        torch.optim.SGD([p], 0.1), [p], regularizer="l2", mode="ours_orig", lam=0.1, process_group=group
+    )
+    p.grad = torch.ones(1000)
+    p.grad[-1] = value
+    optimizer.step()
+    assert optimizer.last_pi.isnan()
+    with pytest.raises(NonFiniteGradientError):
+        optimizer.metrics()
+
+
 def tensors_of_many_kinds(group, device):
+    replicas(group)
+    one_is_not_finite(group, torch.nan)
+    one_is_not_finite(group, -torch.inf)
     partial_gradients(group)
     only_some_can_fuse(group)
     shards_of_shards(group)

@@ -395,3 +395,15 @@ def test_what_cannot_be_wrapped_is_refused():
             GatedOptimizer(torch.optim.SGD([empty]), nothing, regularizer="l2", mode="none", lam=0.0)
     with pytest.raises(TypeError, match="closure"):
         gated(model).step(lambda: 0.0)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+def test_a_tied_weight_that_is_given_twice_is_one(inner):
+    found = []
+    for times in (1, 2):
+        w = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = GatedOptimizer(inner([w], lr=0.1), [w] * times, regularizer="l2", mode="baseline", lam=0.25)
+        w.grad = torch.tensor([-1.0, 3.0])
+        optimizer.step()
+        found.append((w.tolist(), w.grad.tolist(), optimizer.metrics()))
+    assert found[0] == found[1]

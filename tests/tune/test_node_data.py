@@ -117,4 +117,4 @@ def test_a_worker_whose_data_is_another_is_no_fault_of_the_trials(shared, tmp_pa
 def test_nor_is_that_of_one_of_several_workers():
     error = pickle.loads(pickle.dumps(UnfitNodeError("dataset: cifar10 has the sha256 …")))  # on its way to the driver
     assert is_machines_fault(error)
-    assert not is_machines_fault(DataError("dataset: cifar10 is not in /data"))
+    assert not is_machines_fault(DataError("dataset: cifar10 is not in /data/nccl"))

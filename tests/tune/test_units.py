@@ -1,11 +1,19 @@
+import functools
 import itertools
+import time
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import tune.trial
 import tune.units
 from gcsr import TrialConfig
+from gcsr.errors import OutOfTimeError
+from gcsr.parallel import run_workers
+from gcsr.turns import finished
+from tune.cli import main
 from tune.inline_executor import InlineExecutor
 from tune.job import SweepJob, checkpoint_name
 from tune.recorder import Recorder
@@ -13,7 +21,7 @@ from tune.runs import RunOptions
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trial import StoredCheckpoint
+from tune.trial import StoredCheckpoint, trial_in_turns
 from tune.units import UnitCutter, is_stacked, run_unit
 
 MIXED = SweepSpec(
@@ -257,3 +265,49 @@ def test_a_damaged_checkpoint_is_dropped_and_its_trial_begins_anew(tmp_path):
     store.write_bytes(checkpoint_name(config.trial_id), b"PK\x03\x04 not a checkpoint")
     assert stored([config], job(tmp_path, cohort=1)) == {"finished": 1}
     assert store.read_bytes(checkpoint_name(config.trial_id)) is None
+
+
+def overtaken(folder, group, device):
+    """Each rank's clock says something else: the first one's counts."""
+    config = TrialConfig(model="mlp1", width=0.1, epochs=1)
+    now = time.time()
+    for first, second in ((now + 600, now), (now, now + 600)):
+        own = first if dist.get_rank(group) == 0 else second
+        steps = trial_in_turns(config, job(Path(folder), deadline=own), device, group)
+        if first > now:
+            assert finished(steps).row["status"] == "finished"
+        else:
+            with pytest.raises(OutOfTimeError):
+                finished(steps)
+
+
+def test_ranks_agree_on_whether_the_deadline_has_passed(tmp_path):
+    run_workers(functools.partial(overtaken, str(tmp_path)), 2, "cpu", threads=1)
+
+
+@pytest.mark.parametrize("cohort", [1, 4])
+def test_a_gpu_that_failed_is_no_fault_of_the_trials(cohort, tmp_path, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        yield
+
+    monkeypatch.setattr(tune.trial, "training", broken)
+    monkeypatch.setattr(tune.units, "train_cohort", lambda *args, **kwargs: next(broken()))
+    arguments = ["sweep", "digits", "--executor", "inline", "--cohort", str(cohort), "--out", str(tmp_path / "o")]
+    assert main(arguments) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gcsr: ")]
+    assert "failed: CUDA error: an illegal memory access was encountered; every ended trial is stored; resume" in line
+    assert len(Store(str(tmp_path / "o")).read_trials().table) == 0
+
+
+def test_a_checkpoint_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, capsys):
+    def full(store, name, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tune.trial, "_CHECKPOINT_SHARE", 1.0)
+    config, disturbed = TrialConfig(model="mlp1", width=0.1, epochs=2), job(tmp_path, cohort=1, checkpoint_seconds=0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_bytes", full)
+        (outcome,) = outcomes_of([config], disturbed)
+    assert outcome.row["status"] == "finished"
+    assert "cannot be written: [Errno 28] No space left on device" in capsys.readouterr().err
