@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gcsr import TrialConfig
 from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
 from tune.words import NONE, lam_text, method_text, number, percent, probability, tuned_text
@@ -141,28 +142,35 @@ def _sparse(mode: str | None, sparsity: float | None, lam: float | None, tuned: 
 
 
 def _paper(summary: Summary) -> TextTable:
-    """Ours beside the paper's, where data set and network are the paper's own."""
-    rows = []
+    """Ours beside the paper's, where data set and network are the paper's own, and what else is not."""
+    rows: list[tuple[str, ...]] = []
     for s in summary.settings:
         paper = TABLE2_NONE.get((s.dataset, s.model)) if s.mode == "none" and s.width == 1 else None
         if paper:
             rows.append((s.network, "no L1/L2 accuracy", f"{paper[0]:.2f} ± {paper[1]:.2f} %",
-                         percent(s.accuracy_mean, s.accuracy_ci95)))  # fmt: skip
+                         percent(s.accuracy_mean, s.accuracy_ci95), str(s.n), _not_the_papers(s)))  # fmt: skip
     for c in summary.comparisons:
         accuracy = TABLE2.get((c.dataset, c.model, c.regularizer)) if c.mode == "ours" and c.width == 1 else None
         if accuracy:
-            reg = c.regularizer.upper()
+            reg, runs, other = c.regularizer.upper(), f"{c.baseline_n}, {c.ours_n}", _not_the_papers(c)
             rows += [
                 (c.network, f"{reg} baseline accuracy", f"{accuracy.baseline:.2f} ± {accuracy.baseline_ci95:.2f} %",
-                 percent(c.baseline_accuracy, c.baseline_ci95)),
+                 percent(c.baseline_accuracy, c.baseline_ci95), str(c.baseline_n), other),
                 (c.network, f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
-                 percent(c.ours_accuracy, c.ours_ci95)),
+                 percent(c.ours_accuracy, c.ours_ci95), str(c.ours_n), other),
                 (c.network, f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
-                 NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %"),
+                 NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %", runs, other),
             ]  # fmt: skip
     for k in summary.compression:
         rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None
         if rate:
             ours = NONE if k.compression is None else f"{k.compression:.1f}×"
-            rows.append((k.network, "L1 compression", f"{rate.compression:.1f}×", ours))
-    return TextTable("Beside the paper", ("network", "what", "paper", "here"), tuple(rows))
+            rows.append((k.network, "L1 compression", f"{rate.compression:.1f}×", ours, NONE, _not_the_papers(k)))
+    columns = ("network", "what", "paper", "here", "n", "other than its recipe")
+    return TextTable("Beside the paper", columns, tuple(rows))
+
+
+def _not_the_papers(of: Setting | Compared | Compression) -> str:
+    """What is not as in the paper's recipe (§3)."""
+    paper = TrialConfig(dataset=of.dataset, model=of.model).to_dict()
+    return ", ".join(f"{name} {value}" for name, value in of.recipe.items() if value != paper[name])

@@ -16,8 +16,11 @@ def headline(summary: Summary) -> str:
         return "No trial has ended yet."
     said = []
     plain = [level for level in summary.tolerance if level.mode == "baseline"]
-    collapsed = [level for level in plain if level.collapse_lam is not None]
-    if collapsed:
+    stopped = [level for level in plain if level.collapse_lam is not None]
+    collapsed = [level for level in stopped if not _is_lost_anyway(level, summary)]
+    if stopped and not collapsed:
+        said.append("The network does not learn without regularization either.")
+    elif collapsed:
         of = "" if len(plain) == 1 else f" in {len(collapsed)} of {len(plain)} sweeps"
         reach = max((_reach(level, summary.tolerance) for level in collapsed), default=0.0)
         beyond = f"; gated, it still learns at up to {reach:.2g} times the λ" if reach > 1 else ""
@@ -92,21 +95,32 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
             f"{where}: plain regularization learns up to λ = {lam_text(level.tolerance_lam)} "
             f"and collapses at {lam_text(level.collapse_lam)}"
         )
+    if _is_lost_anyway(level, summary):
+        sentence += ", as the network does without any"
+    return f"{sentence}; {_survival(level, level.collapse_lam, summary)}."
+
+
+def _is_lost_anyway(level: Tolerance, summary: Summary) -> bool:
+    """Whether the network of a level stopped learning without regularization, too."""
+    return any(s.mode == "none" and s.recipe == level.recipe and s.stopped for s in summary.settings)
+
+
+def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
+    """What the gated modes did where plain regularization collapses."""
     survivors: dict[str, float] = {}
     for other in summary.tolerance:
         same = other.recipe == level.recipe and other.regularizer == level.regularizer
         reach = other.tolerance_lam
-        if same and other.mode != "baseline" and reach is not None and reach >= level.collapse_lam:
+        if same and other.mode != "baseline" and reach is not None and reach >= lam:
             survivors[_mode(other)] = max(reach, survivors.get(_mode(other), 0.0))
-    return (
-        sentence
-        + (
-            "; " + ", ".join(f"{mode} still learns at {lam_text(lam)}" for mode, lam in survivors.items())
-            if survivors
-            else "; no gated mode learned there in all seeds"
-        )
-        + "."
+    if survivors:
+        return ", ".join(f"{mode} still learns at {lam_text(reach)}" for mode, reach in survivors.items())
+    tried = any(
+        s.mode not in ("none", "baseline") and s.lam >= lam and (s.n or s.diverged)
+        for s in summary.settings
+        if (s.recipe, s.regularizer) == (level.recipe, level.regularizer)
     )
+    return "no gated mode learned there in all seeds" if tried else "no gated mode was tried there"
 
 
 def _but_failed(settings: Sequence[Setting]) -> str:

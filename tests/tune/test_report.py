@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -82,7 +83,18 @@ def test_words_about_failed_trials_and_unequal_numbers_of_runs_say_no_more_than_
     assert "• Settings differ in their number of runs.\n" in text
     rows = [*rows[3:], row(0.1, status="collapsed", mode="baseline", lam=1e-1)]
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
-    assert "learned in all seeds at no λ tried, and collapses at 0.1; no gated mode learned there in all seeds." in text
+    assert "learned in all seeds at no λ tried, and collapses at 0.1; no gated mode was tried there." in text
+    rows.append(row(0.1, status="collapsed", mode="ours", lam=1e-1))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "and collapses at 0.1; no gated mode learned there in all seeds." in text
+
+
+def test_regularization_is_not_blamed_for_what_happens_without_it(table, row):
+    rows = [row(0.1, status="collapsed", mode=mode, lam=lam) for mode, lam in (("none", 0.0), ("baseline", 1e-3))]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "The network does not learn without regularization either." in text
+    assert "collapses at 0.001, as the network does without any; no gated mode was tried there." in text
+    assert "Plain regularization stops" not in text
 
 
 def test_json_has_the_contract(summary):
@@ -119,6 +131,12 @@ def test_the_papers_values_stand_beside_ours(table, row):
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=200)
     assert "46.91 ± 0.15 %" in text
     assert "+1.56 %" in text
+    (line,) = [line for line in text.splitlines() if "baseline accuracy" in line]
+    assert re.search(r"46\.00 % +1$", line.rstrip()), "nothing is other than the paper's"
+    rows = [each | {"epochs": 6, "batch_size": 64} for each in rows]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=200)
+    (line,) = [line for line in text.splitlines() if "baseline accuracy" in line]
+    assert line.rstrip().endswith("epochs 6, batch_size 64")
 
 
 def test_networks_are_named_by_what_tells_them_apart(table, row):
