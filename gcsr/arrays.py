@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import stat
+import warnings
 import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -34,6 +36,7 @@ LEVELS = {"digits": 16, "cifar10": 255, "cifar100": 255, "svhn": 255}
 """The highest value that a pixel can have."""
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _DIGITS_TRAIN = 1347  # of 1,797: three quarters
+_LONGEST_HEADER = 10_000  # bytes; as numpy, which has read it by the time it looks
 _MOST_IMAGES = 1_000_000  # SVHN's 531,131 further ones are the most that any of them has
 
 Arrays = Mapping[str, np.ndarray]
@@ -69,15 +72,25 @@ def load_arrays(name: str, root: str | os.PathLike[str] | None = None) -> Arrays
 
 
 def prepare_arrays(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> Arrays:
-    """As `load_arrays`, and with ``download`` fetch what is missing with torchvision's loaders first."""
+    """As `load_arrays`, but the ``.npz`` must be there afterwards.
+
+    Args:
+        name: of the data set.
+        root: see `data_root`.
+        download: let torchvision's loaders fetch what is missing.
+    """
     folder = data_root(root)
-    if download and name != "digits" and name in DATASETS and not _is_there(folder / f"{name}.npz"):
-        try:
+    cache = folder / f"{name}.npz"
+    if name == "digits" or name not in DATASETS or _is_there(cache):
+        return load_arrays(name, root)
+    try:
+        if download:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_npz(folder / f"{name}.npz", _from_torchvision(name, folder, download=True))
-        except OSError as error:
-            raise DataError(f"data: {str(folder)!r} cannot be written: {error.strerror}") from None
-    return load_arrays(name, root)
+        arrays = _from_torchvision(name, folder, download=download)
+        _write_npz(cache, arrays)
+    except OSError as error:
+        raise DataError(f"data: {str(folder)!r} cannot be written: {error.strerror}") from None
+    return arrays
 
 
 def held_out(images: int, share: float) -> int:
@@ -165,7 +178,7 @@ def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
 
 def _read_npz(name: str, path: Path) -> Arrays:
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(path) as file, warnings.catch_warnings(action="ignore"):  # numpy's, of Python 2's headers
             members = set(file.namelist())
             missing = [key for key in _KEYS if f"{key}.npy" not in members]
             if missing:
@@ -188,8 +201,12 @@ def _declared(file: zipfile.ZipFile, key: str) -> _Kind:
     """What the header of an array says; numpy's own reader would make the array first."""
     with file.open(f"{key}.npy") as member:
         version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
+        size = member.read(2 if version == (1, 0) else 4)
+        if (length := int.from_bytes(size, "little")) > _LONGEST_HEADER:
+            raise ValueError(f"{key} has a header of {length} bytes")
+        header = io.BytesIO(size + member.read(length))
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(header)
     return shape, dtype
 
 
@@ -212,10 +229,15 @@ def _check_kinds(path: Path, kinds: Mapping[str, _Kind]) -> None:
         (shape, dtype), (labels_shape, labels_dtype) = kinds[f"{split}_images"], kinds[f"{split}_labels"]
         if dtype != np.uint8 or shape[1:] != (32, 32, 3) or not 1 <= shape[0] <= _MOST_IMAGES:
             expected = f"uint8 [N, 32, 32, 3], N from 1 to {_MOST_IMAGES}"
-            raise DataError(f"dataset: {path}: {split}_images is {dtype} {list(shape)}; expected {expected}")
+            raise DataError(f"dataset: {path}: {split}_images is {_shown(dtype, shape)}; expected {expected}")
         if labels_dtype != np.uint8 or labels_shape != shape[:1]:
-            found = f"{labels_dtype} {list(labels_shape)}"
+            found = _shown(labels_dtype, labels_shape)
             raise DataError(f"dataset: {path}: {split}_labels is {found}; expected uint8 [{shape[0]}]")
+
+
+def _shown(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    text = f"{dtype} {list(shape)}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _check_labels(name: str, path: Path, arrays: Arrays) -> None:
@@ -244,16 +266,16 @@ def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str 
     if name == "digits":
         return None
     path = data_root(root) / f"{name}.npz"
+    noted = checksum_file(path)
     try:
         found = _sha256(path)
-        noted = checksum_file(path)
-        if not noted.exists():  # an .npz that somebody brought: from now on it can be told from a damaged one
+        if not _is_there(noted):  # an .npz that somebody brought: from now on it can be told from a damaged one
             with contextlib.suppress(OSError), write_atomically(noted) as file:
                 file.write(f"{found}  {path.name}\n".encode())
             return found
-        expected = "".join(noted.read_text(encoding="utf-8").split()[:1]).lower()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"dataset: {path} cannot be checked: {getattr(error, 'strerror', None) or error}") from None
+        expected = "".join(noted.read_text(encoding="utf-8", errors="replace").split()[:1]).lower()
+    except OSError as error:
+        raise DataError(f"dataset: {error.filename} cannot be read: {error.strerror}") from None
     if not re.fullmatch("[0-9a-f]{64}", expected):
         raise DataError(f"dataset: {noted} holds no SHA-256; delete it to have it written anew")
     if expected != found:

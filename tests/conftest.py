@@ -4,6 +4,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("gcsr", deadline=None)  # of time: machines are shared
+settings.load_profile("gcsr")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

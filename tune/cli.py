@@ -99,10 +99,14 @@ def _counted(statuses: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {status}" for status, n in sorted(statuses.items())) or "nothing to do"
 
 
+def _list_failures(failures: Sequence[str]) -> None:
+    for line in failures[:20]:
+        complain(line)
+
+
 def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
     if failures:
-        for line in failures[:20]:
-            complain(line)
+        _list_failures(failures)
         raise WorkFailedError(
             f"{len(failures)} of {total} trials failed, listed above and in the column error of "
             f"{shlex.quote(out)}/trials; --resume tries them again"
@@ -111,7 +115,9 @@ def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
 
 @cli.command("sweep")
 @run_options
-@click.option("--time-limit", type=TIME, help="As 9m or 1h30m: stop then, after the running epochs, to be resumed.")
+@click.option(
+    "--time-limit", type=TIME, help="As 9m or 1h30m: stop then, after the running epochs and cohorts, to be resumed."
+)
 @stop_option(False)
 def sweep_command(out: str, **given: Any) -> None:
     """Run every trial of SPEC (a shipped name, see gcsr specs, or a YAML file)."""
@@ -121,6 +127,7 @@ def sweep_command(out: str, **given: Any) -> None:
     ended = "none has ended" if outcome.left and not outcome.ran else _counted(outcome.statuses)
     say(f"{outcome.total} trials, {outcome.ran} run now: {ended}. Next: gcsr report {shlex.quote(out)}")
     if outcome.left:
+        _list_failures(outcome.failures)
         command = resuming(asked.options.resume)
         raise InterruptedRunError(f"the time limit left {outcome.left} trials; resume with: {command}")
     _report_failures(outcome.failures, outcome.total, out)

@@ -237,6 +237,11 @@ def asked_for(spec: str, assignments: Sequence[tuple[str, Any]], data: str | Non
             raise InvalidInputError(f"set: {name} is given twice; expected each field once")
         fields[name] = value
     run = RunOptions(data=data_location(data), **options)
+    if run.time_limit is not None and run.cohort not in ("auto", 1):
+        raise InvalidInputError(
+            f"cohort: {run.cohort} is not allowed with --time-limit, as a cohort saves nothing on its way; expected "
+            "auto or 1"
+        )
     if run.executor == "inline":
         given = {"address": run.address, "max-concurrent": run.max_concurrent, "wait": run.wait}
         for option, value in given.items():
@@ -268,4 +273,4 @@ def data_location(given: str | None) -> str | None:
     if not location:
         return None
     refuse_password("data", location)
-    return location if "://" in location else str(data_root(location).resolve())
+    return location if "://" in location else os.path.abspath(data_root(location))

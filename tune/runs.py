@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from gcsr import TrialConfig
+from gcsr import InvalidInputError, TrialConfig
 from gcsr.arrays import held_out, load_arrays
 from tune.job import Outcome, SweepJob, UnitSource
 from tune.node_data import local_root
@@ -108,8 +108,10 @@ def open_executor(
         with InlineExecutor(job, options.threads) as inline:
             yield inline
         return
-    from tune.ray_connection import connected, probe  # Ray is only imported where it is used: inline needs none
-
+    try:
+        from tune.ray_connection import connected, probe  # Ray is only imported where it is used: inline needs none
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"executor: ray needs {error.name}, which is not installed; expected inline") from None
     if options.address is not None:
         probe(options.address)
     # Ray's processes take seconds to start, and what is needed next as many to be imported: a core for each.

@@ -12,7 +12,7 @@ import torchvision.datasets as tv
 from scipy.io import savemat
 
 from gcsr import ConfigError, DataError, load_dataset
-from gcsr.arrays import checksum_file, held_out, load_arrays, verify_arrays
+from gcsr.arrays import checksum_file, held_out, load_arrays, prepare_arrays, verify_arrays
 
 
 def arrays(classes=10, train=20, test=10):
@@ -169,6 +169,8 @@ DAMAGE = {
     "more than memory": (member(header((10**12, 32, 32, 3))), r"train_images is uint8 \[1000000000000, 32, 32, 3\]"),
     "beyond 64 bits": (member(header((10**26, 32, 32, 3))), "expected uint8"),
     "a header of brackets": (member(b"\x93NUMPY\x01\x00\x08\x00((((((((abc"), "damaged"),
+    "a header without end": (member(b"\x93NUMPY\x02\x00\x00\x00\x00\x20abc"), "a header of 536870912 bytes"),
+    "a shape without end": (member(header((1,) * 2000)), r"\[1, 1, .*\.\.\.; expected uint8"),
     "a folder": (lambda path: path.mkdir(), "no regular file"),
     "a pipe": (os.mkfifo, "no regular file"),
     "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "nowhere"),
@@ -206,6 +208,35 @@ def test_a_file_of_checksums_that_holds_none_is_named(tmp_path):
     assert verify_arrays("cifar10", tmp_path) == expected
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_of_checksums_is_named(make, tmp_path):
+    np.savez(tmp_path / "cifar10.npz", **arrays())
+    make(tmp_path / "cifar10.npz.sha256")
+    with pytest.raises(DataError, match=r"cifar10\.npz\.sha256 cannot be read: it is no regular file"):
+        verify_arrays("cifar10", tmp_path)
+
+
+def test_headers_of_python_2_are_read_without_a_word(tmp_path, recwarn):
+    path = tmp_path / "cifar10.npz"
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (20L, 32L, 32L, 3L), }"
+    text += b" " * (-(10 + len(text) + 1) % 64) + b"\n"
+    images = arrays()["train_images"].tobytes()
+    member(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + images)(path)
+    assert load_arrays("cifar10", tmp_path)["train_images"].tobytes() == images
+    assert not recwarn.list
+
+
+def test_preparing_says_if_it_could_not_write(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gcsr.arrays._from_torchvision", lambda *_, **__: arrays())
+    monkeypatch.setattr("gcsr.arrays._write_npz", full)
+    assert load_arrays("cifar10", tmp_path)["train_labels"].shape == (20,), "a trial needs no file"
+    with pytest.raises(DataError, match=r"cannot be written: No space left on device"):
+        prepare_arrays("cifar10", tmp_path)
+
+
 def test_unknown_data_sets_are_refused():
     with pytest.raises(ConfigError, match="dataset"):
         load_arrays("imagenet")
@@ -221,6 +252,6 @@ def test_the_checksum_tells_a_changed_file_from_the_one_that_was_written(tmp_pat
     with pytest.raises(DataError, match=r"cifar10.npz has the sha256 [0-9a-f]{64}; expected " + first):
         verify_arrays("cifar10", tmp_path)
     path.unlink()
-    with pytest.raises(DataError, match="cannot be checked: No such file"):
+    with pytest.raises(DataError, match=r"cifar10\.npz cannot be read: No such file"):
         verify_arrays("cifar10", tmp_path)
     assert verify_arrays("digits") is None

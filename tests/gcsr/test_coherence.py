@@ -48,7 +48,7 @@ values = st.sampled_from([0.0, -0.0, 1e-42, -1e-42, 1e-30, -1e-30, 0.5, -0.5, 1.
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.lists(st.tuples(values, values), min_size=1, max_size=7), min_size=1, max_size=4),
     st.sampled_from([0.0, 1e-6, 2e-3, 0.25, 0.5, 1.0, 3.0]),

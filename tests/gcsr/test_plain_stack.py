@@ -67,7 +67,7 @@ def test_losses_and_gradients_are_autograds(kind, name, count):
 
 
 @needs_compiler
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     hidden=st.integers(1, 3),
     width=st.floats(0.01, 0.6),

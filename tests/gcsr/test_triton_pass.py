@@ -44,7 +44,7 @@ def pointed(memory, weights, grads, momenta):
         entry.lr, entry.momentum = 0.05, 0.9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.tuples(values, values), min_size=1, max_size=7), min_size=1, max_size=3),
     st.sampled_from([0.0, 2e-3, 0.5, 3.0]),

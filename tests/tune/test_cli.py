@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gcsr.errors import OutOfTimeError
 from tests.gcsr.test_dependencies import loaded
 from tests.tune.test_node_data import write
 from tune.cli import cli, main
@@ -75,6 +76,8 @@ BAD = {
     "train model": ["train", "--model", "vgg16"],
     "train data": ["train", "--dataset", "cifar10", "--model", "alexnet", "--data", "NOWHERE"],
     "train nan": ["train", "--lr", ".nan"],
+    "cohorts in pieces": ["sweep", "digits", "--out", "OUT", "--time-limit", "9m", "--cohort", "4"],
+    "data in a circle": ["data", "cifar10", "--data", "CIRCLE"],
     "train workers": ["train", "--workers", "65", "--batch_size", "64"],
     "report of nothing": ["report", "OUT"],
     "report format": ["report", "OUT", "--format", "pdf"],
@@ -99,7 +102,8 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line_and_exit_code_2(case, capsys, tmp_path):
-    named = {"OUT": tmp_path / "out", "NOWHERE": tmp_path / "nowhere"}
+    named = {"OUT": tmp_path / "out", "NOWHERE": tmp_path / "nowhere", "CIRCLE": tmp_path / "circle"}
+    (tmp_path / "circle").symlink_to("circle")
     code, out, err = run(capsys, *(named.get(a, a) for a in BAD[case]))
     assert code == 2
     assert not (tmp_path / "out").exists(), "nothing may be left behind"
@@ -278,6 +282,30 @@ def test_inline_needs_no_ray(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert len(os.listdir(tmp_path / "o" / "trials")) == 2
+
+
+def test_without_ray_the_default_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tune.ray_connection", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = run(capsys, "sweep", "digits", "--out", tmp_path / "o")
+    assert (code, err) == (2, "gcsr: executor: ray needs ray, which is not installed; expected inline\n")
+    assert not (tmp_path / "o").exists()
+
+
+def test_failures_are_named_also_where_a_time_limit_ended_the_sweep(capsys, tmp_path, monkeypatch):
+    def broken(config, job, device, group=None):
+        if config.seed == 0:
+            raise ValueError("on purpose")
+        raise OutOfTimeError
+        yield
+
+    monkeypatch.setattr("tune.trial.trial_in_turns", broken)
+    sweep = ["sweep", "digits", "--out", tmp_path / "o", "--executor", "inline", "--cohort", 1, "--set", "mode=none"]
+    code, out, err = run(capsys, *sweep, "--time-limit", "9m")
+    assert code == 130
+    assert "3 trials, 1 run now: 1 failed" in out
+    assert "ValueError: on purpose" in err.splitlines()[-2]
+    assert "the time limit left 2 trials" in err.splitlines()[-1]
 
 
 def test_failed_trials_are_exit_code_1_and_are_tried_again(capsys, tmp_path, monkeypatch):

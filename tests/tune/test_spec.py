@@ -112,7 +112,7 @@ def test_combinations_that_cannot_be_are_refused():
         SweepSpec(experiment="x", grid={"seed": list(range(2000)), "lam": [i / 1e3 for i in range(1000)]}).trials()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=200))
 def test_any_text_is_a_spec_or_one_clear_line(text):
     try:
@@ -121,7 +121,7 @@ def test_any_text_is_a_spec_or_one_clear_line(text):
         assert "\n" not in str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(
         st.sampled_from(["lam", "seed", "mode", "gamma", "epochs", "model", "nonsense"]),

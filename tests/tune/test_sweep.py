@@ -199,10 +199,11 @@ def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_pa
     run_sweep(spec, whole, RunOptions(executor="inline", cohort=1))
     left, calls = 2, 0
     while left:
-        options = RunOptions(executor="inline", resume=True, cohort=1, abreast=abreast, time_limit=0.4)
+        limit = 0.4 * 2 ** (calls // 20)  # a piece on a busy machine may be over before it has begun
+        options = RunOptions(executor="inline", resume=True, cohort=1, abreast=abreast, time_limit=limit)
         outcome = run_sweep(spec, pieces, options)
         left, calls = outcome.left, calls + 1
-        assert calls < 60
+        assert calls < 200
         assert not outcome.failures
     assert calls > 2
     assert rows(pieces) == rows(whole)
