@@ -10,7 +10,7 @@ Failed trials stay in files of their own, as they are run again and a part is ne
 import contextlib
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -32,11 +32,10 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
         store: the store.
         singles: merge single-trial files if there are at least so many.
     """
-    found = [info.base_name for info in store.files("trials") if not _PART.fullmatch(info.base_name)]
-    for start in range(0, len(found), _HELD):
-        few = found[start : start + _HELD]
+    for few in _held(_singles(store, "trials")):
         if len(few) >= singles:
             _merge_singles(store, few, singles)
+    _merge_left_epochs(store, singles)
     for folder in ("trials", "epochs"):
         level = 0
         while True:
@@ -89,17 +88,44 @@ def _level(info: pafs.FileInfo) -> int | None:
     return int(match[1]) if match else None
 
 
+def _singles(store: Store, folder: str) -> list[str]:
+    return [info.base_name for info in store.files(folder) if not _PART.fullmatch(info.base_name)]
+
+
+def _held(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + _HELD] for start in range(0, len(names), _HELD))
+
+
 def _merge_singles(store: Store, names: Sequence[str], singles: int) -> None:
     """Merge those of single trials that did not fail, if they are so many; each file is read once."""
     rows = dict(zip(names, store.read_each("trials", names), strict=True))
     ended = {name: row for name, row in rows.items() if row is not None and row["status"].to_pylist() != ["failed"]}
     if len(ended) < singles:
         return
-    there = {info.base_name for info in store.files("epochs")}
-    theirs = [name for name in ended if name in there]
-    curves = dict(zip(theirs, store.read_each("epochs", theirs), strict=True))
+    curves = _curves(store, [name for name in _singles(store, "epochs") if name in ended])
+    # A row stands for a whole trial: one whose epochs are damaged is left to `recover`.
+    ended = {name: row for name, row in ended.items() if curves.get(name, row) is not None}
     # Rows first: epochs without a row are no harm, a row without its epochs would be.
     _write(store, "trials", list(ended), ended.values(), level=0)
+    _write_curves(store, curves)
+
+
+def _merge_left_epochs(store: Store, singles: int) -> None:
+    """Merge single epochs whose rows are merged: those of a merge that was killed in between, if they are so many."""
+    alone = set(_singles(store, "trials"))
+    left = [name for name in _singles(store, "epochs") if name not in alone]
+    if len(left) < singles:
+        return
+    rows = set(store.read_trials().table["trial_id"].to_pylist())  # of others the row is still to come
+    for few in _held([name for name in left if name.removesuffix(".parquet") in rows]):
+        _write_curves(store, _curves(store, few))
+
+
+def _curves(store: Store, names: Sequence[str]) -> dict[str, pa.Table | None]:
+    return dict(zip(names, store.read_each("epochs", names), strict=True))
+
+
+def _write_curves(store: Store, curves: Mapping[str, pa.Table | None]) -> None:
     readable = {name: curve for name, curve in curves.items() if curve is not None}
     _write(store, "epochs", list(readable), readable.values(), level=0)
 

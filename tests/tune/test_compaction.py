@@ -244,6 +244,8 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch):
 
     @contextlib.contextmanager
     def reading(path):
+        if not path.endswith(part):
+            raise FileNotFoundError(path)
         yield pa.PythonFile(Failing((tmp_path / "trials" / part).read_bytes()), "r")
 
     with monkeypatch.context() as patched:
@@ -275,3 +277,37 @@ def test_a_merge_that_ends_between_two_listings_is_missed_by_none(tmp_path, monk
 
     monkeypatch.setattr(store, "files", files)
     assert len(store.read_trials().table) == 8
+
+
+def test_a_merge_loses_no_trial_whose_epochs_are_damaged(tmp_path):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(20))
+    (tmp_path / "epochs" / f"{rows[3]['trial_id']}.parquet").write_bytes(b"PAR1")
+    compact(store, singles=10)
+    assert len(names(store)) == 2
+    recover(store)
+    assert rows[3]["trial_id"] not in store.ended()
+    fill(store, [3])
+    check(store, rows)
+
+
+def test_epochs_that_a_killed_merge_left_behind_are_merged_later(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    rows = fill(store, range(20))
+    write = compaction._write
+
+    def killed(store, folder, *arguments, **options):
+        if folder == "epochs":
+            raise KeyboardInterrupt
+        write(store, folder, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(compaction, "_write", killed)
+        compact(store, singles=20)
+    assert [len(names(store, folder)) for folder in ("trials", "epochs")] == [1, 20]
+    late = make_row(seed=20)
+    store.write_bytes(f"epochs/{late['trial_id']}.parquet", b"its row is still to come")
+    compact(store, singles=20)
+    assert [len(names(store, folder)) for folder in ("trials", "epochs")] == [1, 2]
+    store.write_trial(late, epochs_of(late))
+    check(store, [*rows, late])
