@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -211,16 +211,9 @@ def summarize(trials: pa.Table, tuned: Collection[str] = ()) -> Summary:
         families[tuple(setting.recipe.values())].append(setting)
     tolerance = [each for family in families.values() for each in _tolerances(family)]
     comparisons = [each for family in families.values() for each in _comparisons(family, tolerance)]
-    refits = {_question(each) for each in comparisons if _is_refit(each)}
-    for each in comparisons:
-        each["refitted"] = each["selected_on"] == "validation" and _question(each) in refits
-    corrected = stats.holm([None if each["refitted"] else each["p_value"] for each in comparisons])
     return Summary(
         settings=tuple(settings),
-        comparisons=tuple(
-            Compared(**each, p_value_holm=p, significant_holm=None if p is None else p < stats.ALPHA)
-            for each, p in zip(comparisons, corrected, strict=True)
-        ),
+        comparisons=_corrected(comparisons),
         tolerance=tuple(tolerance),
         compression=tuple(found for family in families.values() if (found := _compression(family)) is not None),
         failures=tuple(
@@ -329,13 +322,12 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
             )
 
 
-def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> Iterator[Row]:
+def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> Iterator[Compared]:
     for regularizer in _regularizers(family):
         plain = _of(family, regularizer, "baseline")
         baseline = _best(plain)
         if baseline is None or baseline.accuracy_mean is None:
             continue
-        where = _where(baseline)
         level = next(
             t for t in tolerance if (t.recipe, t.regularizer, t.mode) == (baseline.recipe, regularizer, "baseline")
         )
@@ -345,33 +337,37 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
             if ours is None or ours.accuracy_mean is None:
                 continue
             test = stats.compare(ours.accuracies, baseline.accuracies)
-            yield where | {
-                "regularizer": regularizer,
-                "mode": mode,
-                "baseline_lam": baseline.lam,
-                "baseline_tuned": baseline.tuned,
-                "baseline_n": baseline.n,
-                "baseline_accuracy": baseline.accuracy_mean,
-                "baseline_ci95": baseline.accuracy_ci95,
-                "ours_lam": ours.lam,
-                "ours_mu": ours.mu,
-                "ours_gamma": ours.gamma,
-                "ours_gamma_threshold": ours.gamma_threshold,
-                "ours_tuned": ours.tuned,
-                "ours_n": ours.n,
-                "ours_accuracy": ours.accuracy_mean,
-                "ours_ci95": ours.accuracy_ci95,
-                "relative_improvement": test.relative,
-                "p_value": test.p_value,
-                "hedges_g": test.hedges_g,
-                "difference_low": test.low,
-                "difference_high": test.high,
-                "probability_of_improvement": test.probability_of_improvement,
-                "significant": None if test.p_value is None else test.p_value < stats.ALPHA,
-                "tolerance_lam": level.tolerance_lam,
-                "collapse_lam": level.collapse_lam,
-                "selected_on": _selected_on(plain, gated),
-            }
+            yield Compared(
+                **_where(baseline),
+                regularizer=regularizer,
+                mode=mode,
+                baseline_lam=baseline.lam,
+                baseline_tuned=baseline.tuned,
+                baseline_n=baseline.n,
+                baseline_accuracy=baseline.accuracy_mean,
+                baseline_ci95=baseline.accuracy_ci95,
+                ours_lam=ours.lam,
+                ours_mu=ours.mu,
+                ours_gamma=ours.gamma,
+                ours_gamma_threshold=ours.gamma_threshold,
+                ours_tuned=ours.tuned,
+                ours_n=ours.n,
+                ours_accuracy=ours.accuracy_mean,
+                ours_ci95=ours.accuracy_ci95,
+                relative_improvement=test.relative,
+                p_value=test.p_value,
+                hedges_g=test.hedges_g,
+                difference_low=test.low,
+                difference_high=test.high,
+                probability_of_improvement=test.probability_of_improvement,
+                significant=None if test.p_value is None else test.p_value < stats.ALPHA,
+                tolerance_lam=level.tolerance_lam,
+                collapse_lam=level.collapse_lam,
+                selected_on=_selected_on(plain, gated),
+                p_value_holm=None,  # until all comparisons are known
+                significant_holm=None,
+                refitted=False,
+            )
 
 
 def _selected_on(*modes: Sequence[Setting]) -> str | None:
@@ -382,16 +378,27 @@ def _selected_on(*modes: Sequence[Setting]) -> str | None:
     return "test" if usable[0][0].val_accuracy_mean is None else "validation"
 
 
-def _is_refit(compared: Row) -> bool:
+def _corrected(comparisons: Sequence[Compared]) -> tuple[Compared, ...]:
+    """With Holm's correction over all but those whose refit stands for them (see `Compared`)."""
+    refits = {_question(each) for each in comparisons if _is_refit(each)}
+    refitted = [each.selected_on == "validation" and _question(each) in refits for each in comparisons]
+    values = stats.holm([None if again else each.p_value for each, again in zip(comparisons, refitted, strict=True)])
+    return tuple(
+        replace(each, refitted=again, p_value_holm=p, significant_holm=None if p is None else p < stats.ALPHA)
+        for each, again, p in zip(comparisons, refitted, values, strict=True)
+    )
+
+
+def _is_refit(compared: Compared) -> bool:
     """Whether it tests, on all training images, settings that were chosen elsewhere (see `Compared`)."""
-    nothing_chosen = compared["selected_on"] is None and compared["recipe"]["holdout"] == 0
-    return nothing_chosen and compared["p_value"] is not None
+    nothing_chosen = compared.selected_on is None and compared.recipe["holdout"] == 0
+    return nothing_chosen and compared.p_value is not None
 
 
-def _question(compared: Row) -> str:
+def _question(compared: Compared) -> str:
     """What a comparison has in common with that of its refits."""
-    recipe = {name: value for name, value in compared["recipe"].items() if name != "holdout"}
-    return repr((recipe, compared["regularizer"], compared["mode"]))
+    recipe = {name: value for name, value in compared.recipe.items() if name != "holdout"}
+    return repr((recipe, compared.regularizer, compared.mode))
 
 
 def _compression(family: Sequence[Setting]) -> Compression | None:

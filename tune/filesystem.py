@@ -146,9 +146,8 @@ class Files:
 
     def remove(self, path: str) -> None:
         """Delete a file, if it is there."""
-        if self.info(path).is_file:
-            with contextlib.suppress(FileNotFoundError):
-                self._patiently(lambda: self.filesystem.delete_file(path))
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently(lambda: self.filesystem.delete_file(path))
 
     def move(self, path: str, target: str) -> None:
         """Give a file another name; where that is not atomic, it has both for a moment."""

@@ -184,7 +184,9 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Store: a folder, or a URI such as s3://bucket/name.",
         ),
         click.option("--resume", is_flag=True, help="Run what DIR lacks."),
-        click.option("--set", "assignments", multiple=True, type=_Assignment(), help="Replace a field by YAML."),
+        click.option(
+            "--set", "assignments", multiple=True, type=_Assignment(), help="Override a field of SPEC; VALUE is YAML."
+        ),
         click.option(
             "--executor", type=click.Choice(EXECUTORS), default="ray", show_default=True, help="inline: no Ray."
         ),
@@ -197,7 +199,13 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--gpu-share", type=_Share(), default=1.0, show_default=True, help="Of a GPU, that a worker takes."
         ),
-        click.option("--cohort", type=_Count(), default="auto", show_default=True, help="Trials trained as one batch."),
+        click.option(
+            "--cohort",
+            type=_Count(),
+            default="auto",
+            show_default=True,
+            help="Trials trained as one batch, with no checkpoints.",
+        ),
         click.option(
             "--abreast", type=_Count(), default="auto", show_default=True, help="Trials a GPU trains side by side."
         ),
@@ -237,16 +245,6 @@ def asked_for(spec: str, assignments: Sequence[tuple[str, Any]], data: str | Non
             raise InvalidInputError(f"set: {name} is given twice; expected each field once")
         fields[name] = value
     run = RunOptions(data=data_location(data), **options)
-    if run.time_limit is not None and run.cohort not in ("auto", 1):
-        raise InvalidInputError(
-            f"cohort: {run.cohort} is not allowed with --time-limit, as a cohort saves nothing on its way; expected "
-            "auto or 1"
-        )
-    if run.executor == "inline":
-        given = {"address": run.address, "max-concurrent": run.max_concurrent, "wait": run.wait}
-        for option, value in given.items():
-            if value:
-                raise InvalidInputError(f"{option}: {value!r} is not allowed; expected it with --executor ray")
     return Asked(load_spec(spec, fields), run)
 
 

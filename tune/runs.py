@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from gcsr import InvalidInputError, TrialConfig
+from gcsr import ConfigError, InvalidInputError, TrialConfig
 from gcsr.arrays import held_out, load_arrays
 from tune.job import Outcome, SweepJob, UnitSource
 from tune.node_data import local_root
@@ -61,6 +61,9 @@ class RunOptions:
         time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
         cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
         abreast: how many other trials one process trains side by side; ``auto``: see `gcsr.turns.Abreast`.
+
+    Raises:
+        InvalidInputError: a value is not allowed, or not beside another.
     """
 
     resume: bool = False
@@ -77,6 +80,28 @@ class RunOptions:
     time_limit: float | None = None
     cohort: int | Literal["auto"] = "auto"
     abreast: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise ConfigError("executor", self.executor, "one of " + ", ".join(EXECUTORS))
+        for name in ("threads", "cohort", "abreast", "max_concurrent"):
+            value, empty = getattr(self, name), None if name == "max_concurrent" else "auto"
+            if value != empty and not (type(value) is int and value >= 1):
+                raise ConfigError(name, value, f"{empty}, or an integer of at least 1")
+        if not 0 < self.gpu_share <= 1:
+            raise ConfigError("gpu_share", self.gpu_share, "a number above 0 and up to 1")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise ConfigError("time_limit", self.time_limit, "a number of seconds above 0")
+        if self.time_limit is not None and self.cohort not in ("auto", 1):
+            raise InvalidInputError(
+                f"cohort: {self.cohort} is not allowed with a time limit, as a cohort saves nothing on its way; "
+                "expected auto or 1"
+            )
+        if self.executor == "inline":
+            given = {"address": self.address, "max-concurrent": self.max_concurrent, "wait": self.wait}
+            for option, value in given.items():
+                if value:
+                    raise InvalidInputError(f"{option}: {value!r} is not allowed; expected it with --executor ray")
 
 
 class RowSource(UnitSource, Protocol):

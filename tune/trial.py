@@ -127,7 +127,7 @@ def trial_in_turns(
     """
     if Workers.of(group).from_first(job.out_of_time()):  # ranks look at clocks of their own, at different moments
         raise OutOfTimeError("not begun")
-    storage = StoredCheckpoint(Store(job.store), config.trial_id)
+    storage = StoredCheckpoint(_store(job.store), config.trial_id)
     data = dataset_of(config, job.data, device)
     checkpointer = Checkpointer(
         storage, min_seconds=job.checkpoint_seconds, max_share=_CHECKPOINT_SHARE, deadline=job.deadline
@@ -157,6 +157,12 @@ def failed_outcome(config: TrialConfig, job: SweepJob, error: BaseException) -> 
     place = "" if known else f" ({frames[-1].name}, line {frames[-1].lineno})"
     text = " ".join(str(error).split())[:300]
     return Outcome(failed_row(config, job.experiment, f"{type(error).__name__}: {text}{place}"), [])
+
+
+@functools.lru_cache(maxsize=2)
+def _store(location: str) -> Store:
+    """Opened once a process: a remote one remembers which folders are there."""
+    return Store(location)
 
 
 class StoredCheckpoint:
