@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gcsr import InvalidInputError
 from gcsr.errors import OutOfTimeError
 from tests.gcsr.test_dependencies import loaded
 from tests.tune.test_node_data import write
 from tune.cli import cli, main
+from tune.runs import RunOptions
 
 
 def run(capsys, *arguments):
@@ -413,3 +416,20 @@ def test_what_the_cluster_cannot_do_leaves_nothing_behind(arguments, words, tmp_
     (line,) = capfd.readouterr().err.splitlines()
     assert words in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"executor": "slurm"}, "executor: 'slurm' is not allowed; expected one of ray, inline"),
+        ({"cohort": 0}, "cohort: 0 is not allowed; expected auto, or an integer of at least 1"),
+        ({"max_concurrent": 1.5}, "max_concurrent: 1.5 is not allowed; expected None, or an integer of at least 1"),
+        ({"gpu_share": 7}, "gpu_share: 7 is not allowed"),
+        ({"time_limit": -1.0}, "time_limit: -1.0 is not allowed"),
+        ({"time_limit": 1.0, "cohort": 4}, "cohort: 4 is not allowed with a time limit"),
+        ({"executor": "inline", "wait": 5.0}, "wait: 5.0 is not allowed; expected it with --executor ray"),
+    ],
+)
+def test_run_options_are_checked_wherever_they_are_made(options, words):
+    with pytest.raises(InvalidInputError, match=re.escape(words)):
+        RunOptions(**options)

@@ -3,16 +3,22 @@
 import contextlib
 import os
 import threading
+import time
 
 import psutil
 import pytest
 
+import tune.job
+import tune.runs
 from gcsr import TrialConfig
 from tests.tune.conftest import title
 from tune.cli import main
 from tune.job import SweepJob, checkpoint_name
 from tune.ray_executor import _Losses
+from tune.runs import RunOptions
+from tune.spec import SweepSpec
 from tune.store import Store
+from tune.sweep import run_sweep
 
 
 @pytest.mark.parametrize("skew", [-1000, 1000])
@@ -69,3 +75,25 @@ def test_a_store_that_is_gone_when_a_search_loses_a_worker_ends_it_with_the_line
         assert main(arguments) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("gcsr: Input/output error; every ended trial is stored; resume with: gcsr")
+
+
+class Behind:
+    """A clock that is a quarter of an hour slow."""
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def time(self):
+        return time.time() - 900
+
+
+@pytest.mark.slow(15)
+def test_a_worker_whose_clock_is_ahead_finds_the_deadline_passed_and_nobody_lost(tmp_path, monkeypatch):
+    for module in (tune.runs, tune.job):
+        monkeypatch.setattr(module, "time", Behind())
+    grid = {"model": "mlp1", "width": 0.1, "epochs": 1, "mode": "none", "seed": [0, 1, 2]}
+    store = Store(str(tmp_path))
+    outcome = run_sweep(SweepSpec(experiment="test", grid=grid), store, RunOptions(time_limit=300.0))
+    assert (outcome.ran, outcome.left, outcome.failures) == (0, 3, ())
+    assert not len(store.read_trials().table)
+    assert "worker_lost" not in (tmp_path / "log.jsonl").read_text()
