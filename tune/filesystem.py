@@ -28,6 +28,7 @@ _BACK_OFF_SECONDS = 0.5  # before the second; doubles
 _IN_MEMORY = 64 << 20  # bytes of a file being written to a remote store
 _ONE_REQUEST = 4 << 20  # bytes of a file that Arrow sends by one request: S3's parts have 5 MiB at least
 _CHUNK = 1 << 20  # bytes
+_DELAYED = "allow_delayed_open=true"  # option of Arrow's S3 URIs
 
 
 class Files:
@@ -60,9 +61,8 @@ class Files:
             else:
                 self.filesystem, root = pafs.LocalFileSystem(), os.path.abspath(location)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise InvalidInputError(
-                f"{field}: {location!r} is no path or URI that pyarrow knows: {one_line(error)}"
-            ) from None
+            reason = one_line(error).replace(f"?{_DELAYED}", "").replace(f"&{_DELAYED}", "")
+            raise InvalidInputError(f"{field}: {location!r} is no path or URI that pyarrow knows: {reason}") from None
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
         self.root: str = root.rstrip("/") or "/"
         if not self.is_local and self.root == "/":
@@ -106,7 +106,7 @@ class Files:
                 if spooled.tell() <= _ONE_REQUEST:
                     spooled.seek(0)
                     content = io.BytesIO(spooled.read())
-                    _undisturbed(lambda: self._patiently(lambda: self._put(content, path)))
+                    _shielded(lambda: self._patiently(lambda: self._put(content, path)))
                 else:
                     self._upload(spooled, path, f"{parent}/{_temporary(base)}")
             return
@@ -182,7 +182,7 @@ def _temporary(base: str) -> str:
     return f".{base}.{uuid.uuid4().hex}.part"
 
 
-def _undisturbed(work: Callable[[], None]) -> None:
+def _shielded(work: Callable[[], None]) -> None:
     """Do it in a thread that Ctrl-C does not reach: it would leave half of the work done."""
     if threading.current_thread() is not threading.main_thread():
         return work()
@@ -192,10 +192,9 @@ def _undisturbed(work: Callable[[], None]) -> None:
 
 def _in_one_request(location: str) -> str:
     """The URI, such that S3 gets a small file by one request instead of the three of a multi-part upload."""
-    option = "allow_delayed_open"
-    if not location.startswith("s3://") or option in location:
+    if not location.startswith("s3://") or _DELAYED.partition("=")[0] in location:
         return location
-    return f"{location}{'&' if '?' in location else '?'}{option}=true"
+    return f"{location}{'&' if '?' in location else '?'}{_DELAYED}"
 
 
 def one_line(error: BaseException) -> str:

@@ -4,12 +4,12 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,17 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         InvalidInputError: the cluster cannot be reached, or does not let us in.
     """
-    _connect(address)
-    try:
-        _watch_head()
-        yield
-    finally:
-        ray.shutdown()
+    # In the main thread Ray would put its own handler of SIGTERM in place of ours, and its forks may lose a Ctrl-C.
+    # Its processes die with the thread that started them: it stays until the end.
+    with ThreadPoolExecutor(1, "gcsr-ray") as thread:
+        starting = thread.submit(_connect, address)
+        try:
+            starting.result()
+            _watch_head()
+            yield
+        finally:
+            wait([starting])
+            ray.shutdown()
 
 
 def _connect(address: str | None) -> None:
@@ -58,7 +63,6 @@ def _connect(address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is our line, not its traceback
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
     if address is None:
         _keep_token_private()
@@ -70,8 +74,6 @@ def _connect(address: str | None) -> None:
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:160]
             raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in front, which only prints a stack and dies
 
 
 def _keep_token_private() -> None:

@@ -168,7 +168,7 @@ def _size(space: dict[str, list[Any]]) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: ``1e-3`` is a number, a key may not be repeated, and nothing can be expanded."""
+    """YAML as people mean it: ``1e-3`` is a number and ``010`` ten, no key is repeated, and nothing can be expanded."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -187,14 +187,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-# The integer rule comes before the float rule for plain digits.
-for _first, _rules in _Loader.yaml_implicit_resolvers.items():
-    _rules.sort(key=lambda rule: rule[0] == "tag:yaml.org,2002:float")
+_INTEGER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+# YAML 1.1 also counts to the base of 60 (1:30) and of 8 (010).
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] not in (_INTEGER, _FLOAT)]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in (
+    (_INTEGER, r"^[-+]?[0-9]+$"),
+    (_FLOAT, r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
+_Loader.add_constructor(_INTEGER, lambda loader, node: int(loader.construct_scalar(node)))  # type: ignore[arg-type]
 
 
 # PyYAML lets out what its constructors meet where a tag does not fit its value, as in !!bool maybe.

@@ -97,7 +97,9 @@ class StudyStorage:
             if "://" in url:
                 self.storage = RDBStorage(url)
             else:
+                _check_journal(Path(url))
                 self.storage = JournalStorage(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))
+            self.storage.get_all_studies()  # reads it
         except Exception as error:  # a driver of any database may raise anything
             raise InvalidInputError(f"storage: {without_password(url)} cannot be opened: {_line(error)}") from None
 
@@ -109,12 +111,9 @@ class StudyStorage:
         """
         Path(f"{path}.lock").unlink(missing_ok=True)
         if path.exists():
-            written = path.read_bytes()
-            whole = written[: written.rfind(b"\n") + 1]
-            os.truncate(path, len(whole))  # a kill may have cut off the last line
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a kill may have cut off the last line
             try:
-                for line in whole.splitlines():
-                    json.loads(line)
+                _check_journal(path)
             except ValueError:
                 path.unlink()
         return cls(str(path))
@@ -127,6 +126,14 @@ class StudyStorage:
         if study.metric_names != list(objectives):
             study.set_metric_names(list(objectives))
         return study
+
+
+def _check_journal(path: Path) -> None:
+    """Raise `ValueError` if a whole line of it is no JSON: Optuna finds out once it has written more."""
+    if path.exists():
+        written = path.read_bytes()
+        for line in written[: written.rfind(b"\n") + 1].splitlines():
+            json.loads(line)
 
 
 @contextlib.contextmanager

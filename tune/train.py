@@ -105,6 +105,8 @@ def _check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise InvalidInputError(f"checkpoint: {str(path)!r} is a folder; expected a file, which need not be there")
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"checkpoint: {str(path)!r} is no regular file; expected one, which need not be there")
     folder = Path(os.path.realpath(path)).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

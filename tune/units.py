@@ -23,6 +23,7 @@ __all__ = ["UnitCutter", "is_stacked", "run_unit"]
 # Measured on one core: a trial of four takes 0.5 (mlp2) to 0.7 (mlp6) of one alone (python -m tests.benchmarks
 # cohort). Of more parameters than this it gains less, which does not pay for the checkpoints that a cohort lacks.
 _SMALL = 150_000
+_SHORT = 300  # epochs, as a cohort that is killed, or meets a deadline, has lost them all
 _CPU_SIZE, _GPU_SIZE = 4, 32
 _EVEN = 4  # cohorts come in multiples of it, so that two or four cores are done at the same time
 
@@ -30,13 +31,14 @@ _EVEN = 4  # cohorts come in multiples of it, so that two or four cores are done
 def is_stacked(config: TrialConfig, cohort: int | Literal["auto"]) -> bool:
     """Whether the trial is trained as a member of a cohort, be it the only one.
 
-    With ``auto`` small plain networks on digits are: there stacking was measured to be faster, and the trials are so
-    short that they write no checkpoints anyway. A trial's bits depend on the answer, so it depends on nothing but the
-    trial and the option: not on the machine, nor on which other trials are still to be run.
+    With ``auto`` small plain networks on digits are, for up to `_SHORT` epochs: there stacking was measured to be
+    faster, and the trials are so short that they write no checkpoints anyway. A trial's bits depend on the answer, so
+    it depends on nothing but the trial and the option: not on the machine, nor on which other trials are to be run.
     """
     if cohort != "auto":
         return cohort > 1
-    return config.dataset == "digits" and _parameters(config.model, config.width) <= _SMALL
+    short: bool = config.epochs <= _SHORT  # type: ignore[operator]
+    return short and config.dataset == "digits" and _parameters(config.model, config.width) <= _SMALL
 
 
 @functools.lru_cache

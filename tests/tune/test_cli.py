@@ -97,6 +97,7 @@ BAD = {
     "beyond unicode": ["sweep", "digits", "--out", "OUT", "--set", 'lam="\\UFFFFFFFF"'],
     "train bucket": ["train", "--data", "s3://", "--dataset", "cifar10", "--model", "alexnet"],
     "checkpoint uri": ["train", "--epochs", "1", "--checkpoint", "s3://bucket/c.pt"],
+    "checkpoint device": ["train", "--epochs", "1", "--checkpoint", "/dev/full"],
     "checkpoint place": ["train", "--epochs", "1", "--checkpoint", "/proc/nowhere/c.pt"],
     "report of an empty name": ["report", ""],
     "data download": ["data", "cifar10", "--data", "/dev/null/x", "--download"],

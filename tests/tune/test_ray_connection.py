@@ -1,9 +1,12 @@
 """A Ray of our own: who may use it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 STARTED = """
@@ -29,3 +32,17 @@ def test_its_secret_is_for_its_owner_only(before, tmp_path):
     assert token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) == 64
     assert before in (None, token.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_ray_starts_ends_the_sweep_with_the_line_that_resumes(number, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tune.cli", "sweep", "digits", "--out", str(out)]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not any("gcs_server" in process.name() for process in psutil.Process(started.pid).children()):
+        time.sleep(0.02)
+    started.send_signal(number)
+    _, err = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert "resume with: gcsr sweep digits" in err
+    assert err.count("\n") == 1

@@ -146,11 +146,16 @@ def test_a_wrong_search_is_one_clear_line(text, words, tmp_path, capsys):
         ),
         (["--trials", "8", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/db"], "storage: "),
         (["--trials", "8", "--storage", "nonsense://x"], "storage: nonsense://x cannot be opened"),
+        (["--trials", "8", "--storage", "BINARY"], "binary cannot be opened: "),
+        (["--trials", "8", "--storage", "TEXT"], "text cannot be opened: "),
     ],
 )
 def test_bad_options_are_one_clear_line(options, words, tmp_path, capsys):
     path = tmp_path / "spec.yaml"
     path.write_text(f"experiment: test\ngrid: {GRID}\n")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "text").write_text("hello\n")
+    options = [str(tmp_path / option.lower()) if option in ("BINARY", "TEXT") else option for option in options]
     assert main(["search", str(path), "--executor", "inline", "--out", str(tmp_path / "out"), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line

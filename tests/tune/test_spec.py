@@ -60,7 +60,20 @@ def test_assignments_replace_the_grid_everywhere():
     assert {(t.dataset, t.lam) for t in spec.trials() if t.mode == "ours"} == {("cifar10", 1e-3)}
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("3", 3), ("[1e-4, .5]", [1e-4, 0.5]), ("auto", "auto")])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("3", 3),
+        ("[1e-4, .5]", [1e-4, 0.5]),
+        ("auto", "auto"),
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("0x10", "0x10"),
+        ("-7", -7),
+    ],
+)
 def test_yaml_numbers_are_what_people_mean(text, value):
     parsed = parse_yaml(text, "here")
     assert parsed == value

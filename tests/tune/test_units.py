@@ -127,6 +127,7 @@ def test_of_trials_abreast_only_those_that_are_missing_are_in_a_unit():
         ({"model": "mlp6", "width": 2.0}, "auto", False),  # out of the cache
         ({"model": "mlp6", "width": 2.0}, 2, True),
         ({"model": "mlp6"}, 1, False),
+        ({"model": "mlp6", "epochs": 3000}, "auto", False),  # nothing would be left of it if it were killed
         ({"model": "mlp6", "dataset": "cifar10"}, "auto", False),  # long: it needs checkpoints
         ({"model": "alexnet", "dataset": "cifar10"}, "auto", False),
     ],
