@@ -275,7 +275,7 @@ def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str 
             return found
         expected = "".join(noted.read_text(encoding="utf-8", errors="replace").split()[:1]).lower()
     except OSError as error:
-        raise DataError(f"dataset: {error.filename} cannot be read: {error.strerror}") from None
+        raise DataError(f"dataset: {error.filename or path} cannot be read: {error.strerror or error}") from None
     if not re.fullmatch("[0-9a-f]{64}", expected):
         raise DataError(f"dataset: {noted} holds no SHA-256; delete it to have it written anew")
     if expected != found:

@@ -141,7 +141,7 @@ def open_executor(
         probe(options.address)
     # Ray's processes take seconds to start, and what is needed next as many to be imported: a core for each.
     needed = ("tune.units", "pandas")  # nothing of Ray, which is starting
-    threading.Thread(target=_import_all, args=[needed], daemon=True).start()
+    threading.Thread(target=_import_all, args=[needed]).start()
     with connected(options.address):
         from tune.ray_executor import RayExecutor
 

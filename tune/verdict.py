@@ -101,8 +101,9 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
 
 
 def _is_lost_anyway(level: Tolerance, summary: Summary) -> bool:
-    """Whether the network of a level stopped learning without regularization, too."""
-    return any(s.mode == "none" and s.recipe == level.recipe and s.stopped for s in summary.settings)
+    """Whether the network of a level learned in no seed without regularization, either."""
+    plain = (s for s in summary.settings if s.mode == "none" and s.recipe == level.recipe)
+    return any(s.stopped and s.collapsed + s.diverged >= s.n for s in plain)
 
 
 def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
