@@ -69,7 +69,7 @@ class UnitSource(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether every trial has ended."""
+        """Whether every trial has ended; asked where `next` gave none."""
 
 
 def checkpoint_name(trial_id: str) -> str:

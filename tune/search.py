@@ -235,7 +235,6 @@ class _Search:
     @property
     def finished(self) -> bool:
         """Whether every trial has ended."""
-        self._advance()
         return len(self._settings) == len(self._order) and all(each.complete for each in self._settings)
 
     # -- how it goes on ------------------------------------------------------------------------------------------

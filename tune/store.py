@@ -7,10 +7,8 @@ hold several trials each (`tune.compaction`). ``DIR`` is a path or a URI of pyar
 """
 
 import contextlib
-import fcntl
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.filesystem import Files, one_line
+from tune.folder_lock import folder_lock
 from tune.lease import Lease
 from tune.schema import EPOCHS, LATER_FIELDS, TRIALS, check_rows
 
@@ -42,7 +41,6 @@ _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
     "trials": lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
     "runs": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
 }
-_LOCK = ".lock"
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"
 _ROW_GROUP = 100_000  # rows
@@ -147,33 +145,21 @@ class Store:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the right to write; free again however the process ends (see `tune.lease` for remote stores).
+        """Hold the right to write (`tune.folder_lock`, `tune.lease`); free again however the process ends.
 
         Raises:
-            StoreError: another sweep holds it, or the directory cannot be written.
+            InvalidInputError: another run holds it, or the store cannot be written.
         """
-        if not self.is_local:
-            bucket = self._root.split("/")[0]
-            with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as held:
+            if self.is_local:
+                held.enter_context(folder_lock(Path(self._root)))
+            else:
+                bucket = self._root.split("/")[0]
                 with self._reaching():
                     if self._files.info(bucket).type == pafs.FileType.NotFound:
                         raise StoreError(f"out: {self.location!r} cannot be written: there is no bucket {bucket}")
                     self._lease = held.enter_context(Lease(self))
-                yield
-            return
-        root = Path(self._root)
-        created = [folder for folder in (root, *root.parents) if not folder.exists()]
-        handle = self._lock(root)
-        try:
             yield
-        finally:
-            # Bad input may show up only now (no cluster, too few cores): it must leave nothing behind.
-            if [path.name for path in root.iterdir()] == [_LOCK]:
-                (root / _LOCK).unlink()
-                with contextlib.suppress(OSError):
-                    for folder in created:
-                        folder.rmdir()
-            os.close(handle)
 
     def check_held(self) -> None:
         """Raise if another run has taken over the right to write that `exclusive` gave.
@@ -183,25 +169,6 @@ class Store:
         """
         if self._lease is not None:
             self._lease.check()
-
-    def _lock(self, root: Path) -> int:
-        while True:
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-                handle = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise StoreError(f"out: {self.location!r} cannot be written: {error.strerror}") from None
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(handle)
-                raise StoreError(
-                    f"out: {self.location!r} is in use by another gcsr sweep; wait for it or stop it"
-                ) from None
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(handle), os.stat(root / _LOCK)):
-                    return handle
-            os.close(handle)  # its last owner removed the file in between: lock the new one
 
     # -- trials -----------------------------------------------------------------------------------------------
 

@@ -214,7 +214,6 @@ class _Bisections:
     @property
     def finished(self) -> bool:
         """Whether every level is found."""
-        self._advance()
         return not self._waiting
 
     def ended(self, row: Mapping[str, Any]) -> None:

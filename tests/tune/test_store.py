@@ -6,6 +6,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from gcsr import InvalidInputError
 from tune.store import Store, StoreError
 
 
@@ -79,7 +80,7 @@ def test_a_failing_write_leaves_nothing(store, row, monkeypatch):
 
 
 def test_two_sweeps_cannot_write_at_once(store):
-    with store.exclusive(), pytest.raises(StoreError, match="in use"), Store(store.location).exclusive():
+    with store.exclusive(), pytest.raises(InvalidInputError, match="in use"), Store(store.location).exclusive():
         pass
     with store.exclusive():
         pass
@@ -89,5 +90,5 @@ def test_locations_that_are_none(tmp_path):
     with pytest.raises(StoreError, match="out"):
         Store("nonsense://x/y")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"), Store(str(tmp_path / "file" / "out")).exclusive():
+    with pytest.raises(InvalidInputError, match="cannot be written"), Store(str(tmp_path / "file" / "out")).exclusive():
         pass
