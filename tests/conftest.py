@@ -1,10 +1,14 @@
 import os
+import signal
+
+import pytest
+from hypothesis import settings
 
 # The tests' networks are so small that a second thread only waits for the first, and several processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
-from hypothesis import settings
+# A shell's background job ignores Ctrl-C, and hands that on to what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("gcsr", deadline=None)  # of time: machines are shared
 settings.load_profile("gcsr")
