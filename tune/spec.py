@@ -125,13 +125,17 @@ def _values(value: Any) -> list[Any]:
 
 
 def _check_values(name: str, value: Any) -> None:
-    if name == "lam" and isinstance(value, dict):
-        for regularizer, values in value.items():
-            TrialConfig.check_field("regularizer", regularizer)
-            _check_values(name, values)
-        if not value:
-            raise ConfigError(name, value, "values for at least one regularizer")
+    if name != "lam" or not isinstance(value, dict):
+        _check_list(name, value)
         return
+    for regularizer, values in value.items():
+        TrialConfig.check_field("regularizer", regularizer)
+        _check_list(name, values)
+    if not value:
+        raise ConfigError(name, value, "values for at least one regularizer")
+
+
+def _check_list(name: str, value: Any) -> None:
     values = _values(value)
     if not values:
         raise ConfigError(name, value, "a value or a list of at least one")

@@ -88,6 +88,7 @@ WRONG = {
     "nan": "experiment: x\ngrid: {lam: .nan}\n",
     "infinite": "experiment: x\ngrid: {lam: [1, .inf]}\n",
     "empty list": "experiment: x\ngrid: {seed: []}\n",
+    "lam of lam": "experiment: x\ngrid: {lam: {l2: {l1: 1}}}\n",
     "twice": "experiment: x\ngrid: {seed: [1, 1]}\n",
     "text for a number": "experiment: x\ngrid: {lam: strong}\n",
     "bool for a number": "experiment: x\ngrid: {epochs: true}\n",
