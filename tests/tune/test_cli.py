@@ -1,5 +1,6 @@
 """The command line: its surface, what it prints, and that bad input is one line and exit code 2."""
 
+import contextlib
 import json
 import os
 import re
@@ -362,6 +363,17 @@ def test_train_over_two_workers_is_the_same_experiment():
     assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
 
 
+@contextlib.contextmanager
+def killed_at_the_end(command):
+    """A command in a session of its own, of which nothing is left afterwards."""
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield started
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+
+
 @pytest.mark.slow(10)
 def test_train_under_torchrun():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tune.cli"]
@@ -377,12 +389,12 @@ def test_a_worker_of_torchrun_that_is_lost_ends_the_others_without_a_traceback_o
     saved = tmp_path / "c.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tune.cli"]
     command += ["train", "--model", "mlp2", "--epochs", "100000", "--checkpoint", str(saved)]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not saved.exists() and started.poll() is None:
-        time.sleep(0.1)
-    workers = [p for p in psutil.Process(started.pid).children() if "tune.cli" in p.cmdline()]
-    workers[1].kill()
-    _, err = started.communicate(timeout=120)
+    with killed_at_the_end(command) as started:
+        while not saved.exists() and started.poll() is None:
+            time.sleep(0.1)
+        workers = [p for p in psutil.Process(started.pid).children() if "tune.cli" in p.cmdline()]
+        workers[1].kill()
+        _, err = started.communicate(timeout=120)
     ours = [line for line in err.splitlines() if line.startswith("gcsr: ")]
     assert len(ours) == 1  # torchrun tells the other to end, which may be sooner than it misses the lost one
     assert f"--checkpoint {saved}" in ours[0] or f"lost; the same command goes on from {saved}" in ours[0]
@@ -392,12 +404,12 @@ def test_a_worker_of_torchrun_that_is_lost_ends_the_others_without_a_traceback_o
 @pytest.mark.slow(10)
 def test_ctrl_c_in_a_terminal_while_workers_start_is_one_line():
     command = [sys.executable, "-m", "tune.cli", "train", "--model", "mlp2", "--epochs", "100000", "--workers", "2"]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not any("forkserver" in " ".join(p.cmdline()) for p in psutil.Process(started.pid).children()):
-        time.sleep(0.01)
-    time.sleep(0.5)  # in the middle of its imports
-    os.killpg(started.pid, signal.SIGINT)  # a terminal's reaches all
-    _, err = started.communicate(timeout=120)
+    with killed_at_the_end(command) as started:
+        while not any("forkserver" in " ".join(p.cmdline()) for p in psutil.Process(started.pid).children()):
+            time.sleep(0.01)
+        time.sleep(0.5)  # in the middle of its imports
+        os.killpg(started.pid, signal.SIGINT)  # a terminal's reaches all
+        _, err = started.communicate(timeout=120)
     assert (started.returncode, err) == (130, "gcsr: interrupted; nothing was saved (--checkpoint FILE would)\n")
 
 

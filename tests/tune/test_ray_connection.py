@@ -42,7 +42,10 @@ def test_a_signal_while_ray_starts_ends_the_sweep_with_the_line_that_resumes(num
     while not any("gcs_server" in process.name() for process in psutil.Process(started.pid).children()):
         time.sleep(0.02)
     started.send_signal(number)
-    _, err = started.communicate(timeout=120)
+    try:
+        _, err = started.communicate(timeout=120)
+    finally:
+        started.kill()
     assert started.returncode == 130
     assert "resume with: gcsr sweep digits" in err
     assert err.count("\n") == 1
