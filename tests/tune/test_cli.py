@@ -17,6 +17,7 @@ import pytest
 from gcsr import InvalidInputError
 from gcsr.errors import OutOfTimeError
 from tests.gcsr.test_dependencies import loaded
+from tests.tune.conftest import title
 from tests.tune.test_node_data import write
 from tune.cli import cli, main
 from tune.runs import RunOptions
@@ -392,7 +393,7 @@ def test_a_worker_of_torchrun_that_is_lost_ends_the_others_without_a_traceback_o
     with killed_at_the_end(command) as started:
         while not saved.exists() and started.poll() is None:
             time.sleep(0.1)
-        workers = [p for p in psutil.Process(started.pid).children() if "tune.cli" in p.cmdline()]
+        workers = [p for p in psutil.Process(started.pid).children() if "tune.cli" in title(p)]
         workers[1].kill()
         _, err = started.communicate(timeout=120)
     ours = [line for line in err.splitlines() if line.startswith("gcsr: ")]
@@ -405,7 +406,9 @@ def test_a_worker_of_torchrun_that_is_lost_ends_the_others_without_a_traceback_o
 def test_ctrl_c_in_a_terminal_while_workers_start_is_one_line():
     command = [sys.executable, "-m", "tune.cli", "train", "--model", "mlp2", "--epochs", "100000", "--workers", "2"]
     with killed_at_the_end(command) as started:
-        while not any("forkserver" in " ".join(p.cmdline()) for p in psutil.Process(started.pid).children()):
+        while started.poll() is None and not any(
+            "forkserver" in title(p) for p in psutil.Process(started.pid).children()
+        ):
             time.sleep(0.01)
         time.sleep(0.5)  # in the middle of its imports
         os.killpg(started.pid, signal.SIGINT)  # a terminal's reaches all

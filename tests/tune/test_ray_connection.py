@@ -9,6 +9,8 @@ import time
 import psutil
 import pytest
 
+from tests.tune.conftest import title
+
 STARTED = """
 import os
 os.umask(0o022)
@@ -34,12 +36,16 @@ def test_its_secret_is_for_its_owner_only(before, tmp_path):
     assert before in (None, token.read_text())
 
 
+def is_ray(process):
+    return "gcs_server" in title(process)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_ray_starts_ends_the_sweep_with_the_line_that_resumes(number, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tune.cli", "sweep", "digits", "--out", str(out)]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not any("gcs_server" in process.name() for process in psutil.Process(started.pid).children()):
+    while started.poll() is None and not any(map(is_ray, psutil.Process(started.pid).children())):
         time.sleep(0.02)
     started.send_signal(number)
     try:
