@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gcsr.errors import ConfigError, DataError
+from gcsr.errors import ConfigError, DataError, shortened
 from gcsr.files import cache_folder, write_atomically
 from gcsr.names import DATASETS
 
@@ -229,15 +229,14 @@ def _check_kinds(path: Path, kinds: Mapping[str, _Kind]) -> None:
         (shape, dtype), (labels_shape, labels_dtype) = kinds[f"{split}_images"], kinds[f"{split}_labels"]
         if dtype != np.uint8 or shape[1:] != (32, 32, 3) or not 1 <= shape[0] <= _MOST_IMAGES:
             expected = f"uint8 [N, 32, 32, 3], N from 1 to {_MOST_IMAGES}"
-            raise DataError(f"dataset: {path}: {split}_images is {_shown(dtype, shape)}; expected {expected}")
+            raise DataError(f"dataset: {path}: {split}_images is {_described(dtype, shape)}; expected {expected}")
         if labels_dtype != np.uint8 or labels_shape != shape[:1]:
-            found = _shown(labels_dtype, labels_shape)
+            found = _described(labels_dtype, labels_shape)
             raise DataError(f"dataset: {path}: {split}_labels is {found}; expected uint8 [{shape[0]}]")
 
 
-def _shown(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
-    text = f"{dtype} {list(shape)}"
-    return text if len(text) <= 80 else text[:77] + "..."
+def _described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    return shortened(f"{dtype} {list(shape)}")
 
 
 def _check_labels(name: str, path: Path, arrays: Arrays) -> None:

@@ -7,7 +7,13 @@ __all__ = [
     "InvalidInputError",
     "NonFiniteGradientError",
     "OutOfTimeError",
+    "shortened",
 ]
+
+
+def shortened(text: str) -> str:
+    """As much of what somebody gave as one line shows."""
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class InvalidInputError(ValueError):
@@ -24,10 +30,7 @@ class ConfigError(InvalidInputError):
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        super().__init__(f"{field}: {shown} is not allowed; expected {allowed}")
+        super().__init__(f"{field}: {shortened(repr(value))} is not allowed; expected {allowed}")
         self.field = field
         self.value = value
         self.allowed = allowed

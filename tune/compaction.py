@@ -98,11 +98,11 @@ def _held(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _merge_singles(store: Store, names: Sequence[str], singles: int) -> None:
     """Merge those of single trials that did not fail, if they are so many; each file is read once."""
-    rows = dict(zip(names, store.read_each("trials", names), strict=True))
+    rows = _read(store, "trials", names)
     ended = {name: row for name, row in rows.items() if row is not None and row["status"].to_pylist() != ["failed"]}
     if len(ended) < singles:
         return
-    curves = _curves(store, [name for name in _singles(store, "epochs") if name in ended])
+    curves = _read(store, "epochs", [name for name in _singles(store, "epochs") if name in ended])
     # A row stands for a whole trial: one whose epochs are damaged is left to `recover`.
     ended = {name: row for name, row in ended.items() if curves.get(name, row) is not None}
     # Rows first: epochs without a row are no harm, a row without its epochs would be.
@@ -118,11 +118,11 @@ def _merge_left_epochs(store: Store, singles: int) -> None:
         return
     rows = set(store.read_trials().table["trial_id"].to_pylist())  # of others the row is still to come
     for few in _held([name for name in left if name.removesuffix(".parquet") in rows]):
-        _write_curves(store, _curves(store, few))
+        _write_curves(store, _read(store, "epochs", few))
 
 
-def _curves(store: Store, names: Sequence[str]) -> dict[str, pa.Table | None]:
-    return dict(zip(names, store.read_each("epochs", names), strict=True))
+def _read(store: Store, folder: str, names: Sequence[str]) -> dict[str, pa.Table | None]:
+    return dict(zip(names, store.read_each(folder, names), strict=True))
 
 
 def _write_curves(store: Store, curves: Mapping[str, pa.Table | None]) -> None:

@@ -123,7 +123,7 @@ class Files:
     def _upload(self, content: IO[bytes], path: str, part: str) -> None:
         try:
             self._patiently(lambda: self._put(content, part))
-            self._patiently(lambda: self.filesystem.move(part, path))
+            self.move(part, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 self.filesystem.delete_file(part)

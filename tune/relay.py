@@ -11,7 +11,7 @@ from tune.capacity import alive_nodes
 from tune.node_check import NodeChecks
 from tune.quarantine import Quarantine
 from tune.recorder import Listener
-from tune.trainable import OUT_OF_TIME, OUTCOME, UNIT, size_of, trials_of, unit_text
+from tune.trainable import OUTCOME, UNIT, size_of, trials_of, unit_text
 
 __all__ = ["NodeWatch", "Relay", "StopOnError"]
 
@@ -92,7 +92,7 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
     ) -> None:
         """Trials of a unit ended."""
         outcomes = result[OUTCOME]
-        self.out_of_time = self.out_of_time or result[OUT_OF_TIME]
+        self.out_of_time = self.out_of_time or not outcomes
         result[OUTCOME] = len(outcomes)  # Tune keeps a trial's last result for good, and prints one that is empty
         try:
             for outcome in outcomes if self.error is None else ():

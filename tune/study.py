@@ -99,7 +99,6 @@ class StudyStorage:
             else:
                 _check_journal(Path(url))
                 self.storage = JournalStorage(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))
-            self.storage.get_all_studies()  # reads it
         except Exception as error:  # a driver of any database may raise anything
             raise InvalidInputError(f"storage: {without_password(url)} cannot be opened: {_line(error)}") from None
 

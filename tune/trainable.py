@@ -12,13 +12,12 @@ from tune.job import Outcome, SweepJob
 from tune.trial import check_digests
 from tune.units import run_unit
 
-__all__ = ["JOB", "OUTCOME", "OUT_OF_TIME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]
+__all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]
 
 UNIT = "unit"  # key of a Tune config: the fields of each trial of the unit, as JSON
 JOB = "job"  # key of a Tune config: the SweepJob
 PLAN = "plan"  # key of a Tune config: the TrialPlan
-OUTCOME = "outcome"  # key of a Tune result: the unit's Outcomes
-OUT_OF_TIME = "out_of_time"  # key of a Tune result: whether the deadline overtook what is left of the unit
+OUTCOME = "outcome"  # key of a Tune result: the unit's Outcomes; none if the deadline overtook what is left of it
 
 
 def unit_text(unit: Sequence[TrialConfig]) -> str:
@@ -62,7 +61,7 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         ended = next(self._outcomes, [])  # none: the deadline overtook those that are left
         self._left -= len(ended)
-        return {OUTCOME: ended, OUT_OF_TIME: not ended, "done": self._left == 0 or not ended}
+        return {OUTCOME: ended, "done": self._left == 0 or not ended}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None

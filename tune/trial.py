@@ -25,6 +25,7 @@ from tune.terminal import complain
 
 __all__ = [
     "StoredCheckpoint",
+    "blame_machine",
     "check_digests",
     "choose_device",
     "dataset_of",
@@ -105,9 +106,8 @@ def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcom
     for ended in Abreast(trainings, device, configs[0].precision, job.abreast):
         if isinstance(ended.result, Outcome):
             yield ended.result
-        elif is_machines_fault(ended.result):
-            raise UnfitNodeError(f"device: {device} failed: {one_line(ended.result)}") from None
         elif not isinstance(ended.result, OutOfTimeError):
+            blame_machine(ended.result, device)
             yield failed_outcome(configs[ended.place], job, ended.result)
 
 
@@ -148,6 +148,12 @@ def is_machines_fault(error: BaseException) -> bool:
     """Whether what a training raised says that its machine is gone, or cannot serve."""
     # A GPU's error that is no want of memory stays: whatever this process does with it later raises it again.
     return isinstance(error, (UnfitNodeError, torch.AcceleratorError)) or is_lost_worker(error)
+
+
+def blame_machine(error: Exception, device: object) -> None:
+    """Raise `UnfitNodeError` if what a training on ``device`` raised is no fault of its own."""
+    if is_machines_fault(error):
+        raise UnfitNodeError(f"device: {device} failed: {one_line(error)}") from None
 
 
 def failed_outcome(config: TrialConfig, job: SweepJob, error: BaseException) -> Outcome:

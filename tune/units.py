@@ -12,11 +12,9 @@ from gcsr import TrialConfig
 from gcsr.cohort import cohort_key, train_cohort
 from gcsr.models import build_model
 from gcsr.turns import MOST_ABREAST
-from tune.filesystem import one_line
 from tune.job import Outcome, SweepJob
-from tune.node_data import UnfitNodeError
 from tune.schema import epoch_rows, trial_row
-from tune.trial import choose_device, dataset_of, failed_outcome, is_machines_fault, run_trials
+from tune.trial import blame_machine, choose_device, dataset_of, failed_outcome, run_trials
 
 __all__ = ["UnitCutter", "is_stacked", "run_unit"]
 
@@ -143,8 +141,7 @@ def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
             for config, result in zip(configs, results, strict=True)
         ]
     except Exception as error:
-        if is_machines_fault(error):
-            raise UnfitNodeError(f"device: {job.device} failed: {one_line(error)}") from None
+        blame_machine(error, job.device)
         if len(configs) == 1:
             return [failed_outcome(configs[0], job, error)]
     # Too large for the device (what the error still held is free by now), or one trial's fault: each gets its own.

@@ -52,14 +52,16 @@ def headline(summary: Summary) -> str:
 
 def _reach(level: Tolerance, levels: Sequence[Tolerance]) -> float:
     """How many times the plain tolerance level the gated modes bear; 0.0 where that level is 0 or there is none."""
-    gated = [
-        other.tolerance_lam
-        for other in levels
-        if (other.recipe, other.regularizer) == (level.recipe, level.regularizer) and other.mode != "baseline"
-    ]
     if not level.tolerance_lam:
         return 0.0
-    return max((lam for lam in gated if lam is not None), default=0.0) / level.tolerance_lam
+    return max((other.tolerance_lam or 0.0 for other in _gated(level, levels)), default=0.0) / level.tolerance_lam
+
+
+def _gated(level: Tolerance, levels: Sequence[Tolerance]) -> Iterator[Tolerance]:
+    """The levels of the gated modes beside that of plain regularization."""
+    for other in levels:
+        if (other.recipe, other.regularizer) == (level.recipe, level.regularizer) and other.mode != "baseline":
+            yield other
 
 
 def sentences(summary: Summary) -> Iterator[str]:
@@ -109,10 +111,9 @@ def _is_lost_anyway(level: Tolerance, summary: Summary) -> bool:
 def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
     """What the gated modes did where plain regularization collapses."""
     survivors: dict[str, float] = {}
-    for other in summary.tolerance:
-        same = other.recipe == level.recipe and other.regularizer == level.regularizer
+    for other in _gated(level, summary.tolerance):
         reach = other.tolerance_lam
-        if same and other.mode != "baseline" and reach is not None and reach >= lam:
+        if reach is not None and reach >= lam:
             survivors[_mode(other)] = max(reach, survivors.get(_mode(other), 0.0))
     if survivors:
         return ", ".join(f"{mode} still learns at {lam_text(reach)}" for mode, reach in survivors.items())

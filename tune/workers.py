@@ -15,7 +15,7 @@ from gcsr.parallel import backend
 from gcsr.turns import finished, undisturbed
 from tune.job import Outcome, SweepJob
 from tune.placement import TrialPlan
-from tune.trainable import JOB, OUT_OF_TIME, OUTCOME, PLAN, UNIT, trials_of
+from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
 from tune.trial import check_digests, failed_outcome, is_machines_fault, trial_in_turns
 
 __all__ = ["train_with_workers"]
@@ -52,7 +52,7 @@ def train_with_workers(config: dict[str, Any]) -> None:
         if not own or len(own) < len(causes):
             raise  # a worker or its node is gone, or cannot serve
         outcome = failed_outcome(trial, job, own[0])
-    ray_tune.report({OUTCOME: [] if outcome is None else [outcome], OUT_OF_TIME: outcome is None})
+    ray_tune.report({OUTCOME: [] if outcome is None else [outcome]})
 
 
 def _raised_by_trial(failure: BaseException) -> BaseException | None:
