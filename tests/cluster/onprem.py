@@ -182,7 +182,8 @@ class Scenario:
         alone, cluster = self._rows("/root/alone"), self._rows(f"s3://{BUCKET}/cluster")
         assert len(alone) == len(cluster) > 0
         for one, other in zip(alone, cluster, strict=True):
-            assert one == other, f"trial {one['trial_id']} differs"
+            differing = [f"{name}: {one[name]} alone, {other[name]} there" for name in one if one[name] != other[name]]
+            assert not differing, f"trial {one['trial_id']} differs: {'; '.join(differing)}"
         reports = [
             json.loads(self._gcsr(f"report {where} --format json").stdout)
             for where in ("/root/alone", f"s3://{BUCKET}/cluster")
