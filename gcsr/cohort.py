@@ -107,13 +107,13 @@ class _Cohort:
         self.plain = plain_stack(self.first, self.weights)
         self.whole_epoch = self._written_out_epoch()
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
-        self.decided: tuple[list[bool], list[float]] | None = None  # λ imposed without asking π, learning rates
         # Of the running epoch: steps, π, imposed, |g|, loss.
         self.sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)
         self.correct = CorrectAnswers((len(self.configs),), self.device, self.capture)
         self.lam = torch.tensor([config.lam for config in self.configs], dtype=torch.float32, device=self.device)
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
+        self.certain = torch.zeros_like(self.by_pi)  # λ is imposed in this epoch, where that does not depend on π
 
     def _written_out_epoch(self) -> NativeEpoch | None:
         """Whole epochs in C, where all that a step does can be done there."""
@@ -136,7 +136,8 @@ class _Cohort:
             pairs = list(zip(self.lrs, self.configs, strict=True))
             self.lrs = [lr if epoch % c.lr_decay_epochs else lr * c.lr_decay for lr, c in pairs]
         imposed = [gate.imposed_in(epoch) for gate in self.gates]
-        self._decide(imposed)
+        self.certain.copy_(torch.tensor(imposed))
+        self.stepper.start_epoch(self.lrs)
         labels = self.data.train_labels
         order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
         self.sums.zero_()
@@ -154,13 +155,7 @@ class _Cohort:
         for low in range(0, order.shape[1], self.first.batch_size):
             batch = slice(low, low + self.first.batch_size)
             rows = order[:, batch]
-            self.step(self._step, self.decided, rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
-
-    def _decide(self, imposed: list[bool]) -> None:
-        if self.decided != (imposed, self.lrs):  # what a captured step reads stays where it is while it is the same
-            self.decided = imposed, self.lrs
-            self.certain = torch.tensor(imposed, device=self.device)
-            self.stepper.start_epoch(self.lrs)
+            self.step(self._step, None, rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
 
     def _step(self, size: int, rows: Tensor, crops: Tensor | None = None) -> None:
         """Train each trial on its ``rows`` ``[K, size]``."""

@@ -19,7 +19,7 @@ class Stepper(Protocol):
     """The gated step, for stacked weights ``[K, …]``."""
 
     def start_epoch(self, lrs: Sequence[float]) -> None:
-        """Set the learning rates of the next steps, one a trial."""
+        """Set the learning rates of the next steps, captured ones included; one a trial."""
 
     def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Eq. 9 for each trial: π (NaN where a gradient is not finite) and Σ|g|, both float64 ``[K]``."""
@@ -86,7 +86,7 @@ class TorchStep:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
     def start_epoch(self, lrs: Sequence[float]) -> None:
-        self._lr = self._vector(lrs)
+        self._lr.copy_(self._vector(lrs))
 
     def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         coherent = torch.zeros(len(self._lam), dtype=torch.int64, device=self._device)
@@ -159,6 +159,7 @@ class PassStep:
             entry.lr = lrs[k]
             if name in self._regularized:
                 entry.l2, entry.l1 = (0.0, lrs[k]) if config.regularizer == "l1" else (2.0, 0.0)
+        self.memory.refresh()
 
     def point(self, grads: Mapping[str, Tensor]) -> None:
         """Take the gradients from there, until told otherwise; they must be contiguous."""

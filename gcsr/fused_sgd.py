@@ -105,20 +105,22 @@ class FusedSGD:
         """See `gcsr.optim.GatedOptimizer.after_capture`."""
         self._pass.memory.after_capture()
 
+    def refresh(self) -> None:
+        """Let captured steps go on with the groups' learning rates, momenta and weight decays as they are now."""
+        self._fill_settings()
+        self._pass.memory.refresh()
+
     def _counts(self) -> Counts:
         return Counts(*self._pass.counts())
 
     def _fill(self) -> None:
         """Write what is new since the last step into the pass's table."""
+        self._fill_settings()
         state, index = self._inner.state, 0
-        for number, group in enumerate(self._inner.param_groups):
-            settings = (float(group["lr"]), group["momentum"], group["weight_decay"])
-            if settings != self._settings.get(number):
-                self._settings[number] = settings
-                self._set(range(index, index + len(group["params"])), *settings)
+        for group in self._inner.param_groups:
             for p in group["params"]:
                 entry = self._pass.memory.table[index]
-                if settings[1] and p.grad is not None:
+                if group["momentum"] and p.grad is not None:
                     buffer = state[p].get("momentum_buffer")
                     if buffer is None or buffer is not self._buffers.get(index):
                         self._buffers[index] = buffer = self._adopt(p, buffer)
@@ -126,6 +128,16 @@ class FusedSGD:
                 else:
                     entry.m = None
                 index += 1
+
+    def _fill_settings(self) -> None:
+        index = 0
+        for number, group in enumerate(self._inner.param_groups):
+            settings = (float(group["lr"]), group["momentum"], group["weight_decay"])
+            after = index + len(group["params"])
+            if settings != self._settings.get(number):
+                self._settings[number] = settings
+                self._set(range(index, after), *settings)
+            index = after
 
     def _set(self, indices: Iterable[int], lr: float, momentum: float, decay: float) -> None:
         for index in indices:

@@ -56,18 +56,9 @@ class Gate:
             case _:
                 return False
 
-    def imposed(self, epoch: int, pi: "Tensor") -> "Tensor":
-        """The decision at one step: a 0-dim bool tensor on π's device. ``π = μ`` and NaN impose nothing.
-
-        Args:
-            epoch: epoch of the step, from 0.
-            pi: 0-dim, the step's π with the target λ.
-        """
-        if self.decides_by_pi():
-            return pi > self.mu
-        import torch  # only here: a config is checked, and a sweep planned, without it
-
-        return torch.full((), self.imposed_in(epoch), dtype=torch.bool, device=pi.device)
+    def imposed_by(self, pi: "Tensor") -> "Tensor":
+        """Eq. 8's decision where it depends on π: bool, of π's shape. ``π = μ`` and NaN impose nothing."""
+        return pi > self.mu
 
     def with_gamma(self, epoch: int, previous_pi: float | None) -> "Gate":
         """The gate of an epoch: ``gamma: auto`` chooses it as γ if the mean π of the epoch before passed the threshold.

@@ -96,3 +96,6 @@ class MemoryPass(ABC):
 
     def after_capture(self) -> None:  # noqa: B027 # only GPUs have anything to do
         """To be called once a CUDA graph that holds a `run` is captured, before its first replay."""
+
+    def refresh(self) -> None:  # noqa: B027 # only GPUs have anything to do
+        """Let captured runs go on with the numbers that `table` has now; addresses stay those of their capture."""

@@ -154,10 +154,13 @@ class GatedOptimizer:
         precision = torch.float64 if precise else torch.float32
         self._lam = torch.tensor(self.lam, dtype=precision, device=params[0].device)
         self._zero = torch.zeros_like(self._lam)
+        # The epoch's decision in the modes that do not ask π, and its ``lam_t``: where captured steps look them up.
+        self._certain = torch.zeros((), dtype=torch.bool, device=params[0].device)
+        self._certain_lam = self._zero.clone()
         # Sums of the running epoch: steps, π, imposed, Σ|g| (of this rank's share; not finite if any was not).
         self._sums = torch.zeros(4, dtype=torch.float64, device=params[0].device)
         self._one = torch.ones((), dtype=torch.float64, device=params[0].device)
-        self.epoch = 0
+        self._enter(0)
         self.last_pi = torch.zeros((), dtype=torch.float64, device=params[0].device)
         """π of the last step, 0-dim float64 on the device; NaN where a gradient was not finite."""
         self.last_lam = self._zero
@@ -182,8 +185,14 @@ class GatedOptimizer:
             ended = self._sums.tolist()
             previous_pi = ended[1] / ended[0] if ended[0] else None
             self.gate = self.gate.with_gamma(epoch, previous_pi)
-        self.epoch = epoch
+        self._enter(epoch)
         self._sums.zero_()
+
+    def _enter(self, epoch: int) -> None:
+        self.epoch = epoch
+        certain = self.gate.imposed_in(epoch)
+        self._certain.fill_(certain)
+        self._certain_lam.fill_(self.lam if certain else 0.0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the inner optimizer's."""
@@ -198,23 +207,22 @@ class GatedOptimizer:
         """
         if closure is not None:
             raise TypeError("GatedOptimizer.step takes no closure: call backward() yourself, then step()")
-        certain = self.gate.imposed_in(self.epoch)  # the decision, where the host knows it
-        by_pi = self.gate.decides_by_pi()
         if self._fused is not None and self._fused.ready():
-            self._step_fused(self._fused, certain, by_pi)
+            self._step_fused(self._fused)
         else:
-            self._step_with_inner(certain, by_pi)
+            self._step_with_inner()
 
-    def _step_fused(self, fused: FusedSGD, certain: bool, by_pi: bool) -> None:
-        if by_pi:
+    def _step_fused(self, fused: FusedSGD) -> None:
+        if self.gate.decides_by_pi():
             lam_t = self._decide(_Vote(fused.count(), self._process_group))
             fused.update(lam_t, count=False)
         else:  # the decision does not wait for the count: one pass does both
-            counts = fused.update(self._lam if certain else self._zero, count=True)
+            counts = fused.update(self._certain_lam, count=True)
             assert counts is not None
             self._decide(_Vote(counts, self._process_group))
 
-    def _step_with_inner(self, certain: bool, by_pi: bool) -> None:
+    def _step_with_inner(self) -> None:
+        by_pi, certain = self.gate.decides_by_pi(), self.gate.imposed_in(self.epoch)
         align_gradients(self._params)
         vote = _Vote(self._counter.count(), self._process_group)
         if self.regularizer == "l2" and by_pi:
@@ -242,24 +250,31 @@ class GatedOptimizer:
     def _decide(self, vote: "_Vote") -> Tensor:
         """The step's ``lam_t``, once the vote is in; noted, so to be called once a step."""
         pi = vote.pi()
-        imposed = self.gate.imposed(self.epoch, pi)
+        by_pi = self.gate.decides_by_pi()
+        imposed = self.gate.imposed_by(pi) if by_pi else self._certain
         self._sums += torch.stack((self._one, pi, imposed.double(), vote.grad_sum))
         self.last_pi = pi
-        self.last_lam = torch.where(imposed, self._lam, self._zero)
+        self.last_lam = torch.where(imposed, self._lam, self._zero) if by_pi else self._certain_lam
         return self.last_lam
 
     def after_capture(self) -> None:
         """To be called once a `torch.cuda.graph` that holds a `step` is captured, before its first replay.
 
-        A replay does what the captured step did: with its learning rates, and with its decision in the modes that do
-        not ask π. Capture anew when `decisions` change.
+        A replay does what the captured step did, but for what `refresh` brings up to date.
         """
         self._counter.after_capture()
         if self._fused is not None:
             self._fused.after_capture()
 
-    def decisions(self) -> tuple[object, ...]:
-        """What a captured `step` cannot ask again: whether λ is imposed without asking π, and the learning rates."""
+    def refresh(self) -> tuple[object, ...]:
+        """Let captured steps go on with this epoch's decision and learning rates: once an epoch, after `start_epoch`.
+
+        Returns:
+            What they cannot go on with; when it changes, capture anew. Nothing where the step is fused.
+        """
+        if self._fused is not None and self._fused.ready():
+            self._fused.refresh()
+            return ()
         return (self.gate.imposed_in(self.epoch), *(group["lr"] for group in self.optimizer.param_groups))
 
     def metrics(self) -> GateMetrics:
@@ -297,9 +312,9 @@ class GatedOptimizer:
         Only with ``gamma="auto"`` the state's choice of γ counts.
         """
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch = state["gate"]["epoch"]
         if self._gamma_is_auto:
             self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
+        self._enter(state["gate"]["epoch"])
         self._sums.copy_(state["gate"]["sums"])
 
 

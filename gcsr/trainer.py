@@ -244,7 +244,7 @@ class _Run:
         # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
         crops = draw_crops(len(labels), self.generator) if self.inputs is None else order
         self.loss_sum.zero_()
-        batch_size, share, decided = self.config.batch_size, self.workers.share, self.optimizer.decisions()
+        batch_size, share, decided = self.config.batch_size, self.workers.share, self.optimizer.refresh()
         for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
             self.step(self._step, decided, len(index), share(index), share(crop))
             yield False

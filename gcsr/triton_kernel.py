@@ -38,8 +38,8 @@ _GROUP = tl.constexpr(TableEntry.group.offset // 4)
 
 @triton.jit
 def pass_kernel(
-    words,  # int64: the table
-    numbers,  # float32: the same memory
+    words,  # int64: the table that addresses and sizes are read from
+    numbers,  # float32: the table that all else is read from
     flags,  # int32: the same memory
     tensor_of,  # int32 [blocks]: index of the tensor that a block belongs to
     first_block,  # int32 [tensors]: number of its first block

@@ -13,12 +13,15 @@ from gcsr.triton_kernel import BLOCK, WARPS, pass_kernel
 
 __all__ = ["TritonPass"]
 
+_TABLES = 2  # at most in a capture: a step has two runs, and nothing moves between them as a rule
+
 
 class TritonPass(MemoryPass):
     """Passes over float32 tensors in a GPU's memory.
 
     The table is copied to the device when it changes, which is when a gradient lies elsewhere or a learning rate is
-    new. A pass that is captured into a CUDA graph gets a table of its own, filled by `after_capture`.
+    new. A pass that is captured into a CUDA graph takes the addresses from a table of its own, filled by
+    `after_capture`, and all else from the one that changes.
 
     Args:
         device: where the tensors are.
@@ -39,8 +42,12 @@ class TritonPass(MemoryPass):
         self._counts = torch.zeros(2, self._blocks + 1, dtype=torch.int32, device=device)
         self._sums = torch.zeros(self._blocks + 1, dtype=torch.float32, device=device)
         self._no_lam = torch.zeros(groups, dtype=torch.float32, device=device)
-        self._uploaded: tuple[bytes, Tensor, bool] | None = None  # the table, on the device, and whether it is aligned
-        self._captured: list[tuple[Tensor, bytes]] = []
+        self._words = torch.zeros(ctypes.sizeof(self.table) // 8, dtype=torch.int64, device=device)  # the table there
+        self._uploaded = b""  # what it is
+        self._captured: list[tuple[bytes, Tensor]] = []  # tables of the capture under way
+        self._reserve: list[Tensor] = []
+        self._kept: list[Tensor] = []  # tables of captured passes: a graph keeps nothing alive
+        self._fill_reserve()
 
     def _of_groups(self, group_of: Sequence[int], groups: int) -> Tensor:
         """The blocks of each group: int64 ``[groups, most blocks of a group]``."""
@@ -54,12 +61,12 @@ class TritonPass(MemoryPass):
     def run(self, *, count: bool, lam_t: Tensor | None = None) -> None:
         if not self._blocks:
             return
-        table, aligned = self._table()
+        addresses = self._addresses()
         with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
             pass_kernel[(self._blocks,)](
-                table,
-                table.view(torch.float32),
-                table.view(torch.int32),
+                addresses,
+                self._words.view(torch.float32),
+                self._words.view(torch.int32),
                 self._tensor_of,
                 self._first_block,
                 self._no_lam if lam_t is None else lam_t,
@@ -68,7 +75,7 @@ class TritonPass(MemoryPass):
                 self._blocks + 1,
                 COUNT=count,
                 UPDATE=lam_t is not None,
-                ALIGNED=aligned,
+                ALIGNED=self._aligned(),
                 SIZE=BLOCK,
                 num_warps=WARPS,
                 enable_fp_fusion=False,
@@ -78,24 +85,39 @@ class TritonPass(MemoryPass):
         coherent, n = self._counts[:, self._blocks_of].sum(-1, dtype=torch.int64).unbind()
         return coherent, n, self._sums[self._blocks_of].sum(-1, dtype=torch.float64)
 
-    def _table(self) -> tuple[Tensor, bool]:
-        """The table as it is now, int64 on the device, and whether all addresses in it are multiples of 16."""
+    def _addresses(self) -> Tensor:
+        """The table that a run takes the addresses from, int64 on the device."""
+        if not _capturing(self._device):
+            self.refresh()
+            return self._words
         now = bytes(self.table)
-        if _capturing(self._device):  # a copy from the host would be replayed with what then stands there
-            held = torch.empty(len(now) // 8, dtype=torch.int64, device=self._device)
-            self._captured.append((held, now))
-            return held, self._aligned()
-        if self._uploaded is None or self._uploaded[0] != now:
-            self._uploaded = now, _words(now).to(self._device, non_blocking=True), self._aligned()
-        return self._uploaded[1:]
+        known = dict(self._captured)
+        if now not in known:
+            known[now] = self._reserve.pop()
+            self._captured = list(known.items())
+        return known[now]
 
     def _aligned(self) -> bool:
         return not any(((entry.w or 0) | (entry.m or 0) | (entry.g or 0)) % 16 for entry in self.table)
 
+    def refresh(self) -> None:
+        now = bytes(self.table)
+        if self._uploaded != now:
+            self._words.copy_(_words(now), non_blocking=True)
+            self._uploaded = now
+
     def after_capture(self) -> None:
-        for held, words in self._captured:
-            held.copy_(_words(words))
+        self.refresh()
+        for words, table in self._captured:
+            table.copy_(_words(words))
+            self._kept.append(table)
         self._captured.clear()
+        self._fill_reserve()
+
+    def _fill_reserve(self) -> None:
+        """Tables for the next capture: memory that is taken during one is used again within each replay."""
+        while len(self._reserve) < _TABLES:
+            self._reserve.append(torch.zeros_like(self._words))
 
 
 def _capturing(device: torch.device) -> bool:

@@ -27,9 +27,14 @@ TABLE = [
 
 @pytest.mark.parametrize(("mode", "epoch", "pi", "imposed"), TABLE)
 def test_decisions(mode, epoch, pi, imposed):
-    decision = Gate(mode=mode, gamma=5, mu=0.6).imposed(epoch, torch.tensor(pi, dtype=torch.float64))
-    assert decision.dtype == torch.bool
-    assert decision.item() is imposed
+    gate = Gate(mode=mode, gamma=5, mu=0.6)
+    assert gate.decides_by_pi() == (mode == "ours_orig")
+    if gate.decides_by_pi():
+        decision = gate.imposed_by(torch.tensor(pi, dtype=torch.float64))
+        assert decision.dtype == torch.bool
+        assert decision.item() is imposed
+    else:
+        assert gate.imposed_in(epoch) is imposed
 
 
 def test_gamma_zero_has_no_free_epoch_and_no_gamma_imposes_nothing():
