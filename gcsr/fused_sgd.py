@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gcsr.coherence import Counts
 from gcsr.errors import ConfigError
+from gcsr.memory_pass import Decision
 from gcsr.names import Regularizer
 from gcsr.parameter_pass import ParameterPass, can_pass
 
@@ -83,13 +84,20 @@ class FusedSGD:
         same = len(now) == len(self._params) and all(map(operator.is_, now, self._params))
         return plain and same and self._pass.point()
 
-    def count(self) -> Counts:
-        """Eq. 9's counts over this rank's share."""
+    def count(self) -> None:
+        """Count eq. 9 over this rank's share."""
         self._pass.memory.run(count=True)
-        return self._counts()
 
-    def update(self, lam_t: Tensor, *, count: bool) -> Counts | None:
-        """The step with ``lam_t`` (float32, 0-dim); with ``count`` also the counts, as they were before it.
+    def counts(self) -> Counts:
+        """What was counted last."""
+        return Counts(*self._pass.counts())
+
+    def decide(self, decision: Decision) -> bool:
+        """See `gcsr.memory_pass.MemoryPass.decide`."""
+        return self._pass.memory.decide(decision)
+
+    def update(self, lam_t: Tensor, *, count: bool) -> None:
+        """The step with ``lam_t`` (float32, 0-dim); with ``count`` it also counts what was there before it.
 
         Raises:
             ConfigError: a momentum buffer is not of its parameter's shape.
@@ -99,7 +107,6 @@ class FusedSGD:
         # Autograd is to notice that a graph from before the step is out of date, as after torch's own.
         torch.autograd.graph.increment_version([p for p in self._params if p.grad is not None])
         self._inner._opt_called = True  # type: ignore[attr-defined] # as the step that a scheduler wrapped would
-        return self._counts() if count else None
 
     def after_capture(self) -> None:
         """See `gcsr.optim.GatedOptimizer.after_capture`."""
@@ -109,9 +116,6 @@ class FusedSGD:
         """Let captured steps go on with the groups' learning rates, momenta and weight decays as they are now."""
         self._fill_settings()
         self._pass.memory.refresh()
-
-    def _counts(self) -> Counts:
-        return Counts(*self._pass.counts())
 
     def _fill(self) -> None:
         """Write what is new since the last step into the pass's table."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gcsr.names import Regularizer
 
-__all__ = ["MemoryPass", "PassTensor", "TableEntry"]
+__all__ = ["Decision", "MemoryPass", "PassTensor", "TableEntry"]
 
 
 class TableEntry(ctypes.Structure):
@@ -58,6 +58,29 @@ class PassTensor:
     group: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What the decision of a step is made of, and where it is noted; all on the tensors' device.
+
+    Attributes:
+        by_pi: λ is imposed where ``pi > mu`` (eq. 8); otherwise where ``certain``.
+        lam: λ, 0-dim float32.
+        mu: μ, 0-dim float64.
+        certain: 0-dim bool.
+        sums: of the running epoch, added to: steps, π, imposed, Σ|g|; float64 ``[4]``.
+        pi: gets the step's π, 0-dim float64; NaN where a gradient is not finite.
+        lam_t: gets λ or 0, 0-dim float32.
+    """
+
+    by_pi: bool
+    lam: Tensor
+    mu: Tensor
+    certain: Tensor
+    sums: Tensor
+    pi: Tensor
+    lam_t: Tensor
+
+
 class MemoryPass(ABC):
     """Passes over a fixed list of tensors, cut into blocks that are counted and updated one by one.
 
@@ -93,6 +116,10 @@ class MemoryPass(ABC):
         """Of the last counting `run`: coherent and n (int64), and Σ|g| over what was counted (float64), a number each
         group, on the tensors' device.
         """
+
+    def decide(self, decision: Decision) -> bool:
+        """Make the decision of the last counting `run`, in one go; False where only its `totals` can be had."""
+        return False
 
     def after_capture(self) -> None:  # noqa: B027 # only GPUs have anything to do
         """To be called once a CUDA graph that holds a `run` is captured, before its first replay."""

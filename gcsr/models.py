@@ -1,15 +1,17 @@
 """The paper's networks: torchvision's AlexNet and VGG with its changes, and plain ReLU networks for digits."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from gcsr.errors import ConfigError
 from gcsr.names import check_model_name, default_initialization, is_mlp
+from gcsr.precision import lowered
 
-__all__ = ["build_model"]
+__all__ = ["ConvolutionalNetwork", "Features", "build_model"]
 
 _VGG_LAYOUT = {"vgg11": "A", "vgg16": "D", "vgg19": "E"}
 _MLP_WIDTH = 128
@@ -52,17 +54,50 @@ def build_model(
     return model
 
 
-class _Classifier(nn.Module):
-    """Convolutions, then fully connected layers on what is left of the image (1×1: no pooling to 7×7)."""
+class ConvolutionalNetwork(nn.Module):
+    """Convolutions, then fully connected layers on what is left of the image (1×1: no pooling to 7×7).
 
-    def __init__(self, features: nn.Module, classifier: nn.Module) -> None:
+    Args:
+        layers: each a convolution, its ReLU and perhaps a 2×2 max-pool.
+        classifier: the rest.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], classifier: nn.Module) -> None:
         super().__init__()
-        self.features = features
+        self.features = Features(*layers)
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(torch.flatten(self.features(images), 1))
         return logits
+
+
+class Features(nn.Sequential):
+    """The convolutions of a network.
+
+    Attributes:
+        fused: what follows a convolution is one operation (`gcsr.activation`); on GPUs only, and not under
+            `torch.func`.
+    """
+
+    fused = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.fused:
+            plain: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+            return plain
+        from gcsr.activation import activated  # importing Triton takes longer than all of gcsr
+
+        layers = list(self)
+        convolutions = [(place, layer) for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+        weights: Sequence[Tensor] = [convolution.weight for _, convolution in convolutions]
+        if torch.is_autocast_enabled(images.device.type):
+            weights = lowered(weights)
+        for (place, convolution), weight in zip(convolutions, weights, strict=True):
+            assert convolution.bias is not None
+            images = conv2d(images, weight, None, convolution.stride, convolution.padding)
+            images = activated(images, convolution.bias, pool=isinstance(layers[place + 2], nn.MaxPool2d))
+        return images
 
 
 def _scaled(width: float) -> Callable[[int], int]:
@@ -108,7 +143,7 @@ def _alexnet(name: str, classes: int, scaled: Callable[[int], int], dropout: flo
         nn.ReLU(inplace=True),
         nn.Linear(units, classes),
     )
-    return _Classifier(nn.Sequential(*layers), classifier)
+    return ConvolutionalNetwork(layers, classifier)
 
 
 def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
@@ -126,7 +161,7 @@ def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) 
         nn.Dropout(dropout),
         nn.Linear(units, classes),
     )
-    return _Classifier(make_layers(layout), classifier)
+    return ConvolutionalNetwork(list(make_layers(layout)), classifier)
 
 
 def _initialize_as_vgg(model: nn.Module) -> None:

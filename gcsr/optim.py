@@ -21,6 +21,7 @@ from gcsr.coherence import (
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
 from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate
+from gcsr.memory_pass import Decision
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
 
@@ -165,6 +166,15 @@ class GatedOptimizer:
         """π of the last step, 0-dim float64 on the device; NaN where a gradient was not finite."""
         self.last_lam = self._zero
         """``lam_t`` of the last step, 0-dim on the device: float32, float64 where a parameter is."""
+        self._decision = Decision(
+            by_pi=self.gate.decides_by_pi(),
+            lam=self._lam,
+            mu=torch.tensor(self.gate.mu, dtype=torch.float64, device=params[0].device),
+            certain=self._certain,
+            sums=self._sums,
+            pi=self.last_pi.clone(),
+            lam_t=self._zero.clone(),
+        )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -214,12 +224,17 @@ class GatedOptimizer:
 
     def _step_fused(self, fused: FusedSGD) -> None:
         if self.gate.decides_by_pi():
-            lam_t = self._decide(_Vote(fused.count(), self._process_group))
-            fused.update(lam_t, count=False)
+            fused.count()
+            fused.update(self._decide_fused(fused), count=False)
         else:  # the decision does not wait for the count: one pass does both
-            counts = fused.update(self._certain_lam, count=True)
-            assert counts is not None
-            self._decide(_Vote(counts, self._process_group))
+            fused.update(self._certain_lam, count=True)
+            self._decide_fused(fused)
+
+    def _decide_fused(self, fused: FusedSGD) -> Tensor:
+        if self._process_group is None and fused.decide(self._decision):
+            self.last_pi, self.last_lam = self._decision.pi, self._decision.lam_t
+            return self.last_lam
+        return self._decide(_Vote(fused.counts(), self._process_group))
 
     def _step_with_inner(self) -> None:
         by_pi, certain = self.gate.decides_by_pi(), self.gate.imposed_in(self.epoch)

@@ -1,8 +1,6 @@
 """Passes over parameters and their ``.grad``, by whatever can run them where the parameters are."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from gcsr.errors import ConfigError
 from gcsr.memory_pass import MemoryPass, PassTensor
 from gcsr.names import Regularizer
 from gcsr.native_pass import NativePass
+from gcsr.triton_support import has_triton
 
 __all__ = ["ParameterPass", "ParameterShapes", "can_pass", "memory_pass"]
 
@@ -32,14 +31,9 @@ def can_pass(params: Sequence[Tensor]) -> bool:
 
 
 def _available(device_type: str) -> bool:
-    if not native_allowed():
-        return False
-    return NativePass.available() if device_type == "cpu" else device_type == "cuda" and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return torch.version.cuda is not None and find_spec("triton") is not None
+    if device_type == "cpu":
+        return native_allowed() and NativePass.available()
+    return has_triton(device_type)
 
 
 def memory_pass(device: torch.device, tensors: Sequence[PassTensor], groups: int = 1) -> MemoryPass:

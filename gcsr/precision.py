@@ -1,12 +1,14 @@
 """Arithmetic of convolutions and matrix products; weights, gradients, penalty and π are always float32."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["arithmetic", "autocast", "is_emulated"]
+__all__ = ["arithmetic", "autocast", "is_emulated", "lowered"]
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -14,6 +16,27 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if precision != "bf16":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def lowered(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """bfloat16 copies of float32 weights, and the way back of their gradients: what autocast does, but all at once."""
+    result: tuple[Tensor, ...] = _Lowered.apply(*weights)
+    return result
+
+
+class _Lowered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+        copies = tuple(torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights)
+        torch._foreach_copy_(copies, weights)
+        return copies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raised = tuple(torch.empty_like(grad, dtype=torch.float32) for grad in grads)
+        torch._foreach_copy_(raised, grads)
+        return raised
 
 
 def is_emulated(precision: str, device: torch.device) -> bool:

@@ -21,13 +21,14 @@ from gcsr.evaluation import CorrectAnswers
 from gcsr.fused_sgd import QuickSGD
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.metrics import sparsity, weight_abs_mean
-from gcsr.models import build_model
+from gcsr.models import ConvolutionalNetwork, build_model
 from gcsr.names import is_mlp
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
 from gcsr.plain_stack import PlainStack, plain_stack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
+from gcsr.triton_support import has_triton
 from gcsr.turns import Turns, finished, seed_generators, undisturbed
 
 __all__ = ["check_data", "new_network", "train", "training"]
@@ -182,6 +183,9 @@ class _Run:
         self.config, self.data, self.workers = config, data, workers
         self.device = data.train_images.device
         self.model = new_network(config, data).to(memory_format=self._layout())
+        self.quick = False  # batches and what follows convolutions are kernels of our own
+        if isinstance(self.model, ConvolutionalNetwork) and workers.group is None and has_triton(self.device.type):
+            self.quick = self.model.features.fused = True
         self.network = workers.wrapped(self.model)
         workers.seed(config.seed, 0, self.device)
         self.params = regularized_parameters(self.model)
@@ -294,13 +298,18 @@ class _Run:
         # Averaged over ranks by DDP, this is the mean over the whole batch, however uneven the shares are.
         loss = cross_entropy(logits.float(), labels, reduction="sum") / size
         self.optimizer.zero_grad()
-        (loss * self.workers.world_size).backward()
+        (loss if self.workers.group is None else loss * self.workers.world_size).backward()
         return loss.detach()
 
     def _batch(self, rows: Tensor, crops: Tensor) -> Tensor:
         """Network input for some rows of the training images."""
         if self.inputs is not None:
             images = self.inputs[rows]
+        elif self.quick:
+            from gcsr.batches import augmented  # importing Triton takes longer than all of gcsr
+
+            dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+            return augmented(self.data, rows, crops, dtype)
         else:
             images = self.data.normalized(crop_and_flip(self.data.train_images[rows], crops))
         return images.contiguous(memory_format=self._layout())

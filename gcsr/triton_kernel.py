@@ -1,4 +1,4 @@
-"""The pass over memory as a Triton kernel: what `memory_pass.c` does, for NVIDIA GPUs.
+"""The pass over memory as a Triton kernel: what `memory_pass.c` does, for NVIDIA GPUs; and the decision by its counts.
 
 Compile it without floating-point fusion (``enable_fp_fusion=False``): a product and a sum are rounded each on their
 own, as on the CPU.
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from gcsr.memory_pass import TableEntry
 
-__all__ = ["BLOCK", "WARPS", "pass_kernel"]
+__all__ = ["BLOCK", "WARPS", "decision_kernel", "pass_kernel"]
 
 BLOCK = 1024
 """Elements of a block: |g| is summed in float32 within it, and in float64 over the blocks."""
@@ -135,3 +135,43 @@ def _store(at, values, inside, WHOLE: tl.constexpr):
         tl.store(at, values)
     else:
         tl.store(at, values, mask=inside)
+
+
+@triton.jit
+def decision_kernel(
+    counts,  # int32 [2, blocks]: coherent, n
+    sums,  # float32 [blocks]: of |g|
+    blocks,
+    stride,  # between the two rows of counts
+    lam,  # float32
+    mu,  # float64
+    certain,  # bool: λ is imposed in this epoch, where that does not depend on π
+    epoch,  # float64 [4]: of the running epoch: steps, π, imposed, Σ|g|
+    pi_out,  # float64
+    lam_out,  # float32: lam_t
+    BY_PI: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Adds up what a counting pass found, and decides: eq. 9, eq. 8."""
+    coherent = tl.zeros((SIZE,), tl.int64)
+    n = tl.zeros((SIZE,), tl.int64)
+    total = tl.zeros((SIZE,), tl.float64)
+    for first in range(0, blocks, SIZE):
+        at = first + tl.arange(0, SIZE)
+        inside = at < blocks
+        coherent += tl.load(counts + at, mask=inside, other=0).to(tl.int64)
+        n += tl.load(counts + stride + at, mask=inside, other=0).to(tl.int64)
+        total += tl.load(sums + at, mask=inside, other=0.0).to(tl.float64)
+    grad_sum = tl.sum(total, 0)
+    rate = tl.sum(coherent, 0).to(tl.float64) / tl.maximum(tl.sum(n, 0), 1).to(tl.float64)
+    pi = tl.where(grad_sum < float("inf"), rate, float("nan"))  # nor is NaN less
+    if BY_PI:
+        imposed = pi > tl.load(mu)
+    else:
+        imposed = tl.load(certain).to(tl.int32) != 0
+    tl.store(pi_out, pi)
+    tl.store(lam_out, tl.where(imposed, tl.load(lam), 0.0))
+    tl.store(epoch, tl.load(epoch) + 1.0)
+    tl.store(epoch + 1, tl.load(epoch + 1) + pi)
+    tl.store(epoch + 2, tl.load(epoch + 2) + imposed.to(tl.float64))
+    tl.store(epoch + 3, tl.load(epoch + 3) + grad_sum)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gcsr.memory_pass import MemoryPass, PassTensor
-from gcsr.triton_kernel import BLOCK, WARPS, pass_kernel
+from gcsr.memory_pass import Decision, MemoryPass, PassTensor
+from gcsr.triton_kernel import BLOCK, WARPS, decision_kernel, pass_kernel
 
 __all__ = ["TritonPass"]
 
@@ -62,7 +62,7 @@ class TritonPass(MemoryPass):
         if not self._blocks:
             return
         addresses = self._addresses()
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
+        with self._on_device():
             pass_kernel[(self._blocks,)](
                 addresses,
                 self._words.view(torch.float32),
@@ -84,6 +84,31 @@ class TritonPass(MemoryPass):
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
         coherent, n = self._counts[:, self._blocks_of].sum(-1, dtype=torch.int64).unbind()
         return coherent, n, self._sums[self._blocks_of].sum(-1, dtype=torch.float64)
+
+    def decide(self, decision: Decision) -> bool:
+        if len(self._blocks_of) != 1:
+            return False
+        with self._on_device():
+            decision_kernel[(1,)](
+                self._counts,
+                self._sums,
+                self._blocks,
+                self._blocks + 1,
+                decision.lam,
+                decision.mu,
+                decision.certain,
+                decision.sums,
+                decision.pi,
+                decision.lam_t,
+                BY_PI=decision.by_pi,
+                SIZE=1024,
+                num_warps=8,
+                enable_fp_fusion=False,
+            )
+        return True
+
+    def _on_device(self) -> contextlib.AbstractContextManager[object]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
     def _addresses(self) -> Tensor:
         """The table that a run takes the addresses from, int64 on the device."""

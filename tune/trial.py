@@ -209,7 +209,7 @@ def dataset_of(config: TrialConfig, root: str | None, device: torch.device) -> D
     return _dataset(config.dataset, config.holdout, config.inputs, root, str(device))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _dataset(name: str, holdout: float, inputs: str, root: str | None, device: str) -> Dataset:
     """Loaded once a process: a reused worker trains many trials on the same tensors."""
     return load_dataset(name, holdout=holdout, inputs=inputs, root=local_root(root, name), device=device)

@@ -81,7 +81,7 @@ class UnitCutter:
             if self.job.workers == 1 and is_stacked(config, self.job.cohort):
                 cohorts.setdefault(cohort_key(config), []).append(config)
             elif wanted(config):
-                others.setdefault(cohort_key(config), []).append(config)
+                others.setdefault(_abreast_key(config), []).append(config)
         for group in cohorts.values():
             parts = _parts(group, self._cohorts(len(group)))
             found += [part for part in parts if any(map(wanted, part))]
@@ -109,6 +109,11 @@ class UnitCutter:
         most = MOST_ABREAST if abreast == "auto" else abreast
         rounds = -(-trials // (most * self.slots))
         return min(trials, rounds * self.slots)
+
+
+def _abreast_key(config: TrialConfig) -> tuple[object, ...]:
+    """What trials must have in common to take turns: they are of one size then, and round alike."""
+    return config.dataset, config.model, config.width, config.precision
 
 
 def _parts(group: list[TrialConfig], count: int) -> list[list[TrialConfig]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gcsr.coherence import count_reference
-from gcsr.memory_pass import PassTensor
+from gcsr.memory_pass import Decision, PassTensor
 from gcsr.native_pass import NativePass
 from tests.gcsr.test_coherence import values
 
@@ -199,6 +199,41 @@ def test_a_gated_optimizer_uses_it(regularizer, mode, momentum, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("by_pi", [True, False])
+def test_the_decision_is_made_of_the_counts(by_pi):
+    elements = 3000
+    w, g, m = (torch.randn(elements, generator=torch.Generator().manual_seed(seed)).to(DEVICE) for seed in range(3))
+    memory = TritonPass(DEVICE, [PassTensor(elements=elements, high=elements, lam=0.1)])
+    pointed(memory, [w], [g], [m])
+    double = {"dtype": torch.float64, "device": DEVICE}
+    decision = Decision(
+        by_pi=by_pi,
+        lam=torch.tensor(0.1, device=DEVICE),
+        mu=torch.tensor(0.5, **double),
+        certain=torch.tensor(False, device=DEVICE),
+        sums=torch.tensor([1.0, 0.25, 1.0, 2.0], **double),
+        pi=torch.zeros((), **double),
+        lam_t=torch.zeros((), device=DEVICE),
+    )
+    memory.run(count=True)
+    assert memory.decide(decision)
+    coherent, n, grad_sum = (float(each) for each in memory.totals())
+    assert decision.pi.item() == coherent / n > 0.5
+    assert decision.lam_t.item() == (decision.lam.item() if by_pi else 0.0)
+    expected = torch.tensor([2.0, 0.25 + coherent / n, 2.0 if by_pi else 1.0, 2.0 + grad_sum], **double)
+    torch.testing.assert_close(decision.sums, expected, rtol=1e-12, atol=0)
+    g[7] = torch.nan
+    decision.certain.fill_(True)
+    memory.run(count=True)
+    memory.decide(decision)
+    assert decision.pi.isnan()
+    assert decision.lam_t.item() == (0.0 if by_pi else decision.lam.item())
+    g.zero_()
+    memory.run(count=True)
+    memory.decide(decision)
+    assert decision.pi.item() == 0, "nothing learns, so nothing is coherent"
+
+
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -212,6 +247,35 @@ source = ASTSource(pass_kernel, signature=signature, constexprs=fixed)
 options = {"enable_fp_fusion": False, "num_warps": WARPS}
 print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
 """
+
+
+DECISION = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton
+from gcsr.triton_kernel import decision_kernel
+
+for by_pi in (True, False):
+    kinds = {"counts": "*i32", "sums": "*fp32", "blocks": "i32", "stride": "i32", "lam": "*fp32", "lam_out": "*fp32"}
+    fixed = {"BY_PI": by_pi, "SIZE": 1024}
+    signature = kinds | {"mu": "*fp64", "certain": "*i1", "epoch": "*fp64", "pi_out": "*fp64"}
+    source = ASTSource(decision_kernel, signature=signature | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
+    print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"])
+"""
+
+
+def test_the_decisions_machine_code_divides_in_double_precision(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", DECISION],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    if "Cannot find ptxas" in done.stderr:
+        pytest.skip("Triton brings no assembler here")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("div.rn.f64") == 2
 
 
 @pytest.mark.parametrize("aligned", [True, False])

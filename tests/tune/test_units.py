@@ -114,6 +114,14 @@ def test_trials_abreast_leave_no_slot_idle(fields, sizes):
     assert all(len({c.model for c in unit}) == 1 for unit in found)
 
 
+def test_trials_of_one_network_are_abreast_whatever_their_recipe():
+    grid = {"dataset": "cifar100", "model": "alexnet", "augment": [True, False], "inputs": ["standardized", "unit"]}
+    trials = SweepSpec(experiment="test", grid=grid | {"epochs": [2, 3]}).trials()
+    assert cut(trials, gpu=True, slots=1) == [trials]
+    mixed = SweepSpec(experiment="test", grid=grid | {"precision": ["fp32", "tf32"]}).trials()
+    assert sorted(map(len, cut(mixed, gpu=True, slots=1))) == [4, 4], "one process has one way to round"
+
+
 def test_of_trials_abreast_only_those_that_are_missing_are_in_a_unit():
     missing = MIXED[1:8:2]  # of each network two
     assert cut(MIXED, missing, cohort=1, gpu=True, slots=1) == [missing[::2], missing[1::2]]

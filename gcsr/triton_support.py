@@ -1,0 +1,20 @@
+"""Whether kernels in Triton can be used."""
+
+import functools
+from importlib.util import find_spec
+
+import torch
+
+from gcsr.compiled import native_allowed
+
+__all__ = ["has_triton"]
+
+
+def has_triton(device_type: str) -> bool:
+    """Whether kernels in Triton run on devices of this type, and are allowed (``GCSR_NATIVE``)."""
+    return device_type == "cuda" and native_allowed() and _installed()
+
+
+@functools.cache
+def _installed() -> bool:
+    return torch.version.cuda is not None and find_spec("triton") is not None
