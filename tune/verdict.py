@@ -37,8 +37,10 @@ def headline(summary: Summary) -> str:
             f"Holm's correction; the largest is {best.mode} with {best.regularizer.upper()} on {best.network}: "
             f"{best.relative_improvement:+.2%} relative."
         )
-    elif compared:
+    elif any(c.significant is not None for c in compared):
         said.append(f"No gain in accuracy over the best-tuned baseline is significant ({len(compared)} compared).")
+    elif compared:
+        said.append("There are too few runs to say whether a gain in accuracy over the baseline is significant.")
     rates = [c for c in summary.compression if c.compression is not None and c.compression >= _NOTICEABLE]
     near = [c for c in summary.compression if c.near_compression is not None and c.near_compression >= _NOTICEABLE]
     if rates:
@@ -47,7 +49,7 @@ def headline(summary: Summary) -> str:
     elif near:
         most = max(near, key=lambda c: c.near_compression or 0.0)
         said.append(f"Within one point of its accuracy, networks are up to {most.near_compression:.1f} times smaller.")
-    return " ".join(said)
+    return " ".join(said) or "There is no trial with regularization yet, so nothing to compare."
 
 
 def _reach(level: Tolerance, levels: Sequence[Tolerance]) -> float:
@@ -161,8 +163,8 @@ def _compression(c: Compression) -> str:
             f"accuracy ({percent(c.ours_accuracy)} against {percent(c.baseline_accuracy)}) with {c.compression:.1f} "
             f"times fewer non-zero parameters (sparsity {c.ours_sparsity:.3f} against {c.baseline_sparsity:.3f})"
         )
-    if c.near_compression is None or c.near_compression < max(c.compression or 1.0, _NOTICEABLE):
-        return first + "."
+    if c.near_compression is None or c.near_compression < _NOTICEABLE or c.near_compression <= (c.compression or 1.0):
+        return first + "."  # within a point there is nothing sparser
     assert c.near_accuracy is not None
     lost = 100 * (c.baseline_accuracy - c.near_accuracy)
     return (

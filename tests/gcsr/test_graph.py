@@ -168,6 +168,17 @@ def test_a_real_graph_is_the_steps(case, request, monkeypatch):
     assert measured(replayed) == measured(train(config, data))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("case", COHORTS)
+def test_a_cohorts_real_graph_is_its_steps(case, request, monkeypatch):
+    fixture, fields = COHORTS[case]
+    data = on_gpu(request.getfixturevalue(fixture))
+    configs = [TrialConfig(epochs=6, **each) for each in fields]
+    replayed = train_cohort(configs, data)
+    monkeypatch.setenv("GCSR_GRAPHS", "0")
+    assert [measured(result) for result in replayed] == [measured(result) for result in train_cohort(configs, data)]
+
+
 def on_gpu(data):
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     return dataclasses.replace(data, **{k: v.cuda() for k, v in fields.items() if isinstance(v, torch.Tensor)})

@@ -46,6 +46,23 @@ def test_the_verdict_follows_from_the_numbers(summary):
     assert "1 trial(s) failed" in text
 
 
+def test_what_is_sparser_and_better_costs_no_accuracy(summary):
+    text = render(summary, "text", title="x", progress="p", width=400)
+    assert "points of accuracy" not in text
+
+
+def test_one_run_each_is_too_few_to_test(table, row):
+    rows = [row(0.8, mode="baseline", lam=1e-3), row(0.9, mode="ours", lam=1e-3)]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "too few runs to say whether a gain in accuracy" in text
+    assert "No gain" not in text
+
+
+def test_without_regularization_there_is_nothing_to_compare(table, row):
+    rows = [row(0.8, mode="none", lam=0, regularizer="none", seed=seed) for seed in range(3)]
+    assert "nothing to compare" in render(summarize(table(rows)), "text", title="x", progress="p")
+
+
 def test_lam_0_is_a_level_without_a_multiple_and_no_edge_of_the_grid(table, row):
     rows = [row(0.8, mode=mode, lam=0, seed=seed) for mode in ("baseline", "ours") for seed in range(3)]
     rows += [row(0.1, status="collapsed", mode="baseline", lam=1e-2), row(0.7, mode="ours", lam=1e-2)]
