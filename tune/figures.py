@@ -14,7 +14,8 @@ __all__ = ["COLORS", "Figure", "Series", "figures"]
 # Okabe and Ito's palette: distinct for the colour-blind, in print and on both backgrounds.
 COLORS = {"none": "#8c8c8c", "baseline": "#d55e00", "ours": "#0072b2", "ours_orig": "#009e73"}
 _MAX_POINTS = 2_000  # of a figure's series; more are thinned out evenly
-_PERCENT = (0.0, 103.0)  # an interval may reach beyond, no accuracy can
+_MOST_PERCENT = 103.0  # an interval may reach beyond, no accuracy can
+_TICK_GAP = 0.1  # of an axis: labels that are nearer to each other overlap
 _MAX_LINES = 8  # of one figure; with more settings they become one cloud of points a mode
 
 
@@ -51,6 +52,7 @@ class Figure:
         title, caption: for people.
         x_title, y_title: with units.
         x_log, y_log: whether the axis is logarithmic.
+        x_ticks: what a printed axis is to be labelled at; empty for what its library thinks of.
         y_range: what is shown of y at first; None for all of it.
         series: at least one.
         levels: horizontal lines: name, value, half-width of its interval.
@@ -62,6 +64,7 @@ class Figure:
     x_title: str
     y_title: str
     x_log: bool = False
+    x_ticks: tuple[float, ...] = ()
     y_log: bool = False
     y_range: tuple[float, float] | None = None
     series: tuple[Series, ...]
@@ -94,6 +97,7 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
     if not settings:
         return
     where = f"{settings[0].network}, {regularizer.upper()}"
+    series = tuple(_lines(settings, lambda s: s.lam))
     yield Figure(
         name=f"accuracy-over-lam-{_slug(where)}-{number}",
         title=f"Accuracy over λ: {where}",
@@ -101,8 +105,9 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
         x_title="λ",
         y_title="test accuracy (%)",
         x_log=True,
-        y_range=_PERCENT,
-        series=tuple(_lines(settings, lambda s: s.lam)),
+        x_ticks=_apart(sorted({s.lam for s in settings})),
+        y_range=_from_0(series),
+        series=series,
         levels=tuple(
             ("no L1/L2", 100 * s.accuracy_mean, 100 * (s.accuracy_ci95 or 0.0))
             for s in group
@@ -115,15 +120,34 @@ def _over_sparsity(group: Sequence[Setting], number: int) -> Iterator[Figure]:
     settings = [s for s in group if s.regularizer == "l1" and s.mode != "none" and s.sparsity_mean is not None]
     if settings and any(s.sparsity_mean for s in settings):
         where = settings[0].network
+        series = (*_lines(settings, lambda s: 100 * (s.sparsity_mean or 0.0)), _pareto_front(settings))
         yield Figure(
             name=f"accuracy-over-sparsity-{_slug(where)}-{number}",
             title=f"Accuracy over sparsity: {where}, L1",
             caption="Sparsity is the share of parameters that are exactly 0 (the paper's Figure 5).",
             x_title="sparsity (%)",
             y_title="test accuracy (%)",
-            y_range=_PERCENT,
-            series=(*_lines(settings, lambda s: 100 * (s.sparsity_mean or 0.0)), _pareto_front(settings)),
+            y_range=_from_0(series),
+            series=series,
         )
+
+
+def _from_0(series: Sequence[Series]) -> tuple[float, float]:
+    """The range of an axis of accuracies in percent."""
+    tops = [
+        (y or 0.0) + half for each in series for y, half in zip(each.y, each.error or (0.0,) * len(each.y), strict=True)
+    ]
+    return 0.0, min(_MOST_PERCENT, 1.1 * max(tops))
+
+
+def _apart(values: Sequence[float]) -> tuple[float, ...]:
+    """Those of ascending values that have room for a label on a logarithmic axis."""
+    gap = (values[-1] / values[0]) ** _TICK_GAP
+    kept: list[float] = []
+    for value in values:
+        if not kept or value >= gap * kept[-1]:
+            kept.append(value)
+    return tuple(kept)
 
 
 def _pareto_front(settings: Sequence[Setting]) -> Series:

@@ -54,6 +54,9 @@ def write_figures(figures: list[Figure], folder: Path) -> list[Path]:
                 )
             if figure.x_log:
                 axes.set_xscale("log")
+            if figure.x_ticks:
+                axes.set_xticks(figure.x_ticks, [f"{value:g}" for value in figure.x_ticks])
+                axes.set_xticks([], minor=True)
             if figure.y_log:
                 axes.set_yscale("log")
             if figure.y_range:

@@ -1,0 +1,30 @@
+"""Figures as data: which axes they have."""
+
+import pytest
+
+from tune.aggregate import summarize
+from tune.figures import figures
+
+
+def over_lam(table, row, levels, accuracy):
+    rows = [row(accuracy, mode=mode, lam=lam) for mode in ("baseline", "ours") for lam in levels]
+    (found,) = (f for f in figures(summarize(table(rows)), []) if f.name.startswith("accuracy-over-lam"))
+    return found
+
+
+@pytest.mark.parametrize(("accuracy", "top"), [(0.4, 44.0), (0.98, 103.0)])
+def test_accuracies_fill_their_axis(table, row, accuracy, top):
+    assert over_lam(table, row, [1e-3, 1e-2], accuracy).y_range == pytest.approx((0.0, top))
+
+
+@pytest.mark.parametrize(
+    ("levels", "ticks"),
+    [
+        ([1e-3], [1e-3]),
+        ([3e-4, 7e-4, 1.5e-3, 3e-3], [3e-4, 7e-4, 1.5e-3, 3e-3]),
+        ([1e-4, 1.1e-4, 1.2e-4, 1e-2, 1.1e-2], [1e-4, 1e-2]),  # no label upon another
+        ([0, 1e-3, 1e-2], [1e-3, 1e-2]),  # a logarithmic axis has no 0
+    ],
+)
+def test_what_was_tried_is_labelled_where_there_is_room(table, row, levels, ticks):
+    assert list(over_lam(table, row, levels, 0.5).x_ticks) == ticks
