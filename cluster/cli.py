@@ -182,7 +182,7 @@ def _build(command: str, asked: Asked, given: Mapping[str, Any]) -> None:
         gpu_share=asked.options.gpu_share,
         workers=asked.spec.workers,
         cohort=asked.options.cohort,
-        abreast=asked.options.abreast,
+        trials_per_gpu=asked.options.trials_per_gpu,
     )
     worker_resources(job, [])
     if command == "search":

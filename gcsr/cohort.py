@@ -25,6 +25,7 @@ from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
 from gcsr.graph import ReplayedStep, capture_for
+from gcsr.interleaving import seed_generators, undisturbed
 from gcsr.native_epoch import NativeEpoch
 from gcsr.native_pass import NativePass
 from gcsr.native_stack import NativeStack
@@ -33,7 +34,6 @@ from gcsr.plain_stack import plain_stack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.trainer import check_data, new_network
-from gcsr.turns import seed_generators, undisturbed
 
 __all__ = ["COMMON_FIELDS", "cohort_key", "train_cohort"]
 

@@ -20,6 +20,7 @@ from gcsr.errors import CheckpointError, ConfigError, NonFiniteGradientError, Ou
 from gcsr.evaluation import CorrectAnswers
 from gcsr.fused_sgd import QuickSGD
 from gcsr.graph import ReplayedStep, capture_for
+from gcsr.interleaving import Steps, finished, seed_generators, undisturbed
 from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import ConvolutionalNetwork, build_model
 from gcsr.names import is_mlp
@@ -29,7 +30,6 @@ from gcsr.plain_stack import PlainStack, plain_stack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.triton_support import has_triton
-from gcsr.turns import Turns, finished, seed_generators, undisturbed
 
 __all__ = ["check_data", "new_network", "train", "training"]
 
@@ -84,8 +84,8 @@ def training(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     group: dist.ProcessGroup | None = None,
     stop_collapsed: bool = False,
-) -> Turns[TrialResult]:
-    """`train` in turns, to be taken inside of `gcsr.turns.undisturbed` by `gcsr.turns.Abreast` or `finished`."""
+) -> Steps[TrialResult]:
+    """`train`, step by step; to be taken inside of `gcsr.interleaving.undisturbed`, by `Interleaved` or `finished`."""
     workers = Workers.of(group)
     check_data(config, data)
     seed_generators(config.seed, data.train_images.device)
@@ -237,7 +237,7 @@ class _Run:
         """The next epoch, from 0."""
         return len(self.records)
 
-    def train_epoch(self) -> Turns[EpochRecord | None]:
+    def train_epoch(self) -> Steps[EpochRecord | None]:
         """One pass over the training images and its measurements; None if it diverged."""
         began = time.perf_counter()
         lr = float(self.schedule.get_last_lr()[0])

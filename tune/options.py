@@ -207,7 +207,11 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Trials trained as one batch, with no checkpoints.",
         ),
         click.option(
-            "--abreast", type=_Count(), default="auto", show_default=True, help="Trials a GPU trains side by side."
+            "--trials-per-gpu",
+            type=_Count(),
+            default="auto",
+            show_default=True,
+            help="Trials that share a GPU.",
         ),
         click.option("--tensorboard", is_flag=True, help="Also write each trial's curves under DIR/tensorboard."),
         data_option,

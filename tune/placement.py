@@ -38,10 +38,11 @@ def worker_resources(job: SweepJob, nodes: Sequence[Resources]) -> dict[str, flo
     Raises:
         InvalidInputError: what the job asks for excludes itself.
     """
-    for name in ("cohort", "abreast"):
+    for name in ("cohort", "trials_per_gpu"):
         if job.workers > 1 and getattr(job, name) not in ("auto", 1):
+            option = name.replace("_", "-")
             raise InvalidInputError(
-                f"{name}: {getattr(job, name)} is not allowed with {job.workers} workers a trial; expected 1"
+                f"{option}: {getattr(job, name)} is not allowed with {job.workers} workers a trial; expected 1"
             )
     if job.workers > 1 and job.gpu_share < 1:
         raise InvalidInputError(

@@ -60,7 +60,7 @@ class RunOptions:
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
         cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
-        abreast: how many other trials one process trains side by side; ``auto``: see `gcsr.turns.Abreast`.
+        trials_per_gpu: how many other trials one process interleaves; ``auto``: see `gcsr.interleaving.Interleaved`.
 
     Raises:
         InvalidInputError: a value is not allowed, or not beside another.
@@ -79,12 +79,12 @@ class RunOptions:
     stop_collapsed: bool = False
     time_limit: float | None = None
     cohort: int | Literal["auto"] = "auto"
-    abreast: int | Literal["auto"] = "auto"
+    trials_per_gpu: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ConfigError("executor", self.executor, "one of " + ", ".join(EXECUTORS))
-        for name in ("threads", "cohort", "abreast", "max_concurrent"):
+        for name in ("threads", "cohort", "trials_per_gpu", "max_concurrent"):
             value, empty = getattr(self, name), None if name == "max_concurrent" else "auto"
             if value != empty and not (type(value) is int and value >= 1):
                 raise ConfigError(name, value, f"{empty}, or an integer of at least 1")
@@ -207,7 +207,7 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
         gpu_share=options.gpu_share,
         workers=spec.workers,
         cohort=options.cohort,
-        abreast=options.abreast,
+        trials_per_gpu=options.trials_per_gpu,
         stop_collapsed=options.stop_collapsed,
         deadline=None if options.time_limit is None else time.time() + options.time_limit,
     )

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_dataset
 from gcsr.checkpoint import Checkpointer
 from gcsr.errors import OutOfTimeError
+from gcsr.interleaving import Interleaved, Steps
 from gcsr.names import is_mlp
 from gcsr.parallel import Workers, is_lost_worker
 from gcsr.precision import is_emulated
 from gcsr.trainer import training
-from gcsr.turns import Abreast, Turns
 from tune.filesystem import one_line
 from tune.job import Outcome, SweepJob, checkpoint_name
 from tune.node_data import UnfitNodeError, check_digest, local_root
@@ -33,7 +33,7 @@ __all__ = [
     "is_machines_fault",
     "run_trials",
     "threads_for",
-    "trial_in_turns",
+    "trial_steps",
     "warn_of_emulation",
 ]
 
@@ -102,8 +102,8 @@ def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcom
     except InvalidInputError as error:
         yield from (failed_outcome(config, job, error) for config in configs)
         return
-    trainings = [functools.partial(trial_in_turns, config, job, device) for config in configs]
-    for ended in Abreast(trainings, device, configs[0].precision, job.abreast):
+    trainings = [functools.partial(trial_steps, config, job, device) for config in configs]
+    for ended in Interleaved(trainings, device, configs[0].precision, job.trials_per_gpu):
         if isinstance(ended.result, Outcome):
             yield ended.result
         elif not isinstance(ended.result, OutOfTimeError):
@@ -111,9 +111,9 @@ def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcom
             yield failed_outcome(configs[ended.place], job, ended.result)
 
 
-def trial_in_turns(
+def trial_steps(
     config: TrialConfig, job: SweepJob, device: torch.device, group: dist.ProcessGroup | None = None
-) -> Turns[Outcome]:
+) -> Steps[Outcome]:
     """Train, going on from the trial's checkpoint if there is one.
 
     Args:

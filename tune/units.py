@@ -10,8 +10,8 @@ import torch
 
 from gcsr import TrialConfig
 from gcsr.cohort import cohort_key, train_cohort
+from gcsr.interleaving import MOST_INTERLEAVED
 from gcsr.models import build_model
-from gcsr.turns import MOST_ABREAST
 from tune.job import Outcome, SweepJob
 from tune.schema import epoch_rows, trial_row
 from tune.trial import blame_machine, choose_device, dataset_of, failed_outcome, run_trials
@@ -81,7 +81,7 @@ class UnitCutter:
             if self.job.workers == 1 and is_stacked(config, self.job.cohort):
                 cohorts.setdefault(cohort_key(config), []).append(config)
             elif wanted(config):
-                others.setdefault(_abreast_key(config), []).append(config)
+                others.setdefault(_interleaving_key(config), []).append(config)
         for group in cohorts.values():
             parts = _parts(group, self._cohorts(len(group)))
             found += [part for part in parts if any(map(wanted, part))]
@@ -103,15 +103,15 @@ class UnitCutter:
 
     def _units(self, trials: int) -> int:
         """Into how many units to cut trials that are not stacked: as few as leave no slot idle."""
-        abreast = self.job.abreast
-        if self.job.workers > 1 or abreast == 1 or (abreast == "auto" and not self.gpu):
+        per_gpu = self.job.trials_per_gpu
+        if self.job.workers > 1 or per_gpu == 1 or (per_gpu == "auto" and not self.gpu):
             return trials
-        most = MOST_ABREAST if abreast == "auto" else abreast
+        most = MOST_INTERLEAVED if per_gpu == "auto" else per_gpu
         rounds = -(-trials // (most * self.slots))
         return min(trials, rounds * self.slots)
 
 
-def _abreast_key(config: TrialConfig) -> tuple[object, ...]:
+def _interleaving_key(config: TrialConfig) -> tuple[object, ...]:
     """What trials must have in common to take turns: they are of one size then, and round alike."""
     return config.dataset, config.model, config.width, config.precision
 

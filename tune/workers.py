@@ -11,12 +11,12 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from gcsr.errors import OutOfTimeError
+from gcsr.interleaving import finished, undisturbed
 from gcsr.parallel import backend
-from gcsr.turns import finished, undisturbed
 from tune.job import Outcome, SweepJob
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
-from tune.trial import check_digests, failed_outcome, is_machines_fault, trial_in_turns
+from tune.trial import check_digests, failed_outcome, is_machines_fault, trial_steps
 
 __all__ = ["train_with_workers"]
 
@@ -69,6 +69,6 @@ def _work(config: dict[str, Any]) -> Outcome | None:
     device = get_device()
     try:
         with undisturbed(device, trial.precision):
-            return finished(trial_in_turns(trial, job, device, dist.group.WORLD))
+            return finished(trial_steps(trial, job, device, dist.group.WORLD))
     except OutOfTimeError:
         return None

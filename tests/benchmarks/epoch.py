@@ -18,9 +18,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from gcsr import Dataset, TrialConfig, TrialResult, train
 from gcsr.cohort import train_cohort
+from gcsr.interleaving import Interleaved, Steps
 from gcsr.models import build_model
 from gcsr.trainer import training
-from gcsr.turns import Abreast, Turns
 from tests.benchmarks.timing import Timing
 
 __all__ = ["at_once_precision", "beside_plain_loop", "trials_at_once"]
@@ -125,7 +125,7 @@ def at_once_precision(device: str) -> str:
 
 
 def trials_at_once(device: str, model: str, images: int, counts: tuple[int, ...] = (2, 4, 8)) -> dict[str, Timing]:
-    """Seconds an epoch and trial where several trials share the device: abreast, as a cohort, in as many processes."""
+    """Seconds an epoch and trial where trials share the device: interleaved, as a cohort, in as many processes."""
     data = _data(images, device)
     epochs, precision = 3, at_once_precision(device)
 
@@ -136,23 +136,23 @@ def trials_at_once(device: str, model: str, images: int, counts: tuple[int, ...]
 
     seconds: Mapping[str, float] = {
         f"{model}, alone": _gcsr_epoch(model, precision, epochs, data),
-        **{f"{model}, {count} abreast": _abreast(model, count, epochs, data) for count in counts},
+        **{f"{model}, {count} interleaved": _interleaved(model, count, epochs, data) for count in counts},
         **{f"{model}, cohort of {count}": cohort(count) for count in counts},
         **{f"{model}, {count} processes": _processes(device, model, images, count, epochs) for count in counts},
     }
     return {name: Timing(taken, taken / next(iter(seconds.values()))) for name, taken in seconds.items()}
 
 
-def _abreast(model: str, count: int, epochs: int, data: Dataset) -> float:
+def _interleaved(model: str, count: int, epochs: int, data: Dataset) -> float:
     """Seconds an epoch and trial of ``count`` trials of one process, from when the last has warmed up."""
     ends: dict[int, list[float]] = {seed: [] for seed in range(count)}
 
-    def begun(seed: int) -> Turns[TrialResult]:
+    def begun(seed: int) -> Steps[TrialResult]:
         config = _config(model, epochs=_WARM + epochs, precision=precision, seed=seed)
         return training(config, data, on_epoch=lambda record: ends[seed].append(time.perf_counter()))
 
     device, precision = data.train_images.device, at_once_precision(data.train_images.device.type)
-    for ended in Abreast([functools.partial(begun, seed) for seed in range(count)], device, precision, count):
+    for ended in Interleaved([functools.partial(begun, seed) for seed in range(count)], device, precision, count):
         if isinstance(ended.result, Exception):
             raise ended.result
     last, warm = (max(end[epoch] for end in ends.values()) for epoch in (-1, _WARM - 1))

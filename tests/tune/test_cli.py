@@ -305,7 +305,7 @@ def test_failures_are_named_also_where_a_time_limit_ended_the_sweep(capsys, tmp_
         raise OutOfTimeError
         yield
 
-    monkeypatch.setattr("tune.trial.trial_in_turns", broken)
+    monkeypatch.setattr("tune.trial.trial_steps", broken)
     sweep = ["sweep", "digits", "--out", tmp_path / "o", "--executor", "inline", "--cohort", 1, "--set", "mode=none"]
     code, out, err = run(capsys, *sweep, "--time-limit", "9m")
     assert code == 130

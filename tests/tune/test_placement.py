@@ -37,7 +37,11 @@ def test_what_fits(nodes, fields, resources, slots):
         ([{"CPU": 2}], {"device": "cuda"}, "device: a trial that needs 1 GPU"),
         ([], {}, "expected at most 0"),
         ([{"CPU": 4}], {"workers": 2, "cohort": 8}, "cohort: 8 is not allowed with 2 workers a trial; expected 1"),
-        ([{"CPU": 4}], {"workers": 2, "abreast": 4}, "abreast: 4 is not allowed with 2 workers a trial; expected 1"),
+        (
+            [{"CPU": 4}],
+            {"workers": 2, "trials_per_gpu": 4},
+            "trials-per-gpu: 4 is not allowed with 2 workers",
+        ),
     ],
 )
 def test_what_can_never_run_is_refused(nodes, fields, words):

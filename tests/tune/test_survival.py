@@ -113,7 +113,7 @@ def test_a_node_that_dies_and_a_head_that_dies(spec, tmp_path, cluster):
     long = ["--set", f"seed={list(range(6))}", "--set", "epochs=96", "--cohort", "1"]  # a death is noticed sooner
     expected = undisturbed("sweep", spec, tmp_path / "undisturbed", *long)
     first, nodes = cluster(2)
-    driver = start("sweep", spec, out, *long, "--abreast", "3", "--address", first.address)
+    driver = start("sweep", spec, out, *long, "--trials-per-gpu", "3", "--address", first.address)
     until(lambda: ended(out) >= 4 and all(busy(node) for node in nodes), driver)
     first.remove_node(nodes[0], allow_graceful=False)
     until(lambda: events(out, "worker_lost"), driver)

@@ -11,8 +11,8 @@ import tune.trial
 import tune.units
 from gcsr import TrialConfig
 from gcsr.errors import OutOfTimeError
+from gcsr.interleaving import finished
 from gcsr.parallel import run_workers
-from gcsr.turns import finished
 from tune.cli import main
 from tune.inline_executor import InlineExecutor
 from tune.job import SweepJob, checkpoint_name
@@ -21,7 +21,7 @@ from tune.runs import RunOptions
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trial import StoredCheckpoint, trial_in_turns
+from tune.trial import StoredCheckpoint, trial_steps
 from tune.units import UnitCutter, is_stacked, run_unit
 
 MIXED = SweepSpec(
@@ -96,25 +96,25 @@ def test_a_cohort_is_whole_however_few_of_it_are_missing():
 @pytest.mark.parametrize(
     ("fields", "sizes"),
     [
-        ({"abreast": 1}, [1] * 12),
-        ({"abreast": "auto"}, [1] * 12),  # on a CPU
-        ({"abreast": "auto", "gpu": True}, [3] * 4),  # each network for itself, on both GPUs
-        ({"abreast": "auto", "gpu": True, "slots": 1}, [6] * 2),
-        ({"abreast": "auto", "gpu": True, "slots": 100}, [1] * 12),
-        ({"abreast": 2}, [1] * 4 + [2] * 4),  # as equal as can be on two slots: 4 units of 6 trials
-        ({"abreast": 2, "slots": 1}, [2] * 6),
-        ({"abreast": 4, "slots": 1}, [3] * 4),
-        ({"abreast": "auto", "gpu": True, "workers": 2}, [1] * 12),
+        ({"trials_per_gpu": 1}, [1] * 12),
+        ({"trials_per_gpu": "auto"}, [1] * 12),  # on a CPU
+        ({"trials_per_gpu": "auto", "gpu": True}, [3] * 4),  # each network for itself, on both GPUs
+        ({"trials_per_gpu": "auto", "gpu": True, "slots": 1}, [6] * 2),
+        ({"trials_per_gpu": "auto", "gpu": True, "slots": 100}, [1] * 12),
+        ({"trials_per_gpu": 2}, [1] * 4 + [2] * 4),  # as equal as can be on two slots: 4 units of 6 trials
+        ({"trials_per_gpu": 2, "slots": 1}, [2] * 6),
+        ({"trials_per_gpu": 4, "slots": 1}, [3] * 4),
+        ({"trials_per_gpu": "auto", "gpu": True, "workers": 2}, [1] * 12),
     ],
 )
-def test_trials_abreast_leave_no_slot_idle(fields, sizes):
+def test_interleaved_trials_leave_no_slot_idle(fields, sizes):
     found = cut(MIXED, cohort=1, **fields)
     assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
     assert sorted(map(len, found)) == sizes
     assert all(len({c.model for c in unit}) == 1 for unit in found)
 
 
-def test_trials_of_one_network_are_abreast_whatever_their_recipe():
+def test_trials_of_one_network_are_interleaved_whatever_their_recipe():
     grid = {"dataset": "cifar100", "model": "alexnet", "augment": [True, False], "inputs": ["standardized", "unit"]}
     trials = SweepSpec(experiment="test", grid=grid | {"epochs": [2, 3]}).trials()
     assert cut(trials, gpu=True, slots=1) == [trials]
@@ -122,7 +122,7 @@ def test_trials_of_one_network_are_abreast_whatever_their_recipe():
     assert sorted(map(len, cut(mixed, gpu=True, slots=1))) == [4, 4], "one process has one way to round"
 
 
-def test_of_trials_abreast_only_those_that_are_missing_are_in_a_unit():
+def test_of_interleaved_trials_only_those_that_are_missing_are_in_a_unit():
     missing = MIXED[1:8:2]  # of each network two
     assert cut(MIXED, missing, cohort=1, gpu=True, slots=1) == [missing[::2], missing[1::2]]
 
@@ -199,14 +199,14 @@ def test_a_cohort_that_fails_falls_back_to_single_trials(tmp_path, monkeypatch):
     assert "out of memory" in outcomes[1].row["error"]
 
 
-def test_trials_abreast_write_what_each_writes_alone(tmp_path):
+def test_interleaved_trials_write_what_each_writes_alone(tmp_path):
     network = {"model": "mlp2", "width": 0.5, "epochs": 3}
     grid = network | {"mode": ["ours_orig", "baseline"], "lam": 1e-3, "seed": [0, 1]}
     spec = SweepSpec(experiment="test", grid=grid)
     tables = []
-    for abreast in (1, 3):
-        store = Store(str(tmp_path / str(abreast)))
-        run_sweep(spec, store, RunOptions(executor="inline", cohort=1, abreast=abreast))
+    for per_gpu in (1, 3):
+        store = Store(str(tmp_path / str(per_gpu)))
+        run_sweep(spec, store, RunOptions(executor="inline", cohort=1, trials_per_gpu=per_gpu))
         tables.append([
             {k: v for k, v in row.items() if k not in ("seconds", "finished_at")}
             for row in store.read_trials().table.sort_by("trial_id").to_pylist()
@@ -214,7 +214,7 @@ def test_trials_abreast_write_what_each_writes_alone(tmp_path):
     assert tables[0] == tables[1]
 
 
-def test_of_trials_abreast_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
+def test_of_interleaved_trials_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
     real = tune.trial.training
 
     def broken(config, data, **options):
@@ -224,14 +224,14 @@ def test_of_trials_abreast_one_that_fails_leaves_the_others(tmp_path, monkeypatc
 
     monkeypatch.setattr(tune.trial, "training", broken)
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(3)]
-    outcomes = {o.row["trial_id"]: o.row for o in outcomes_of(configs, job(tmp_path, cohort=1, abreast=3))}
+    outcomes = {o.row["trial_id"]: o.row for o in outcomes_of(configs, job(tmp_path, cohort=1, trials_per_gpu=3))}
     assert [outcomes[c.trial_id]["status"] for c in configs] == ["finished", "failed", "finished"]
     assert "on purpose" in outcomes[configs[1].trial_id]["error"]
 
 
 def test_after_the_deadline_nothing_is_begun(tmp_path):
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
-    for fields in ({"cohort": 1}, {"cohort": 1, "abreast": 2}, {"cohort": 2}):
+    for fields in ({"cohort": 1}, {"cohort": 1, "trials_per_gpu": 2}, {"cohort": 2}):
         assert outcomes_of(configs, job(tmp_path, deadline=0.0, **fields)) == []
 
 
@@ -282,7 +282,7 @@ def overtaken(folder, group, device):
     now = time.time()
     for first, second in ((now + 600, now), (now, now + 600)):
         own = first if dist.get_rank(group) == 0 else second
-        steps = trial_in_turns(config, job(Path(folder), deadline=own), device, group)
+        steps = trial_steps(config, job(Path(folder), deadline=own), device, group)
         if first > now:
             assert finished(steps).row["status"] == "finished"
         else:

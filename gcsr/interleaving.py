@@ -1,4 +1,4 @@
-"""Trainings in turns: one to its end, or several of one process a step each, side by side on its GPU.
+"""Interleaved trainings: several of one process, a step of each in turn, side by side on its GPU.
 
 A small network leaves most of a GPU idle: its kernels are small, and each waits for the one before. Those of different
 trainings wait for nobody: each training has a stream of its own, and the host goes round. What a training computes
@@ -17,17 +17,17 @@ import torch
 
 from gcsr.precision import arithmetic
 
-__all__ = ["MOST_ABREAST", "Abreast", "Ended", "Turns", "finished", "seed_generators", "undisturbed"]
+__all__ = ["MOST_INTERLEAVED", "Ended", "Interleaved", "Steps", "finished", "seed_generators", "undisturbed"]
 
 T = TypeVar("T")
 
-Turns: TypeAlias = Generator[bool, None, T]
+Steps: TypeAlias = Generator[bool, None, T]
 """A training that hands the process over after each step: it yields whether an epoch ended, and returns its result.
 
 Between its turns it relies on torch's generators of random numbers to stay as it left them, and on nothing else.
 """
 
-MOST_ABREAST = 16
+MOST_INTERLEAVED = 16
 _GAIN = 1.1  # a doubling that makes not even so many times the steps a second is taken back
 _WINDOW_SECONDS = 1.0
 _SPARE = 1.2  # of the memory that a training is expected to take
@@ -48,11 +48,11 @@ def seed_generators(seed: int, device: torch.device) -> None:
         _gpu_generator(device).manual_seed(seed)
 
 
-def finished(turns: Turns[T]) -> T:
-    """Take all turns at once; returns the result."""
+def finished(steps: Steps[T]) -> T:
+    """Take all steps at once; returns the result."""
     while True:
         try:
-            next(turns)
+            next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -66,7 +66,7 @@ class Ended(Generic[T]):
     result: T | Exception
 
 
-class Abreast(Generic[T]):
+class Interleaved(Generic[T]):
     """Runs trainings, several at a time.
 
     One that fails beside others may only have found the GPU's memory full: it begins again when they have ended, from
@@ -76,13 +76,13 @@ class Abreast(Generic[T]):
         trainings: each begins one; started in this order.
         device: that all of them use.
         precision: of all of them.
-        at_once: how many; ``auto``: doubled up to `MOST_ABREAST` for as long as that makes more steps a second, which
-            is measured on the way, and there is memory. On a CPU that is one.
+        at_once: how many; ``auto``: doubled up to `MOST_INTERLEAVED` for as long as that makes more steps a second,
+            which is measured on the way, and there is memory. On a CPU that is one.
     """
 
     def __init__(
         self,
-        trainings: Sequence[Callable[[], Turns[T]]],
+        trainings: Sequence[Callable[[], Steps[T]]],
         device: torch.device,
         precision: str,
         at_once: int | Literal["auto"],
@@ -200,7 +200,7 @@ class Pace:
         rate = self._steps / (self._now() - self._began)
         if rate < _GAIN * self._before:
             self.settle(self.width // 2)
-        elif 2 * self.width > MOST_ABREAST or not self._room(self.width):
+        elif 2 * self.width > MOST_INTERLEAVED or not self._room(self.width):
             self.settle(self.width)
         else:
             self._before = rate
@@ -224,10 +224,10 @@ class Pace:
 class _Lane(Generic[T]):
     """A training under way."""
 
-    def __init__(self, index: int, turns: Turns[T], place: "_Place") -> None:
+    def __init__(self, index: int, steps: Steps[T], place: "_Place") -> None:
         self.index, self.place = index, place
         self.epochs = 0
-        self._turns = turns
+        self._steps = steps
 
     def turn(self, *, to_its_end: bool) -> None:
         """One turn, or all that are left.
@@ -237,7 +237,7 @@ class _Lane(Generic[T]):
         """
         with self.place:
             while True:
-                self.epochs += next(self._turns)
+                self.epochs += next(self._steps)
                 if not to_its_end:
                     return
 

@@ -12,8 +12,8 @@ import gcsr.trainer
 from gcsr import TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.errors import OutOfTimeError
+from gcsr.interleaving import MOST_INTERLEAVED, Interleaved, Pace
 from gcsr.trainer import training
-from gcsr.turns import MOST_ABREAST, Abreast, Pace
 from tests.gcsr.replaying import NotedCapture
 from tests.gcsr.test_graph import on_gpu
 from tests.gcsr.test_trainer import measured
@@ -32,18 +32,18 @@ MIXED = [
 ]
 
 
-def abreast(configs, data, at_once, **options):
+def interleaved(configs, data, at_once, **options):
     """Everything measured of each, in the given order."""
     device = data.train_images.device
     trainings = [functools.partial(training, config, data, **options) for config in configs]
-    ended = {each.place: each.result for each in Abreast(trainings, device, "fp32", at_once)}
+    ended = {each.place: each.result for each in Interleaved(trainings, device, "fp32", at_once)}
     return [measured(ended[place]) for place in range(len(configs))]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5, 9])
 def test_each_is_what_it_is_alone(at_once, pictures):
     before = torch.get_rng_state()
-    assert abreast(MIXED, pictures, at_once) == [measured(train(config, pictures)) for config in MIXED]
+    assert interleaved(MIXED, pictures, at_once) == [measured(train(config, pictures)) for config in MIXED]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -57,7 +57,7 @@ def test_so_is_each_whose_steps_are_replayed(pictures, monkeypatch):
         return captures[-1]
 
     monkeypatch.setattr(gcsr.trainer, "capture_for", capture_for)
-    assert abreast(MIXED, pictures, 3) == alone
+    assert interleaved(MIXED, pictures, 3) == alone
     assert sum(capture.replays > 0 for capture in captures) >= 3
 
 
@@ -65,7 +65,7 @@ def test_so_is_each_whose_steps_are_replayed(pictures, monkeypatch):
 @pytest.mark.parametrize("at_once", [3, "auto"])
 def test_so_is_each_on_a_gpu(at_once, pictures):
     data = on_gpu(pictures)
-    assert abreast(MIXED, data, at_once) == [measured(train(config, data)) for config in MIXED]
+    assert interleaved(MIXED, data, at_once) == [measured(train(config, data)) for config in MIXED]
 
 
 def test_one_that_was_stopped_goes_on_beside_others(pictures, tmp_path):
@@ -85,9 +85,11 @@ def test_one_that_was_stopped_goes_on_beside_others(pictures, tmp_path):
         )
 
     configs = MIXED[:2] + MIXED[2:3]
-    first = list(Abreast([begun(config, Late) for config in configs], CPU, "fp32", 3))
+    first = list(Interleaved([begun(config, Late) for config in configs], CPU, "fp32", 3))
     assert sum(isinstance(each.result, OutOfTimeError) for each in first) == 2  # one has no more than two epochs
-    second = {e.place: e.result for e in Abreast([begun(config, Checkpointer) for config in configs], CPU, "fp32", 2)}
+    second = {
+        e.place: e.result for e in Interleaved([begun(config, Checkpointer) for config in configs], CPU, "fp32", 2)
+    }
     assert [measured(second[place]) for place in range(3)] == [measured(train(each, pictures)) for each in configs]
 
 
@@ -102,7 +104,11 @@ def steps(count, log=None, name=None):
 def test_they_take_turns_and_the_next_begins_when_one_has_ended():
     log = []
     trainings = [functools.partial(steps, count, log, name) for name, count in (("a", 5), ("b", 1), ("c", 1))]
-    assert [(each.place, each.result) for each in Abreast(trainings, CPU, "fp32", 2)] == [(1, "b"), (2, "c"), (0, "a")]
+    assert [(each.place, each.result) for each in Interleaved(trainings, CPU, "fp32", 2)] == [
+        (1, "b"),
+        (2, "c"),
+        (0, "a"),
+    ]
     assert "".join(log) == "abaacaa"
 
 
@@ -125,7 +131,7 @@ class Faulty:
 def test_one_that_fails_beside_others_begins_again_when_they_have_ended(error):
     faulty = Faulty(error, times=1)
     others = [functools.partial(steps, 5, None, name) for name in "ab"]
-    ended = list(Abreast([faulty, *others], CPU, "fp32", 3))
+    ended = list(Interleaved([faulty, *others], CPU, "fp32", 3))
     assert [(each.place, each.result) for each in ended] == [(1, "a"), (2, "b"), (0, "ended")]
     assert faulty.begun == 2
 
@@ -133,7 +139,7 @@ def test_one_that_fails_beside_others_begins_again_when_they_have_ended(error):
 def test_what_it_raises_alone_is_its_own_and_so_is_what_no_memory_explains():
     again = Faulty(RuntimeError("always"), times=9)
     at_once = Faulty(ValueError("on purpose"), times=9)
-    ended = list(Abreast([again, at_once, functools.partial(steps, 5)], CPU, "fp32", 3))
+    ended = list(Interleaved([again, at_once, functools.partial(steps, 5)], CPU, "fp32", 3))
     assert [each.place for each in ended] == [1, 2, 0]
     assert (again.begun, at_once.begun) == (2, 1)
     assert [str(each.result) for each in ended] == ["on purpose", "None", "always"]
@@ -143,12 +149,12 @@ def test_without_memory_there_are_fewer_from_then_on():
     log = []
     full = Faulty(torch.OutOfMemoryError("full"), times=1)
     others = [functools.partial(steps, 4, log, name) for name in "abc"]
-    list(Abreast([others[0], full, *others[1:]], CPU, "fp32", 2))
+    list(Interleaved([others[0], full, *others[1:]], CPU, "fp32", 2))
     assert "".join(log) == "aaaabbbbcccc"
 
 
 SPEEDS = {  # steps a second of the device with so many at once → how many there are in the end
-    "twice as many, twice as fast": (lambda count: 10.0 * count, MOST_ABREAST),
+    "twice as many, twice as fast": (lambda count: 10.0 * count, MOST_INTERLEAVED),
     "full with four": (lambda count: 10.0 * min(count, 4), 4),
     "full with six": (lambda count: 10.0 * min(count, 6), 8),
     "full with one": (lambda count: 10.0, 1),
@@ -185,7 +191,7 @@ def test_nothing_is_measured_while_graphs_are_set_up_or_too_few_are_left():
 
 def test_auto_is_one_on_a_cpu():
     log = []
-    list(Abreast([functools.partial(steps, 2, log, name) for name in "ab"], CPU, "fp32", "auto"))
+    list(Interleaved([functools.partial(steps, 2, log, name) for name in "ab"], CPU, "fp32", "auto"))
     assert log == ["a", "a", "b", "b"]
 
 
@@ -201,7 +207,7 @@ def test_what_a_failed_training_held_is_free_when_it_has_ended():
         except ValueError as error:
             raise RuntimeError("on purpose") from error
 
-    (ended,) = Abreast([failing], CPU, "fp32", 1)
+    (ended,) = Interleaved([failing], CPU, "fp32", 1)
     assert "on purpose" in str(ended.result)
     assert held[0]() is None
     assert traceback.extract_tb(ended.result.__traceback__)[-1].name == "failing"
