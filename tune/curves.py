@@ -7,9 +7,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from tune.aggregate import MEMORY, Setting, Summary
+from tune.aggregate import MEMORY
 from tune.filesystem import one_line
 from tune.store import Store
+from tune.summary import Setting, Summary
 
 __all__ = ["Curve", "Curves", "chosen_settings", "epoch_means", "read_curves"]
 

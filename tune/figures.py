@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tune.aggregate import Setting, Summary
 from tune.curves import Curve
+from tune.summary import Setting, Summary
 from tune.tables import method_of
 from tune.words import lam_text, percent, tuned_text
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from tune.aggregate import Setting, Summary
 from tune.curves import Curve
 from tune.figures import Figure, figures
 from tune.plotly_figures import plotly_figure, plotly_library
+from tune.summary import Setting, Summary
 from tune.tables import TextTable, setting_cells, text_tables
 from tune.verdict import caveats, headline, sentences
 

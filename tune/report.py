@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tune.aggregate import Setting, Summary
+from tune.summary import Setting, Summary
 from tune.tables import TextTable, text_tables
 from tune.verdict import caveats, headline, sentences
 

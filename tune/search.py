@@ -6,24 +6,29 @@ in the same table as one that was not. What was suggested is noted in the store 
 trial that failed gives another result when it is tried again, and other drivers' results come when they come.
 """
 
-import json
 import math
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from optuna.distributions import distribution_to_json
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import recover
 from tune.lines import Line, labels, lines_of
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
+from tune.search_identity import (
+    SearchIdentity,
+    definition_of,
+    known_identity,
+    known_suggestions,
+    write_identity,
+    write_suggestions,
+)
 from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
-from tune.store import DamagedStoreError, Store, StoreError
+from tune.store import Store
 from tune.study import LineStudy, StudyStorage, should_prune, storage_failures
 
 if TYPE_CHECKING:
@@ -32,9 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Best", "SearchOutcome", "run_search", "settings_of_lines"]
 
 Row = Mapping[str, Any]
-_MANIFEST = "search.json"
-_SUGGESTIONS = "suggestions.json"
-_ANEW = "; delete it, and the search makes its suggestions anew, with the trials that are there in mind"
 _JOURNAL = "study.journal"
 
 
@@ -65,23 +67,6 @@ class SearchOutcome:
     failures: tuple[str, ...]
     best: tuple[Best, ...]
     saved_epochs: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """What a search is and stays: kept beside its store, so that it goes on as the same search.
-
-    Attributes:
-        driver: distinguishes it from others that share an Optuna storage.
-        window: at most so many settings are under way at once.
-        known: ids of the trials that were in the store before it; suggestions are made with them in mind.
-        definition: everything else that suggestions depend on.
-    """
-
-    driver: str
-    definition: dict[str, Any]
-    window: int
-    known: frozenset[str]
 
 
 def run_search(
@@ -118,15 +103,15 @@ def run_search(
     with storage_failures(), store.exclusive():
         recover(store)
         stored = store.ended_rows()
-        definition = _definition(lines, spec, options)
-        identity = _known_identity(store, window, definition)
+        definition = definition_of(lines, spec, options)
+        identity = known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
         with open_executor(job, options, lowest) as executor:
             cutter = executor.cutter
             if identity is None:
-                identity = _Identity(uuid.uuid4().hex, definition, window or cutter.slots + 1, frozenset(stored))
-                _write_identity(store, identity)
+                identity = SearchIdentity(uuid.uuid4().hex, definition, window or cutter.slots + 1, frozenset(stored))
+                write_identity(store, identity)
             note_run(store, spec, planned=sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
             search = _Search(
                 store=store,
@@ -201,7 +186,7 @@ class _Search:
         store: Store,
         lines: Sequence[Line],
         counts: Sequence[int],
-        identity: _Identity,
+        identity: SearchIdentity,
         studies: Sequence[LineStudy],
         objectives: Sequence[Objective],
         stored: Mapping[str, Row],
@@ -257,7 +242,7 @@ class _Search:
             self._open()
         suggested = [study.suggested for study in self._studies]
         if sum(map(len, suggested)) > self._noted:
-            _write_suggestions(self._store, self._identity, suggested)
+            write_suggestions(self._store, self._identity, suggested)
             self._noted = sum(map(len, suggested))
 
     def _settle(self) -> bool:
@@ -386,14 +371,14 @@ def _earlier(
 
 
 def _studies(
-    lines: Sequence[Line], spec: SweepSpec, identity: _Identity, store: Store, storage: str | None
+    lines: Sequence[Line], spec: SweepSpec, identity: SearchIdentity, store: Store, storage: str | None
 ) -> list[LineStudy]:
     kept: StudyStorage | None = None
     if storage is not None:
         kept = StudyStorage(storage)
     elif store.is_local:
         kept = StudyStorage.journal(Path(store.path(_JOURNAL)))
-    suggested = _known_suggestions(store, identity, lines)
+    suggested = known_suggestions(store, identity, lines)
     return [
         LineStudy(
             line,
@@ -406,78 +391,6 @@ def _studies(
         )
         for number, line in enumerate(lines)
     ]
-
-
-def _definition(lines: Sequence[Line], spec: SweepSpec, options: RunOptions) -> dict[str, Any]:
-    search = spec.search
-    return {
-        "stop_collapsed": options.stop_collapsed,
-        "sampler": search.sampler,
-        "sampler_seed": search.sampler_seed,
-        "pruner": search.pruner,
-        "objectives": list(search.objectives),
-        "lines": [
-            {"fixed": line.fixed, "seed": list(line.seeds)}
-            | {name: json.loads(distribution_to_json(each)) for name, each in line.space.items()}
-            for line in lines
-        ],
-    }
-
-
-def _known_identity(store: Store, window: int | None, definition: dict[str, Any]) -> _Identity | None:
-    found = _read(store, _MANIFEST)
-    if found is None:
-        return None
-    try:
-        known = frozenset(str(trial_id) for trial_id in found["known"])
-        identity = _Identity(str(found["driver"]), dict(found["definition"]), int(found["window"]), known)
-    except (KeyError, TypeError, ValueError):
-        raise DamagedStoreError(
-            f"{store.path(_MANIFEST)} is damaged: expected driver, definition, window, known{_ANEW}"
-        ) from None
-    for name, value in definition.items():
-        if identity.definition.get(name) != value:
-            raise StoreError(
-                f"out: {store.location!r} holds a search with other {name}; expected the same spec and options, or "
-                "another DIR"
-            )
-    if window not in (None, identity.window):
-        raise InvalidInputError(
-            f"window: {window} is not allowed; expected {identity.window}, with which the search began"
-        )
-    return identity
-
-
-def _read(store: Store, name: str) -> dict[str, Any] | None:
-    try:
-        return store.read_json(name)
-    except DamagedStoreError as error:
-        raise DamagedStoreError(f"{error}{_ANEW}") from None
-
-
-def _write_identity(store: Store, identity: _Identity) -> None:
-    store.write_json(_MANIFEST, asdict(identity) | {"known": sorted(identity.known)})
-
-
-def _known_suggestions(store: Store, identity: _Identity, lines: Sequence[Line]) -> list[list[dict[str, Any]]]:
-    """What was suggested so far: the searched fields of the settings of each line."""
-    found = _read(store, _SUGGESTIONS)
-    if found is None or found.get("driver") != identity.driver:
-        return [[] for _ in lines]
-    try:
-        suggested = [[dict(params) for params in of_line] for of_line in found["lines"]]
-        possible = all(
-            line.contains(params) for line, of_line in zip(lines, suggested, strict=True) for params in of_line
-        )
-    except (KeyError, TypeError, ValueError):
-        possible = False
-    if not possible:
-        raise DamagedStoreError(f"{store.path(_SUGGESTIONS)} is damaged: expected driver, lines{_ANEW}")
-    return suggested
-
-
-def _write_suggestions(store: Store, identity: _Identity, suggested: Sequence[Sequence[dict[str, Any]]]) -> None:
-    store.write_json(_SUGGESTIONS, {"driver": identity.driver, "lines": suggested})
 
 
 def _saved_epochs(rows: Mapping[str, Row]) -> int:

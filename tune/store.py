@@ -7,7 +7,6 @@ hold several trials each (`tune.compaction`). ``DIR`` is a path or a URI of pyar
 """
 
 import contextlib
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from gcsr import InvalidInputError, TrialConfig
+from gcsr import InvalidInputError
 from tune.filesystem import Files, one_line
 from tune.folder_lock import folder_lock
 from tune.lease import Lease
-from tune.schema import EPOCHS, LATER_FIELDS, TRIALS, check_rows
+from tune.rows import PARQUET_FORMAT, conformed, first_of_each, parquet_bytes
+from tune.schema import EPOCHS, TRIALS
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -44,7 +44,6 @@ _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"
 _ROW_GROUP = 100_000  # rows
-_FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}  # else a rotten bit is just a number
 _SCHEMAS = {"trials": TRIALS, "epochs": EPOCHS}
 _BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
 
@@ -176,8 +175,8 @@ class Store:
         """Store one trial: its epochs, then its row. Each file appears whole; the row's appearance is the commit."""
         name = f"{row['trial_id']}.parquet"
         if epochs:
-            self.write_bytes(f"epochs/{name}", _parquet(epochs, EPOCHS))
-        self.write_bytes(f"trials/{name}", _parquet([row], TRIALS))
+            self.write_bytes(f"epochs/{name}", parquet_bytes(epochs, EPOCHS))
+        self.write_bytes(f"trials/{name}", parquet_bytes([row], TRIALS))
 
     def read_trials(self) -> Trials:
         """All rows of ``trials/`` that can be read, and the names of the files that cannot.
@@ -191,7 +190,7 @@ class Store:
         def rows_or_damage(path: str) -> pa.Table | str:
             try:
                 with self._parsing(path) as file:
-                    return _conform(pq.read_table(file, page_checksum_verification=True), TRIALS)
+                    return conformed(pq.read_table(file, page_checksum_verification=True), TRIALS)
             except DamagedStoreError as error:
                 return str(error)
 
@@ -205,7 +204,7 @@ class Store:
             except FileNotFoundError:
                 continue  # a merge has just taken it away
         tables = [each for each in read if isinstance(each, pa.Table)]
-        table = _first_of_each(pa.concat_tables(tables)) if tables else pa.Table.from_batches([], TRIALS)
+        table = first_of_each(pa.concat_tables(tables)) if tables else pa.Table.from_batches([], TRIALS)
         return Trials(table.sort_by("trial_id"), tuple(each for each in read if isinstance(each, str)))
 
     def ended(self) -> set[str]:
@@ -304,7 +303,7 @@ class Store:
                 with self._parsing(self.path(folder, name)) as file:
                     parquet = pq.ParquetFile(file, page_checksum_verification=True)
                     rows = parquet.read(use_threads=False)  # so small a file: threads would cost more
-                    return _conform(rows, _SCHEMAS[folder])
+                    return conformed(rows, _SCHEMAS[folder])
             except DamagedStoreError:
                 return None
 
@@ -322,7 +321,7 @@ class Store:
     def _pieces(self, path: str, folder: str) -> Iterator[pa.Table]:
         with self._parsing(path) as file:
             for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(_ROW_GROUP):
-                yield _conform(pa.Table.from_batches([batch]), _SCHEMAS[folder])
+                yield conformed(pa.Table.from_batches([batch]), _SCHEMAS[folder])
 
     def write_merged(self, folder: str, part: str, sources: Sequence[str], tables: Iterable[pa.Table]) -> None:
         """Write ``compacting/FOLDER-PART``: the rows of others, and their names.
@@ -336,7 +335,7 @@ class Store:
         schema = _SCHEMAS[folder].with_metadata({_SOURCES: json.dumps(list(sources)).encode()})
         with (
             self._files.writing(self.path("compacting", f"{folder}-{part}")) as stream,
-            pq.ParquetWriter(stream, schema, **_FORMAT) as writer,
+            pq.ParquetWriter(stream, schema, **PARQUET_FORMAT) as writer,
         ):
             waiting: list[pa.Table] = []
             for table in tables:
@@ -396,44 +395,3 @@ class Store:
             yield
         except OSError as error:
             raise StoreError(f"out: {self.location!r} cannot be reached: {one_line(error)}") from None
-
-
-def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, **_FORMAT)
-    return buffer.getvalue()
-
-
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the store's schema: metrics that an older version did not have are null.
-
-    Raises:
-        KeyError, ValueError: the table is none of ours.
-    """
-    if not table.schema.equals(schema):
-        table = _with_schema(table, schema)
-    if schema is TRIALS:
-        check_rows(table)
-    return table.replace_schema_metadata(schema.metadata)
-
-
-def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    arrays = []
-    for field in schema:
-        if field.name in table.column_names:
-            arrays.append(table[field.name].cast(field.type))
-        elif field.name in LATER_FIELDS:
-            models = table["model"].to_pylist()
-            arrays.append(pa.array([TrialConfig.before_there_was(model)[field.name] for model in models], field.type))
-        elif field.nullable:
-            arrays.append(pa.nulls(len(table), field.type))
-        else:
-            raise KeyError(f"no column {field.name}")
-    return pa.table(arrays, schema=schema)
-
-
-def _first_of_each(table: pa.Table) -> pa.Table:
-    """The rows without those whose trial was there before."""
-    rows = pa.table({"trial_id": table["trial_id"], "row": pa.array(range(len(table)), pa.int64())})
-    firsts = rows.group_by("trial_id", use_threads=False).aggregate([("row", "min")])["row_min"]
-    return table if len(firsts) == len(table) else table.take(firsts)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcsr import TrialConfig
-from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
+from tune.summary import Compared, Compression, Setting, Summary, Tolerance
 from tune.words import NONE, lam_text, method_text, number, percent, probability, tuned_text
 
 __all__ = ["TextTable", "method_of", "setting_cells", "text_tables"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tune.aggregate import Compared, Compression, Setting, Summary, Tolerance
+from tune.summary import Compared, Compression, Setting, Summary, Tolerance
 from tune.words import lam_text, percent, probability, tuned_text
 
 __all__ = ["caveats", "headline", "sentences"]

@@ -1,0 +1,172 @@
+"""What a report says: settings, comparisons (Table 2), tolerance (Figure 7), compression (Table 3)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["NEAR", "Compared", "Compression", "Row", "Setting", "Summary", "Tolerance"]
+
+NEAR = 0.01  # one percentage point
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One configuration over its seeds. Accuracies are fractions; half-widths are None for fewer than two seeds.
+
+    ``n`` counts the trials behind the means: finished and collapsed ones, and diverged ones that have metrics;
+    ``seeds``, ``accuracies`` and ``measured_ids`` are of these trials, ``trial_ids`` of all. ``failed`` trials are
+    counted and nothing else. ``learned`` says that every trial ended above chance, so that none failed. ``network``
+    names the family: it tells the fields in which families of one network and data set differ. ``tuned`` holds the
+    fields beside the method's own that a search chose.
+    """
+
+    dataset: str
+    model: str
+    network: str
+    width: float
+    regularizer: str
+    mode: str
+    lam: float
+    mu: float | None
+    gamma: str | None
+    gamma_threshold: float | None
+    recipe: Row
+    tuned: Row
+    n: int
+    collapsed: int
+    diverged: int
+    failed: int
+    learned: bool
+    accuracy_mean: float | None
+    accuracy_ci95: float | None
+    val_accuracy_mean: float | None
+    val_accuracy_ci95: float | None
+    sparsity_mean: float | None
+    pi_mean: float | None
+    imposed_fraction_mean: float | None
+    gamma_used_mean: float | None
+    seconds_mean: float | None
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    measured_ids: tuple[str, ...]
+    trial_ids: tuple[str, ...]
+
+    @property
+    def selection(self) -> float | None:
+        """What λ is chosen by: mean accuracy on the hold-out split, on the test split without one."""
+        return self.val_accuracy_mean if self.val_accuracy_mean is not None else self.accuracy_mean
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a trial ended without having learned; a failed one shows neither this nor that it learns."""
+        return self.collapsed + self.diverged > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OfFamily:
+    """What says which family a finding belongs to (as `tune.aggregate` groups them)."""
+
+    dataset: str
+    model: str
+    network: str
+    width: float
+    recipe: Row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared(_OfFamily):
+    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2).
+
+    ``selected_on`` is the split that the settings were chosen on; None if each mode had but one, as after a refit.
+
+    ``refitted`` says that the two modes were chosen on held-out images and that what was chosen was trained again on
+    all images, with the same comparison elsewhere in the summary. A search stores both: many settings with its
+    ``holdout``, and the best of each mode with 0. That is one question asked twice, so one of the two counts for Holm's
+    correction: the refits, as they are the networks that one would use and nothing was left to choose among them. The
+    comparison that chose has a p-value of its own and no corrected one.
+    """
+
+    regularizer: str
+    mode: str
+    baseline_lam: float
+    baseline_tuned: Row
+    baseline_n: int
+    baseline_accuracy: float
+    baseline_ci95: float | None
+    ours_lam: float
+    ours_mu: float | None
+    ours_gamma: str | None
+    ours_gamma_threshold: float | None
+    ours_tuned: Row
+    ours_n: int
+    ours_accuracy: float
+    ours_ci95: float | None
+    relative_improvement: float | None
+    p_value: float | None
+    p_value_holm: float | None
+    hedges_g: float | None
+    difference_low: float | None
+    difference_high: float | None
+    probability_of_improvement: float
+    significant: bool | None
+    significant_holm: bool | None
+    tolerance_lam: float | None
+    collapse_lam: float | None
+    selected_on: str | None
+    refitted: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance(_OfFamily):
+    """Where a mode stops learning: the largest λ at which all seeds learn, the smallest at which one does not.
+
+    ``tolerance_lam`` is None if there is no λ at which all do, ``collapse_lam`` if there is none at which one collapses
+    or diverges: a λ with failed trials may be neither. ``tried`` counts the λ.
+    """
+
+    regularizer: str
+    mode: str
+    mu: float | None
+    gamma: str | None
+    gamma_threshold: float | None
+    tolerance_lam: float | None
+    collapse_lam: float | None
+    tried: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compression(_OfFamily):
+    """Table 3: the sparsest gated L1 setting that is at least as accurate as the best L1 baseline.
+
+    ``near_*`` is the sparsest that gives up at most `NEAR` of accuracy. Either is None if there is none.
+    """
+
+    baseline_lam: float
+    baseline_tuned: Row
+    baseline_sparsity: float
+    baseline_accuracy: float
+    ours_mode: str | None
+    ours_lam: float | None
+    ours_tuned: Row | None
+    ours_sparsity: float | None
+    ours_accuracy: float | None
+    compression: float | None
+    near_mode: str | None
+    near_lam: float | None
+    near_tuned: Row | None
+    near_sparsity: float | None
+    near_accuracy: float | None
+    near_compression: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """All that a report says about the trials of a store."""
+
+    settings: tuple[Setting, ...]
+    comparisons: tuple[Compared, ...]
+    tolerance: tuple[Tolerance, ...]
+    compression: tuple[Compression, ...]
+    failures: tuple[tuple[str, str], ...]
+    """Trial id and error of every failed trial."""
