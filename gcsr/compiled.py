@@ -40,7 +40,9 @@ def compiled(name: str, contract: Literal["fast", "off"]) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     # Not every compiler knows its own machine, or brings OpenMP (then one thread is used).
-    for extra in (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ()):
+    # Each twice: a compiler that was killed, or a full disk, is no reason for flags that round otherwise.
+    flag_sets = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+    for extra in (flags for flags in flag_sets for _ in range(2)):
         try:
             flags = (*_FLAGS, f"-ffp-contract={contract}", *extra)
             return ctypes.CDLL(str(_built(Path(__file__).with_name(name), compiler, flags)))

@@ -59,7 +59,8 @@ class FusedSGD:
         own = {index: counted[id(p)] for index, p in enumerate(self._params) if id(p) in counted}
         self._pass = ParameterPass(self._params, own, lam, regularizer)
         # As they stand in the pass's table:
-        self._settings: dict[int, tuple[float, float, float]] = {}  # number of a group → lr, momentum, weight_decay
+        # Number of a group → its parameters' indices; lr, momentum, weight_decay.
+        self._settings: dict[int, tuple[range, tuple[float, float, float]]] = {}
         self._buffers: dict[int, Tensor] = {}  # index of a parameter → its momentum buffer
 
     @staticmethod
@@ -138,12 +139,14 @@ class FusedSGD:
         for number, group in enumerate(self._inner.param_groups):
             settings = (float(group["lr"]), group["momentum"], group["weight_decay"])
             after = index + len(group["params"])
-            if settings != self._settings.get(number):
-                self._settings[number] = settings
-                self._set(range(index, after), *settings)
+            known = (range(index, after), settings)
+            if known != self._settings.get(number):
+                self._settings[number] = known
+                self._set(*known)
             index = after
 
-    def _set(self, indices: Iterable[int], lr: float, momentum: float, decay: float) -> None:
+    def _set(self, indices: Iterable[int], settings: tuple[float, float, float]) -> None:
+        lr, momentum, decay = settings
         for index in indices:
             entry = self._pass.memory.table[index]
             entry.lr, entry.momentum = lr, momentum

@@ -64,6 +64,10 @@ class _Captured:
     replay: Callable[[], None]
 
 
+def _copied(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
+
+
 class ReplayedStep:
     """Does a step for what it changes in tensors that outlive it; after a few calls by replaying it.
 
@@ -100,10 +104,12 @@ class ReplayedStep:
         captured = self._captured.get(size)
         if captured is None and self._warm.get(size, 0) < _WARM_UP:
             self._warm[size] = self._warm.get(size, 0) + 1
-            self._capture.warm_up(lambda: step(size, *inputs))
+            # On copies, as captured steps are: where a tensor lies decides which kernel runs, and must not be new then.
+            copies = _copied(inputs)
+            self._capture.warm_up(lambda: step(size, *copies))
             return
         if captured is None:
-            held = tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
+            held = _copied(inputs)
             captured = self._captured[size] = _Captured(held, self._capture.capture(lambda: step(size, *held)))
             self._after_capture()
         for place, given in zip(captured.inputs, inputs, strict=True):

@@ -76,8 +76,8 @@ class Features(nn.Sequential):
     """The convolutions of a network.
 
     Attributes:
-        fused: what follows a convolution is one operation (`gcsr.activation`); on GPUs only, and not under
-            `torch.func`.
+        fused: what follows a convolution is one operation (`gcsr.activation`); on GPUs only, not under `torch.func`,
+            and without the hooks of single layers.
     """
 
     fused = False
@@ -95,8 +95,11 @@ class Features(nn.Sequential):
             weights = lowered(weights)
         for (place, convolution), weight in zip(convolutions, weights, strict=True):
             assert convolution.bias is not None
-            images = conv2d(images, weight, None, convolution.stride, convolution.padding)
-            images = activated(images, convolution.bias, pool=isinstance(layers[place + 2], nn.MaxPool2d))
+            images = conv2d(
+                images, weight, None, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+            )
+            pool = place + 2 < len(layers) and isinstance(layers[place + 2], nn.MaxPool2d)
+            images = activated(images, convolution.bias, pool=pool)
         return images
 
 

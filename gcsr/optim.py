@@ -163,9 +163,11 @@ class GatedOptimizer:
         self._one = torch.ones((), dtype=torch.float64, device=params[0].device)
         self._enter(0)
         self.last_pi = torch.zeros((), dtype=torch.float64, device=params[0].device)
-        """π of the last step, 0-dim float64 on the device; NaN where a gradient was not finite."""
+        """π of the last step, 0-dim float64 on the device; NaN where a gradient was not finite. The next step may write
+        over it: clone it to keep it."""
         self.last_lam = self._zero
-        """``lam_t`` of the last step, 0-dim on the device: float32, float64 where a parameter is."""
+        """``lam_t`` of the last step, 0-dim on the device: float32, float64 where a parameter is. The next step and
+        `start_epoch` may write over it."""
         self._decision = Decision(
             by_pi=self.gate.decides_by_pi(),
             lam=self._lam,
@@ -180,6 +182,11 @@ class GatedOptimizer:
     def param_groups(self) -> list[dict[str, Any]]:
         """The inner optimizer's parameter groups."""
         return self.optimizer.param_groups
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next steps, as `start_epoch` said."""
+        return self._epoch
 
     @property
     def gamma(self) -> int | None:
@@ -199,7 +206,7 @@ class GatedOptimizer:
         self._sums.zero_()
 
     def _enter(self, epoch: int) -> None:
-        self.epoch = epoch
+        self._epoch = epoch
         certain = self.gate.imposed_in(epoch)
         self._certain.fill_(certain)
         self._certain_lam.fill_(self.lam if certain else 0.0)
@@ -284,13 +291,24 @@ class GatedOptimizer:
     def refresh(self) -> tuple[object, ...]:
         """Let captured steps go on with this epoch's decision and learning rates: once an epoch, after `start_epoch`.
 
+        Call it on the stream of the replays. A `load_state_dict` gives the optimizer other momentum buffers: capture
+        anew after it.
+
         Returns:
-            What they cannot go on with; when it changes, capture anew. Nothing where the step is fused.
+            What they cannot go on with: when it changes, capture anew. Where the step is fused, next to nothing.
         """
+        groups = self.optimizer.param_groups
         if self._fused is not None and self._fused.ready():
             self._fused.refresh()
-            return ()
-        return (self.gate.imposed_in(self.epoch), *(group["lr"] for group in self.optimizer.param_groups))
+            return tuple(bool(group["momentum"]) for group in groups)
+        # A tensor is read again in every replay; what it is, is what was captured.
+        options = [
+            (name, id(value) if isinstance(value, Tensor) else value)
+            for group in groups
+            for name, value in group.items()
+            if name != "params"
+        ]
+        return (self.gate.imposed_in(self.epoch), *options)
 
     def metrics(self) -> GateMetrics:
         """The running epoch's means. Reads the device once (this waits for it); with several workers, call it on all.

@@ -70,15 +70,15 @@ def activation_backward(
 
 @triton.jit
 def pool_forward(
-    x, bias, out, which, count, channels, height, width, TILE: tl.constexpr, BLOCK: tl.constexpr
+    x, bias, out, which, count, channels, width, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """``out = max_pool(relu(x + bias))`` of 2×2 pixels; height and width are x's, count is ``out``'s pixels.
+    """``out = max_pool(relu(x + bias))`` of 2×2 pixels; width is x's, count is ``out``'s pixels.
 
     ``which`` (uint8) says which of the four it was, the first of equals, or 4 if none was above 0.
     """
     program = tl.program_id(0)
     at, channel, inside = _tile(program, count, channels, TILE, BLOCK)
-    corner = _corner(program, channels, height, width, channel, TILE)
+    corner = _corner(program, channels, width, channel, TILE)
     best = _load(x + corner, inside)
     found = tl.zeros((TILE, BLOCK), tl.int32)
     for place in tl.static_range(1, 4):
@@ -93,7 +93,7 @@ def pool_forward(
 
 @triton.jit
 def pool_backward(
-    grad, which, grad_x, partial, count, channels, height, width, tiles, TILE: tl.constexpr, BLOCK: tl.constexpr
+    grad, which, grad_x, partial, count, channels, width, tiles, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """As `activation_backward`, of `pool_forward`."""
     program = tl.program_id(0)
@@ -101,7 +101,7 @@ def pool_backward(
     for number in range(tiles):
         tile = program * tiles + number
         at, channel, inside = _tile(tile, count, channels, TILE, BLOCK)
-        corner = _corner(tile, channels, height, width, channel, TILE)
+        corner = _corner(tile, channels, width, channel, TILE)
         found = tl.load(which + at, mask=inside, other=4).to(tl.int32)
         passed = tl.where(found == 4, 0.0, _load(grad + at, inside))
         for place in tl.static_range(4):
@@ -120,7 +120,7 @@ def _tile(number, count, channels, TILE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _corner(number, channels, height, width, channel, TILE: tl.constexpr):
+def _corner(number, channels, width, channel, TILE: tl.constexpr):
     """Where the upper left one lies of the four pixels that each of a tile's is the greatest of."""
     pixel = number * TILE + tl.arange(0, TILE)[:, None]
     x = pixel % (width // 2)

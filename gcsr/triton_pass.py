@@ -113,11 +113,16 @@ class TritonPass(MemoryPass):
     def _addresses(self) -> Tensor:
         """The table that a run takes the addresses from, int64 on the device."""
         if not _capturing(self._device):
+            if self._captured:  # a capture that failed
+                self._captured.clear()
+                self._fill_reserve()
             self.refresh()
             return self._words
         now = bytes(self.table)
         known = dict(self._captured)
         if now not in known:
+            if not self._reserve:
+                raise RuntimeError("a CUDA graph cannot hold several steps of the optimizer; expected one a graph")
             known[now] = self._reserve.pop()
             self._captured = list(known.items())
         return known[now]

@@ -1,6 +1,8 @@
 """Whether kernels in Triton can be used."""
 
 import functools
+import os
+import shutil
 from importlib.util import find_spec
 
 import torch
@@ -17,4 +19,6 @@ def has_triton(device_type: str) -> bool:
 
 @functools.cache
 def _installed() -> bool:
-    return torch.version.cuda is not None and find_spec("triton") is not None
+    # Triton compiles what launches a kernel with a C compiler.
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return torch.version.cuda is not None and find_spec("triton") is not None and compiler is not None

@@ -98,6 +98,11 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
         return
     where = f"{settings[0].network}, {regularizer.upper()}"
     series = tuple(_lines(settings, lambda s: s.lam))
+    levels = tuple(
+        ("no L1/L2", 100 * s.accuracy_mean, 100 * (s.accuracy_ci95 or 0.0))
+        for s in group
+        if (s.mode == "none" or s.lam == 0) and s.accuracy_mean is not None  # a logarithmic axis has no 0
+    )[:1]
     yield Figure(
         name=f"accuracy-over-lam-{_slug(where)}-{number}",
         title=f"Accuracy over λ: {where}",
@@ -106,13 +111,9 @@ def _over_lam(group: Sequence[Setting], regularizer: str, number: int) -> Iterat
         y_title="test accuracy (%)",
         x_log=True,
         x_ticks=_apart(sorted({s.lam for s in settings})),
-        y_range=_from_0(series),
+        y_range=_from_0(series, levels),
         series=series,
-        levels=tuple(
-            ("no L1/L2", 100 * s.accuracy_mean, 100 * (s.accuracy_ci95 or 0.0))
-            for s in group
-            if (s.mode == "none" or s.lam == 0) and s.accuracy_mean is not None  # a logarithmic axis has no 0
-        )[:1],
+        levels=levels,
     )
 
 
@@ -132,12 +133,13 @@ def _over_sparsity(group: Sequence[Setting], number: int) -> Iterator[Figure]:
         )
 
 
-def _from_0(series: Sequence[Series]) -> tuple[float, float]:
+def _from_0(series: Sequence[Series], levels: Sequence[tuple[str, float, float]] = ()) -> tuple[float, float]:
     """The range of an axis of accuracies in percent."""
-    tops = [
-        (y or 0.0) + half for each in series for y, half in zip(each.y, each.error or (0.0,) * len(each.y), strict=True)
-    ]
-    return 0.0, min(_MOST_PERCENT, 1.1 * max(tops))
+    tops = [y + half for _, y, half in levels]
+    for each in series:
+        halves = each.error or (0.0,) * len(each.y)
+        tops += [(y or 0.0) + half for y, half in zip(each.y, halves, strict=True)]
+    return 0.0, min(_MOST_PERCENT, 1.1 * max(tops)) or _MOST_PERCENT
 
 
 def _apart(values: Sequence[float]) -> tuple[float, ...]:

@@ -23,7 +23,8 @@ class SweepJob:
         threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
         workers: processes that train one trial together.
         cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
-        trials_per_gpu: how many other trials one process interleaves; ``auto``: see `gcsr.interleaving.Interleaved`.
+        trials_per_gpu: how many other trials one process interleaves at most; ``auto``: see
+            `gcsr.interleaving.Interleaved`.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         deadline: as `time.time` counts; trials that have not ended by then stop after their running epoch.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.

@@ -211,7 +211,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             type=_Count(),
             default="auto",
             show_default=True,
-            help="Trials that share a GPU.",
+            help="Trials that a process interleaves, at most.",
         ),
         click.option("--tensorboard", is_flag=True, help="Also write each trial's curves under DIR/tensorboard."),
         data_option,

@@ -60,7 +60,8 @@ class RunOptions:
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
         cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
-        trials_per_gpu: how many other trials one process interleaves; ``auto``: see `gcsr.interleaving.Interleaved`.
+        trials_per_gpu: how many other trials one process interleaves at most; ``auto``: see
+            `gcsr.interleaving.Interleaved`.
 
     Raises:
         InvalidInputError: a value is not allowed, or not beside another.

@@ -92,7 +92,15 @@ class UnitCutter:
 
     def at_once(self, units: Sequence[Sequence[TrialConfig]]) -> int:
         """How many trials of such units are under way at once, at most."""
-        return self.slots * max(map(len, units), default=1)
+        return self.slots * max(map(self._under_way, units), default=1)
+
+    def _under_way(self, unit: Sequence[TrialConfig]) -> int:
+        """How many trials of a unit are under way at once."""
+        return len(unit) if is_stacked(unit[0], self.job.cohort) else min(len(unit), self._most_interleaved())
+
+    def _most_interleaved(self) -> int:
+        per_gpu = self.job.trials_per_gpu
+        return MOST_INTERLEAVED if per_gpu == "auto" else per_gpu
 
     def _cohorts(self, trials: int) -> int:
         """How many cohorts to make of trials that can be stacked."""
@@ -102,17 +110,21 @@ class UnitCutter:
         return count if count <= _EVEN else -(-count // _EVEN) * _EVEN
 
     def _units(self, trials: int) -> int:
-        """Into how many units to cut trials that are not stacked: as few as leave no slot idle."""
+        """Into how many units to cut trials that are not stacked: as few as leave no slot idle at the end.
+
+        With one slot that is one: in it a trial that ends makes room for the next.
+        """
         per_gpu = self.job.trials_per_gpu
         if self.job.workers > 1 or per_gpu == 1 or (per_gpu == "auto" and not self.gpu):
             return trials
-        most = MOST_INTERLEAVED if per_gpu == "auto" else per_gpu
-        rounds = -(-trials // (most * self.slots))
+        rounds = 1 if self.slots == 1 else -(-trials // (self._most_interleaved() * self.slots))
         return min(trials, rounds * self.slots)
 
 
 def _interleaving_key(config: TrialConfig) -> tuple[object, ...]:
-    """What trials must have in common to take turns: they are of one size then, and round alike."""
+    """What trials must have in common to be interleaved: they round alike, on one data set, and one network is of one
+    size, as whoever measures how many fit takes for granted.
+    """
     return config.dataset, config.model, config.width, config.precision
 
 

@@ -37,10 +37,10 @@ def headline(summary: Summary) -> str:
             f"Holm's correction; the largest is {best.mode} with {best.regularizer.upper()} on {best.network}: "
             f"{best.relative_improvement:+.2%} relative."
         )
-    elif any(c.significant is not None for c in compared):
-        said.append(f"No gain in accuracy over the best-tuned baseline is significant ({len(compared)} compared).")
+    elif tested := sum(c.significant is not None for c in compared):
+        said.append(f"No gain in accuracy over the best-tuned baseline is significant ({tested} tested).")
     elif compared:
-        said.append("There are too few runs to say whether a gain in accuracy over the baseline is significant.")
+        said.append("Whether a gain in accuracy is significant cannot be said: too few runs, or no spread.")
     rates = [c for c in summary.compression if c.compression is not None and c.compression >= _NOTICEABLE]
     near = [c for c in summary.compression if c.near_compression is not None and c.near_compression >= _NOTICEABLE]
     if rates:
@@ -49,7 +49,10 @@ def headline(summary: Summary) -> str:
     elif near:
         most = max(near, key=lambda c: c.near_compression or 0.0)
         said.append(f"Within one point of its accuracy, networks are up to {most.near_compression:.1f} times smaller.")
-    return " ".join(said) or "There is no trial with regularization yet, so nothing to compare."
+    if said:
+        return " ".join(said)
+    missing = "baseline" if any(s.mode != "none" for s in summary.settings) else "regularized trial"
+    return f"No {missing} has ended yet, so there is nothing to compare."
 
 
 def _reach(level: Tolerance, levels: Sequence[Tolerance]) -> float:

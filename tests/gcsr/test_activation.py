@@ -67,6 +67,29 @@ def test_a_gradient_in_another_layout():
     assert all(torch.equal(a, b) for a, b in zip(ours[:2], torchs[:2], strict=True))
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_no_picture_has_no_gradient(pool):
+    x, bias = torch.zeros(0, 3, 4, 4, device=DEVICE), torch.zeros(3, device=DEVICE)
+    _, grad_x, grad_bias = both(
+        lambda x, bias: activated(x, bias, pool=pool), x, bias, torch.zeros(0, 3, 4 // (1 + pool), 4 // (1 + pool))
+    )
+    assert grad_x.shape == x.shape
+    assert grad_bias.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("x", "bias"),
+    [
+        (torch.zeros(1, 2, 2, 2, dtype=torch.float64), torch.zeros(2)),
+        (torch.zeros(1, 2, 2, 2), torch.zeros(1)),
+        (torch.zeros(1, 2, 2, 2), torch.zeros(2, dtype=torch.float64)),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(x, bias):
+    with pytest.raises(ValueError, match="a float32 bias for each channel"):
+        activated(x.to(DEVICE), bias.to(DEVICE), pool=False)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3, 2), (1, 1, 2, 5)])
 def test_sizes_that_do_not_pool_are_refused(shape):
     with pytest.raises(ValueError, match="even sizes"):
@@ -125,4 +148,12 @@ def test_a_network_is_the_same_with_it(name):
         fused = answered()
     for a, b in zip(fused, plainly, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        low = answered()
+    model.features.fused = False
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        plainly_low = answered()
+    for exact, ours, torchs in zip(plainly, low, plainly_low, strict=True):
+        assert ours.dtype == torchs.dtype
+        assert (ours.float() - exact).norm() <= 0.3 * exact.norm(), "eight bits, and pools that choose by them"
     assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]

@@ -36,6 +36,21 @@ def test_a_broken_compiler_is_as_good_as_none(tmp_path, monkeypatch):
 
 
 @needs_compiler
+def test_a_compiler_that_is_killed_once_is_asked_again_for_the_same(tmp_path, monkeypatch):
+    """Other flags round otherwise: a machine that was short of memory for a moment must not end up with them."""
+    flaky = tmp_path / "cc"
+    asked = tmp_path / "asked"
+    once = f'echo "$@" >> {asked}; [ $(wc -l < {asked}) -gt 1 ] || kill -9 $$; exec cc "$@"'
+    flaky.write_text(f"#!/bin/sh\n{once}\n")
+    flaky.chmod(0o755)
+    monkeypatch.setenv("CC", str(flaky))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert compiled.__wrapped__("memory_pass.c", "off") is not None
+    first, second = (line.split(" -o ")[0] for line in asked.read_text().splitlines())
+    assert first == second
+
+
+@needs_compiler
 def test_it_is_built_once_and_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compiled.__wrapped__("memory_pass.c", "off") is not None

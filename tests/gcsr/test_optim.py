@@ -227,6 +227,39 @@ def test_a_loaded_learning_rate_sets_the_threshold(inner):
     assert torch.equal(whole, part)
 
 
+def test_a_parameter_that_moves_to_another_group_gets_its_learning_rate():
+    weights = [nn.Parameter(torch.ones(8)) for _ in range(3)]
+    inner = torch.optim.SGD([{"params": weights[:2], "lr": 0.1}, {"params": weights[2:], "lr": 0.5}])
+    optimizer = GatedOptimizer(inner, weights, regularizer="l2", mode="none", lam=0.0)
+    for moved in (False, True):
+        if moved:
+            inner.param_groups[1]["params"].insert(0, inner.param_groups[0]["params"].pop())
+        for weight in weights:
+            weight.data.fill_(1)
+            weight.grad = torch.ones(8)
+        optimizer.step()
+        assert [weight[0].item() for weight in weights] == pytest.approx([0.9, 0.5 if moved else 0.9, 0.5])
+
+
+@pytest.mark.parametrize("sgd", [True, False])
+def test_what_captured_steps_cannot_go_on_with_is_told(sgd):
+    weight = nn.Parameter(torch.ones(8))
+    inner = torch.optim.SGD([weight], 0.1) if sgd else torch.optim.Adam([weight], 0.1)
+    optimizer = GatedOptimizer(inner, [weight], regularizer="l2", mode="ours", gamma=1, lam=1e-3)
+    fused = optimizer._fused is not None
+    weight.grad = torch.ones(8)
+    optimizer.start_epoch(0)
+    told = [optimizer.refresh()]
+    optimizer.start_epoch(1)  # λ is imposed from here on
+    told.append(optimizer.refresh())
+    assert (told[0] == told[1]) == fused
+    inner.param_groups[0]["lr"] = 0.01
+    told.append(optimizer.refresh())
+    assert (told[1] == told[2]) == fused
+    inner.param_groups[0].update({"momentum": 0.9} if sgd else {"betas": (0.5, 0.9)})
+    assert optimizer.refresh() != told[2]
+
+
 def test_a_loaded_state_does_not_change_gamma():
     undecided = gated(network(), mode="ours", gamma="auto").state_dict()
     chosen = gated(network(), mode="none").state_dict()

@@ -155,6 +155,24 @@ def test_a_captured_pass_keeps_its_addresses_and_goes_on_with_new_numbers(monkey
     assert len(memory._reserve) == 2, "for the next capture"
 
 
+def test_a_graph_of_several_steps_is_refused_and_a_failed_capture_costs_nothing(monkeypatch):
+    memory = TritonPass(DEVICE, [PassTensor(elements=3, high=3, lam=0.1)])
+    tensors = [torch.ones(3, device=DEVICE) for _ in range(5)]
+
+    def capture():
+        for g in tensors[2:]:
+            pointed(memory, [tensors[0]], [g], [tensors[1]])
+            memory.run(count=True)
+
+    for _ in range(2):
+        monkeypatch.setattr("gcsr.triton_pass._capturing", lambda device: True)
+        with pytest.raises(RuntimeError, match="expected one a graph"):
+            capture()
+        monkeypatch.setattr("gcsr.triton_pass._capturing", lambda device: False)
+        capture()
+        assert len(memory._reserve) == 2
+
+
 class Noted:
     """A kernel, and what it was launched with."""
 

@@ -17,6 +17,17 @@ def test_accuracies_fill_their_axis(table, row, accuracy, top):
     assert over_lam(table, row, [1e-3, 1e-2], accuracy).y_range == pytest.approx((0.0, top))
 
 
+@pytest.mark.parametrize(("collapsed", "top"), [(0.01, 46.2), (0.0, 46.2)])
+def test_what_is_reached_without_regularization_is_in_the_figure(table, row, collapsed, top):
+    rows = [row(0.42, mode="none", lam=0, regularizer="none"), row(collapsed, status="collapsed", lam=1e-2)]
+    (found,) = (f for f in figures(summarize(table(rows)), []) if f.name.startswith("accuracy-over-lam"))
+    assert found.y_range == pytest.approx((0.0, top))
+
+
+def test_an_axis_of_nothing_but_zeros_has_a_length(table, row):
+    assert over_lam(table, row, [1e-3, 1e-2], 0.0).y_range == (0.0, 103.0)
+
+
 @pytest.mark.parametrize(
     ("levels", "ticks"),
     [

@@ -81,7 +81,13 @@ def test_cohorts_are_a_partition_of_what_can_be_stacked(size):
 
 @pytest.mark.parametrize(
     ("fields", "at_once"),
-    [({}, 2 * 3), ({"cohort": 4}, 2 * 3), ({"cohort": 1}, 2), ({"cohort": 1, "gpu": True, "slots": 1}, 6)],
+    [
+        ({}, 2 * 3),
+        ({"cohort": 4}, 2 * 3),
+        ({"cohort": 1}, 2),
+        ({"cohort": 1, "gpu": True, "slots": 1}, 6),
+        ({"cohort": 1, "gpu": True, "slots": 1, "trials_per_gpu": 4}, 4),
+    ],
 )
 def test_how_many_are_under_way(fields, at_once):
     assert cutter(**fields).at_once(cut(MIXED, **fields)) == at_once
@@ -102,8 +108,7 @@ def test_a_cohort_is_whole_however_few_of_it_are_missing():
         ({"trials_per_gpu": "auto", "gpu": True, "slots": 1}, [6] * 2),
         ({"trials_per_gpu": "auto", "gpu": True, "slots": 100}, [1] * 12),
         ({"trials_per_gpu": 2}, [1] * 4 + [2] * 4),  # as equal as can be on two slots: 4 units of 6 trials
-        ({"trials_per_gpu": 2, "slots": 1}, [2] * 6),
-        ({"trials_per_gpu": 4, "slots": 1}, [3] * 4),
+        ({"trials_per_gpu": 2, "slots": 1}, [6] * 2),  # one that ends makes room for the next
         ({"trials_per_gpu": "auto", "gpu": True, "workers": 2}, [1] * 12),
     ],
 )
