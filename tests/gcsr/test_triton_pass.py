@@ -3,10 +3,7 @@
 With a GPU the same tests run on it.
 """
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ from torch import nn
 from gcsr.coherence import count_reference
 from gcsr.memory_pass import Decision, PassTensor
 from gcsr.native_pass import NativePass
+from tests.gcsr.hopper import printed
 from tests.gcsr.test_coherence import values
 
 triton = pytest.importorskip("triton")
@@ -283,32 +281,14 @@ for by_pi in (True, False):
 
 
 def test_the_decisions_machine_code_divides_in_double_precision(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", DECISION],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    if "Cannot find ptxas" in done.stderr:
-        pytest.skip("Triton brings no assembler here")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("div.rn.f64") == 2
+    text = printed(DECISION, tmp_path)
+    assert text.count("div.rn.f64") == 2
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(("count", "update"), [(True, True), (True, False), (False, True)])
 def test_machine_code_for_hopper_rounds_as_the_processor_does(count, update, aligned, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE % (count, update, aligned)],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    if "Cannot find ptxas" in done.stderr:
-        pytest.skip("Triton brings no assembler here")
-    assert done.returncode == 0, done.stderr
-    assert "add.rn.f32" in done.stdout
-    assert not re.search(r"\bfma\.|\.ftz", done.stdout), "a fused or flushed rounding"
-    assert ("ld.global.v4" in done.stdout) == aligned
+    text = printed(COMPILE % (count, update, aligned), tmp_path)
+    assert "add.rn.f32" in text
+    assert not re.search(r"\bfma\.|\.ftz", text), "a fused or flushed rounding"
+    assert ("ld.global.v4" in text) == aligned
