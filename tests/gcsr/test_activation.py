@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 from gcsr.activation import activated
 from gcsr.models import build_model
-from tests.gcsr.hopper import printed
+from tests.gcsr.triton_tools import needs_loops, printed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -31,6 +31,7 @@ def both(operation, x, bias, weight):
     return [y.detach(), *torch.autograd.grad(y, (x, bias), weight)]
 
 
+@needs_loops
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("shape", [(3, 6, 8, 8), (2, 64, 4, 2), (5, 130, 2, 2), (40, 3, 32, 32)])
@@ -55,6 +56,7 @@ def test_what_is_not_a_number_stays_so(pool):
     assert not y[0, 1].isnan().any()
 
 
+@needs_loops
 def test_a_gradient_in_another_layout():
     """As it comes from the first fully connected layer."""
     x, bias = drawn((4, 6, 2, 2), torch.float32), torch.zeros(6, device=DEVICE)
@@ -64,6 +66,7 @@ def test_a_gradient_in_another_layout():
     assert all(torch.equal(a, b) for a, b in zip(ours[:2], torchs[:2], strict=True))
 
 
+@needs_loops
 @pytest.mark.parametrize("pool", [False, True])
 def test_no_picture_has_no_gradient(pool):
     x, bias = torch.zeros(0, 3, 4, 4, device=DEVICE), torch.zeros(3, device=DEVICE)
@@ -119,6 +122,7 @@ def test_hopper_gets_machine_code(tmp_path):
     assert len(text.splitlines()) == 2 * 5
 
 
+@needs_loops
 @pytest.mark.parametrize("name", ["alexnet", "vgg11"])
 def test_a_network_is_the_same_with_it(name):
     torch.manual_seed(0)

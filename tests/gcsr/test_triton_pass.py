@@ -14,8 +14,8 @@ from torch import nn
 from gcsr.coherence import count_reference
 from gcsr.memory_pass import Decision, PassTensor
 from gcsr.native_pass import NativePass
-from tests.gcsr.hopper import printed
 from tests.gcsr.test_coherence import values
+from tests.gcsr.triton_tools import needs_loops, printed
 
 triton = pytest.importorskip("triton")
 
@@ -186,6 +186,7 @@ class Noted:
         return launch
 
 
+@needs_loops
 @pytest.mark.parametrize("momentum", [0, 0.9])
 @pytest.mark.parametrize("mode", ["baseline", "ours_orig"])
 @pytest.mark.parametrize("regularizer", ["l1", "l2"])
@@ -215,6 +216,7 @@ def test_a_gated_optimizer_uses_it(regularizer, mode, momentum, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+@needs_loops
 @pytest.mark.parametrize("by_pi", [True, False])
 def test_the_decision_is_made_of_the_counts(by_pi):
     elements = 3000
