@@ -1,4 +1,4 @@
-"""Augmented batches of pictures on NVIDIA GPUs, by one kernel; `gcsr.augment` and normalization take seventeen."""
+"""Augmented batches of pictures on NVIDIA GPUs, by one kernel: what `gcsr.augment` and normalization do in many."""
 
 import torch
 from torch import Tensor

@@ -104,6 +104,7 @@ class _Cohort:
 
     def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
+        self.stepper.set_lrs(self.lrs)
         self.plain = plain_stack(self.first, self.weights)
         self.whole_epoch = self._written_out_epoch()
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
@@ -134,10 +135,12 @@ class _Cohort:
         self._choose_gammas(epoch)
         if epoch:  # as torch's StepLR does, to the last bit
             pairs = list(zip(self.lrs, self.configs, strict=True))
-            self.lrs = [lr if epoch % c.lr_decay_epochs else lr * c.lr_decay for lr, c in pairs]
+            lrs = [lr if epoch % c.lr_decay_epochs else lr * c.lr_decay for lr, c in pairs]
+            if lrs != self.lrs:
+                self.lrs = lrs
+                self.stepper.set_lrs(lrs)
         imposed = [gate.imposed_in(epoch) for gate in self.gates]
         self.certain.copy_(torch.tensor(imposed))
-        self.stepper.start_epoch(self.lrs)
         labels = self.data.train_labels
         order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
         self.sums.zero_()

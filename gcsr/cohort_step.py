@@ -18,7 +18,7 @@ __all__ = ["PassStep", "Stepper", "TorchStep", "stepper"]
 class Stepper(Protocol):
     """The gated step, for stacked weights ``[K, …]``."""
 
-    def start_epoch(self, lrs: Sequence[float]) -> None:
+    def set_lrs(self, lrs: Sequence[float]) -> None:
         """Set the learning rates of the next steps, captured ones included; one a trial."""
 
     def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class TorchStep:
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
-    def start_epoch(self, lrs: Sequence[float]) -> None:
+    def set_lrs(self, lrs: Sequence[float]) -> None:
         self._lr.copy_(self._vector(lrs))
 
     def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ class PassStep:
     def after_capture(self) -> None:
         self.memory.after_capture()
 
-    def start_epoch(self, lrs: Sequence[float]) -> None:
+    def set_lrs(self, lrs: Sequence[float]) -> None:
         for entry, (k, config, name) in zip(self.memory.table, self._places(), strict=True):
             entry.lr = lrs[k]
             if name in self._regularized:

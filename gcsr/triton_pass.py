@@ -43,8 +43,8 @@ class TritonPass(MemoryPass):
         self._sums = torch.zeros(self._blocks + 1, dtype=torch.float32, device=device)
         self._no_lam = torch.zeros(groups, dtype=torch.float32, device=device)
         self._words = torch.zeros(ctypes.sizeof(self.table) // 8, dtype=torch.int64, device=device)  # the table there
-        self._uploaded = b""  # what it is
-        self._captured: list[tuple[bytes, Tensor]] = []  # tables of the capture under way
+        self._uploaded, self._uploaded_aligned = b"", False  # what it is
+        self._captured: dict[bytes, Tensor] = {}  # tables of the capture under way
         self._reserve: list[Tensor] = []
         self._kept: list[Tensor] = []  # tables of captured passes: a graph keeps nothing alive
         self._fill_reserve()
@@ -61,7 +61,7 @@ class TritonPass(MemoryPass):
     def run(self, *, count: bool, lam_t: Tensor | None = None) -> None:
         if not self._blocks:
             return
-        addresses = self._addresses()
+        addresses, aligned = self._addresses()
         with self._on_device():
             pass_kernel[(self._blocks,)](
                 addresses,
@@ -75,7 +75,7 @@ class TritonPass(MemoryPass):
                 self._blocks + 1,
                 COUNT=count,
                 UPDATE=lam_t is not None,
-                ALIGNED=self._aligned(),
+                ALIGNED=aligned,
                 SIZE=BLOCK,
                 num_warps=WARPS,
                 enable_fp_fusion=False,
@@ -110,22 +110,20 @@ class TritonPass(MemoryPass):
     def _on_device(self) -> contextlib.AbstractContextManager[object]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
-    def _addresses(self) -> Tensor:
-        """The table that a run takes the addresses from, int64 on the device."""
+    def _addresses(self) -> tuple[Tensor, bool]:
+        """The table that a run takes the addresses from, int64 on the device, and whether all are multiples of 16."""
         if not _capturing(self._device):
             if self._captured:  # a capture that failed
                 self._captured.clear()
                 self._fill_reserve()
             self.refresh()
-            return self._words
+            return self._words, self._uploaded_aligned
         now = bytes(self.table)
-        known = dict(self._captured)
-        if now not in known:
+        if now not in self._captured:
             if not self._reserve:
                 raise RuntimeError("a CUDA graph cannot hold several steps of the optimizer; expected one a graph")
-            known[now] = self._reserve.pop()
-            self._captured = list(known.items())
-        return known[now]
+            self._captured[now] = self._reserve.pop()
+        return self._captured[now], self._aligned()
 
     def _aligned(self) -> bool:
         return not any(((entry.w or 0) | (entry.m or 0) | (entry.g or 0)) % 16 for entry in self.table)
@@ -134,11 +132,11 @@ class TritonPass(MemoryPass):
         now = bytes(self.table)
         if self._uploaded != now:
             self._words.copy_(_words(now), non_blocking=True)
-            self._uploaded = now
+            self._uploaded, self._uploaded_aligned = now, self._aligned()
 
     def after_capture(self) -> None:
         self.refresh()
-        for words, table in self._captured:
+        for words, table in self._captured.items():
             table.copy_(_words(words))
             self._kept.append(table)
         self._captured.clear()

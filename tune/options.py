@@ -127,12 +127,15 @@ data_option = click.option(
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: cuda if any."
 )
-threads_option = click.option(
+
+
+def _count_option(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(name, type=_Count(), default="auto", show_default=True, help=text)
+
+
+threads_option = _count_option(
     "--threads",
-    type=_Count(),
-    default="auto",
-    show_default=True,
-    help="CPU threads of a worker; auto: all, for a convolutional network that one process trains alone, else one.",
+    "CPU threads of a worker; auto: all, for a convolutional network that one process trains alone, else one.",
 )
 
 
@@ -199,20 +202,8 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--gpu-share", type=_Share(), default=1.0, show_default=True, help="Of a GPU, that a worker takes."
         ),
-        click.option(
-            "--cohort",
-            type=_Count(),
-            default="auto",
-            show_default=True,
-            help="Trials trained as one batch, with no checkpoints.",
-        ),
-        click.option(
-            "--trials-per-gpu",
-            type=_Count(),
-            default="auto",
-            show_default=True,
-            help="Trials that a process interleaves, at most.",
-        ),
+        _count_option("--cohort", "Trials trained as one batch, with no checkpoints."),
+        _count_option("--trials-per-gpu", "Trials that a process interleaves, at most."),
         click.option("--tensorboard", is_flag=True, help="Also write each trial's curves under DIR/tensorboard."),
         data_option,
         device_option,

@@ -8,9 +8,7 @@ pytest.importorskip("triton")
 
 from gcsr.activation import activated
 from gcsr.models import build_model
-from tests.gcsr.triton_tools import needs_loops, printed
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from tests.gcsr.triton_tools import DEVICE, needs_loops, printed
 
 
 def drawn(shape, dtype, seed=0):

@@ -1,7 +1,5 @@
 """Augmented batches by one kernel: those of `gcsr.augment`."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -9,15 +7,13 @@ pytest.importorskip("triton")
 
 from gcsr.augment import crop_and_flip, draw_crops
 from gcsr.batches import augmented
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from tests.gcsr.test_graph import moved
+from tests.gcsr.triton_tools import DEVICE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_they_are_the_plain_ones(pictures, dtype):
-    fields = {field.name: getattr(pictures, field.name) for field in dataclasses.fields(pictures)}
-    moved = {name: value.to(DEVICE) for name, value in fields.items() if isinstance(value, torch.Tensor)}
-    data = dataclasses.replace(pictures, **moved)
+    data = moved(pictures, DEVICE)
     generator = torch.Generator(DEVICE).manual_seed(0)
     crops = draw_crops(30, generator)
     crops[0] = torch.tensor([0, 8, 1], device=DEVICE)  # the corners

@@ -163,7 +163,7 @@ def test_nothing_of_a_trial_outlives_it(trained, digits, noted, monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_a_real_graph_is_the_steps(case, request, monkeypatch):
     fixture, config = config_of(case)
-    data = on_gpu(request.getfixturevalue(fixture))
+    data = moved(request.getfixturevalue(fixture), "cuda")
     replayed = train(config, data)
     monkeypatch.setenv("GCSR_GRAPHS", "0")
     assert measured(replayed) == measured(train(config, data))
@@ -173,13 +173,13 @@ def test_a_real_graph_is_the_steps(case, request, monkeypatch):
 @pytest.mark.parametrize("case", COHORTS)
 def test_a_cohorts_real_graph_is_its_steps(case, request, monkeypatch):
     fixture, fields = COHORTS[case]
-    data = on_gpu(request.getfixturevalue(fixture))
+    data = moved(request.getfixturevalue(fixture), "cuda")
     configs = [TrialConfig(epochs=6, **each) for each in fields]
     replayed = train_cohort(configs, data)
     monkeypatch.setenv("GCSR_GRAPHS", "0")
     assert [measured(result) for result in replayed] == [measured(result) for result in train_cohort(configs, data)]
 
 
-def on_gpu(data):
+def moved(data, device):
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    return dataclasses.replace(data, **{k: v.cuda() for k, v in fields.items() if isinstance(v, torch.Tensor)})
+    return dataclasses.replace(data, **{k: v.to(device) for k, v in fields.items() if isinstance(v, torch.Tensor)})

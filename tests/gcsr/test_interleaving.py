@@ -15,7 +15,7 @@ from gcsr.errors import OutOfTimeError
 from gcsr.interleaving import MOST_INTERLEAVED, Interleaved, Pace
 from gcsr.trainer import training
 from tests.gcsr.replaying import NotedCapture
-from tests.gcsr.test_graph import on_gpu
+from tests.gcsr.test_graph import moved
 from tests.gcsr.test_trainer import measured
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_so_is_each_whose_steps_are_replayed(pictures, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("at_once", [3, "auto"])
 def test_so_is_each_on_a_gpu(at_once, pictures):
-    data = on_gpu(pictures)
+    data = moved(pictures, "cuda")
     assert interleaved(MIXED, data, at_once) == [measured(train(config, data)) for config in MIXED]
 
 

@@ -15,14 +15,13 @@ from gcsr.coherence import count_reference
 from gcsr.memory_pass import Decision, PassTensor
 from gcsr.native_pass import NativePass
 from tests.gcsr.test_coherence import values
-from tests.gcsr.triton_tools import needs_loops, printed
+from tests.gcsr.triton_tools import DEVICE, needs_loops, printed
 
 triton = pytest.importorskip("triton")
 
 import gcsr.triton_pass  # noqa: E402
 from gcsr.triton_pass import TritonPass  # noqa: E402
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = (2048, 1, 5000, 37)  # whole blocks and parts of blocks
 
 needs_compiler = pytest.mark.skipif(not NativePass.available(), reason="no C compiler here")

@@ -12,7 +12,9 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-__all__ = ["needs_loops", "printed"]
+__all__ = ["DEVICE", "needs_loops", "printed"]
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @triton.jit
@@ -25,7 +27,7 @@ def _counted(out, n):
 
 def _has_loops() -> bool:
     """Whether kernels may loop here: the interpreter of Triton 3.6 cannot, with NumPy 2.4."""
-    out = torch.zeros(1, dtype=torch.int32, device="cuda" if torch.cuda.is_available() else "cpu")
+    out = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     try:
         _counted[(1,)](out, 3)
     except triton.runtime.errors.InterpreterError:
