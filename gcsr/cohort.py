@@ -2,9 +2,8 @@
 
 Small networks leave a GPU idle between kernels. Here the weights of K trials are stacked, one batched kernel serves all
 of them, and λ, μ, γ, mode, regularizer, seed and learning rate are vectors of K. Every trial sees the images, the
-initialization and the decisions that it would have had alone; sums are rounded in another order. On a CPU, where no
-kernel is small, plain networks are trained each by itself, an epoch at a time, in C (`gcsr.native_epoch`), to the bits
-that they have alone.
+initialization and the decisions that it would have had alone; sums are rounded in another order. On a CPU no kernel is
+small, and trials are faster one by one.
 """
 
 import math
@@ -18,40 +17,27 @@ from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
 from gcsr.augment import crop_and_flip, draw_crops
-from gcsr.cohort_step import PassStep, stepper
+from gcsr.cohort_step import stepper
 from gcsr.collapse import constant_loss, has_collapsed
-from gcsr.config import TrialConfig
+from gcsr.config import COHORT_FIELDS, TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.interleaving import seed_generators, undisturbed
-from gcsr.native_epoch import NativeEpoch
-from gcsr.native_pass import NativePass
-from gcsr.native_stack import NativeStack
 from gcsr.optim import regularized_parameters
-from gcsr.plain_stack import plain_stack
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.trainer import check_data, new_network
 
-__all__ = ["COMMON_FIELDS", "cohort_key", "train_cohort"]
-
-COMMON_FIELDS = (
-    *("dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "inputs", "precision", "holdout"),
-)
-
-
-def cohort_key(config: TrialConfig) -> tuple[object, ...]:
-    """What trials must have in common to be trained together."""
-    return tuple(getattr(config, name) for name in COMMON_FIELDS)
+__all__ = ["train_cohort"]
 
 
 def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapsed: bool = False) -> list[TrialResult]:
     """Train all trials together, without checkpoints.
 
     Args:
-        configs: trials with the same `cohort_key`.
+        configs: trials with the same `gcsr.config.cohort_key`.
         data: their data set, with their hold-out.
         stop_collapsed: end early, as ``collapsed``, the trials that cannot learn any more (`gcsr.collapse`).
 
@@ -62,7 +48,7 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
         ConfigError: the trials differ in what they must have in common, or the data are not theirs.
     """
     for config in configs:
-        for name in COMMON_FIELDS:
+        for name in COHORT_FIELDS:
             if getattr(config, name) != getattr(configs[0], name):
                 expected = f"{getattr(configs[0], name)!r}, as the cohort's first trial has"
                 raise ConfigError(name, getattr(config, name), expected)
@@ -105,8 +91,6 @@ class _Cohort:
     def _set_up_steps(self) -> None:
         """What steps read, for the trials that are in the cohort now."""
         self.stepper.set_lrs(self.lrs)
-        self.plain = plain_stack(self.first, self.weights)
-        self.whole_epoch = self._written_out_epoch()
         self.step = ReplayedStep(self.capture, self.stepper.after_capture)
         # Of the running epoch: steps, π, imposed, |g|, loss.
         self.sums = torch.zeros(len(self.configs), 5, dtype=torch.float64, device=self.device)
@@ -115,15 +99,6 @@ class _Cohort:
         self.mu = torch.tensor([gate.mu for gate in self.gates], dtype=torch.float64, device=self.device)
         self.by_pi = torch.tensor([gate.decides_by_pi() for gate in self.gates], device=self.device)
         self.certain = torch.zeros_like(self.by_pi)  # λ is imposed in this epoch, where that does not depend on π
-
-    def _written_out_epoch(self) -> NativeEpoch | None:
-        """Whole epochs in C, where all that a step does can be done there."""
-        step = self.stepper
-        if self.inputs is None or not (isinstance(self.plain, NativeStack) and isinstance(step, PassStep)):
-            return None
-        step.point(self.plain.grads)
-        assert isinstance(step.memory, NativePass), "the weights are on a CPU"
-        return NativeEpoch(self.plain, step.memory, self.configs)
 
     def _built(self, config: TrialConfig) -> nn.Module:
         seed_generators(config.seed, self.device)
@@ -144,14 +119,6 @@ class _Cohort:
         labels = self.data.train_labels
         order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
         self.sums.zero_()
-        if self.whole_epoch is not None:
-            assert self.inputs is not None
-            self.whole_epoch.run(self.inputs, labels, order, self.first.batch_size, imposed, self.sums)
-        else:
-            self._train_step_by_step(order)
-        self._record(epoch, self.sums, began)
-
-    def _train_step_by_step(self, order: Tensor) -> None:
         crops = None
         if self.inputs is None:
             crops = torch.stack([draw_crops(order.shape[1], generator) for generator in self.generators])
@@ -159,6 +126,7 @@ class _Cohort:
             batch = slice(low, low + self.first.batch_size)
             rows = order[:, batch]
             self.step(self._step, None, rows.shape[1], rows, *(() if crops is None else (crops[:, batch],)))
+        self._record(epoch, self.sums, began)
 
     def _step(self, size: int, rows: Tensor, crops: Tensor | None = None) -> None:
         """Train each trial on its ``rows`` ``[K, size]``."""
@@ -198,8 +166,6 @@ class _Cohort:
 
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of each trial's batch, ``[K]``, and its gradients, stacked like the parameters."""
-        if self.plain is not None:
-            return self.plain.losses(images, labels), self.plain.grads
         logits = self._logits(images, same=False)
         each = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         loss = each.view(labels.shape).mean(1)
@@ -270,8 +236,7 @@ class _Cohort:
         self._set_up_steps()
 
     def _answers(self, images: Tensor) -> Tensor:
-        images = self.data.normalized(images)
-        return self._logits(images, same=True).argmax(2) if self.plain is None else self.plain.answers(images)
+        return self._logits(self.data.normalized(images), same=True).argmax(2)
 
     def results(self) -> list[TrialResult]:
         """How each trial ended, in the caller's order."""

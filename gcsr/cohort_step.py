@@ -161,7 +161,7 @@ class PassStep:
                 entry.l2, entry.l1 = (0.0, lrs[k]) if config.regularizer == "l1" else (2.0, 0.0)
         self.memory.refresh()
 
-    def point(self, grads: Mapping[str, Tensor]) -> None:
+    def _point(self, grads: Mapping[str, Tensor]) -> None:
         """Take the gradients from there, until told otherwise; they must be contiguous."""
         self._held = [grads[name] for name in self._weights]
         places = {name: (grad.data_ptr(), 4 * grad[0].numel()) for name, grad in grads.items()}
@@ -170,7 +170,7 @@ class PassStep:
             entry.g = base + k * step
 
     def coherence(self, grads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        self.point({name: grad.contiguous() for name, grad in grads.items()})
+        self._point({name: grad.contiguous() for name, grad in grads.items()})
         self.memory.run(count=True)
         coherent, n, grad_sum = self.memory.totals()
         return _rate(coherent, n, grad_sum), grad_sum

@@ -22,7 +22,11 @@ from gcsr.names import (
     is_mlp,
 )
 
-__all__ = ["TrialConfig"]
+__all__ = ["COHORT_FIELDS", "TrialConfig", "cohort_key"]
+
+COHORT_FIELDS = (
+    *("dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "inputs", "precision", "holdout"),
+)
 
 
 def _number(allowed: str, test: Callable[[float], bool]) -> Callable[[str, Any], float]:
@@ -221,6 +225,11 @@ class TrialConfig:
             raise ConfigError(name, value, "one of the fields " + ", ".join(_CHECKS))
         if value is not None or name not in _OPTIONAL:
             _CHECKS[name](name, value)
+
+
+def cohort_key(config: TrialConfig) -> tuple[object, ...]:
+    """What trials must have in common to be trained together by `gcsr.cohort.train_cohort`."""
+    return tuple(getattr(config, name) for name in COHORT_FIELDS)
 
 
 _OPTIONAL = {f.name for f in dataclasses.fields(TrialConfig) if f.default is None}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gcsr.coherence import Counts
 from gcsr.errors import ConfigError
-from gcsr.memory_pass import Decision
+from gcsr.memory_pass import Decision, MemoryPass
 from gcsr.names import Regularizer
 from gcsr.parameter_pass import ParameterPass, can_pass
 
@@ -93,9 +93,13 @@ class FusedSGD:
         """What was counted last."""
         return Counts(*self._pass.counts())
 
-    def decide(self, decision: Decision) -> bool:
-        """See `gcsr.memory_pass.MemoryPass.decide`."""
-        return self._pass.memory.decide(decision)
+    def step(self, decision: Decision) -> None:
+        """Count, decide and update, in a single process.
+
+        Raises:
+            ConfigError: a momentum buffer is not of its parameter's shape.
+        """
+        self.prepared().step(decision)
 
     def update(self, lam_t: Tensor, *, count: bool) -> None:
         """The step with ``lam_t`` (float32, 0-dim); with ``count`` it also counts what was there before it.
@@ -103,11 +107,19 @@ class FusedSGD:
         Raises:
             ConfigError: a momentum buffer is not of its parameter's shape.
         """
+        self.prepared().run(count=count, lam_t=lam_t)
+
+    def prepared(self) -> MemoryPass:
+        """The pass, that is to update next with all that is in the inner optimizer now.
+
+        Raises:
+            ConfigError: a momentum buffer is not of its parameter's shape.
+        """
         self._fill()
-        self._pass.memory.run(count=count, lam_t=lam_t)
         # Autograd is to notice that a graph from before the step is out of date, as after torch's own.
         torch.autograd.graph.increment_version([p for p in self._params if p.grad is not None])
         self._inner._opt_called = True  # type: ignore[attr-defined] # as the step that a scheduler wrapped would
+        return self._pass.memory
 
     def after_capture(self) -> None:
         """See `gcsr.optim.GatedOptimizer.after_capture`."""

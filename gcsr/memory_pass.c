@@ -46,6 +46,18 @@ typedef struct {
     int32_t coherent, n; /* eq. 9 */
 } Tally;
 
+/* What the decision of a step is made of, and where it is noted: Decision in gcsr/memory_pass.py. */
+typedef struct {
+    const float *lam;
+    const double *mu;
+    const uint8_t *certain;
+    const float *certain_lam;
+    double *sums; /* of the epoch: steps, pi, imposed, |g| */
+    double *pi;
+    float *lam_t;
+    int32_t by_pi;
+} Decision;
+
 static inline floats load(const float *p) {
     floats v;
     memcpy(&v, p, sizeof v);
@@ -147,6 +159,27 @@ void gcsr_pass(const Tensor *tensors, int64_t number, const int64_t *first_block
             sum[group] += tallies[block].sum;
         }
     }
+}
+
+/* Eq. 9 from its counts, and eq. 8. */
+static void decide(const Decision *by, int64_t coherent, int64_t n, double sum) {
+    const double pi = sum < INFINITY ? coherent / (double)(n ? n : 1) : NAN; /* nor is NaN less */
+    const int imposed = by->by_pi ? pi > *by->mu : *by->certain;
+    *by->pi = pi;
+    *by->lam_t = imposed ? *by->lam : 0;
+    const double noted[] = {1, pi, imposed, sum};
+    for (int i = 0; i < 4; i++) by->sums[i] += noted[i];
+}
+
+/* A whole step of tensors that are all in the first group: coherence, decision, update. Where the decision does not wait
+ * for the count, one pass does both. */
+void gcsr_step(const Tensor *tensors, int64_t number, const int64_t *first_block, Tally *tallies, int32_t threads,
+               const Decision *by) {
+    int64_t coherent = 0, n = 0;
+    double sum = 0;
+    gcsr_pass(tensors, number, first_block, tallies, 1, by->by_pi ? 0 : by->certain_lam, threads, &coherent, &n, &sum);
+    decide(by, coherent, n, sum);
+    if (by->by_pi) gcsr_pass(tensors, number, first_block, tallies, 0, by->lam_t, threads, &coherent, &n, &sum);
 }
 
 int32_t gcsr_block(void) { return BLOCK; }

@@ -67,6 +67,7 @@ class Decision:
         lam: λ, 0-dim float32.
         mu: μ, 0-dim float64.
         certain: 0-dim bool.
+        certain_lam: λ where ``certain``, or 0; 0-dim float32.
         sums: of the running epoch, added to: steps, π, imposed, Σ|g|; float64 ``[4]``.
         pi: gets the step's π, 0-dim float64; NaN where a gradient is not finite.
         lam_t: gets λ or 0, 0-dim float32.
@@ -76,6 +77,7 @@ class Decision:
     lam: Tensor
     mu: Tensor
     certain: Tensor
+    certain_lam: Tensor
     sums: Tensor
     pi: Tensor
     lam_t: Tensor
@@ -117,9 +119,11 @@ class MemoryPass(ABC):
         group, on the tensors' device.
         """
 
-    def decide(self, decision: Decision) -> bool:
-        """Make the decision of the last counting `run`, in one go; False where only its `totals` can be had."""
-        return False
+    @abstractmethod
+    def step(self, decision: Decision) -> None:
+        """A whole step of the only group: count, decide, update. Where the decision does not wait for the count, one
+        pass does both.
+        """
 
     def after_capture(self) -> None:  # noqa: B027 # only GPUs have anything to do
         """To be called once a CUDA graph that holds a `run` is captured, before its first replay."""

@@ -1,114 +1,59 @@
-"""Whole epochs of a cohort of plain networks in C: `plain_network.c` and `memory_pass.c`, called through ctypes."""
+"""Whole epochs of a plain network in C: `plain_network.c` and `memory_pass.c`, called through ctypes."""
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gcsr.config import TrialConfig
-from gcsr.memory_pass import TableEntry
+from gcsr.memory_pass import Decision
+from gcsr.native_network import NativeNetwork
 from gcsr.native_pass import NativePass
-from gcsr.native_stack import Layer, NativeStack
 
 __all__ = ["NativeEpoch"]
 
-_STEPS = 50  # of each network before Python hears of a signal again
-
-
-class _Passing(ctypes.Structure):
-    _fields_ = (
-        ("function", ctypes.c_void_p),
-        ("first_block", ctypes.c_void_p),
-        ("tensors", ctypes.c_int64),
-        ("tallies", ctypes.c_void_p),
-        ("tally", ctypes.c_int64),
-        ("coherent", ctypes.c_void_p),
-        ("n", ctypes.c_void_p),
-        ("sum", ctypes.c_void_p),
-        ("lam_t", ctypes.c_void_p),
-    )
-
-
-class _Training(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.c_void_p),
-        ("tensors", ctypes.c_void_p),
-        ("order", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("mu", ctypes.c_double),
-        ("lam", ctypes.c_float),
-        ("by_pi", ctypes.c_int32),
-        ("imposed", ctypes.c_int32),
-    )
+_STEPS = 50  # before Python hears of a signal again
 
 
 class NativeEpoch:
-    """Trains each network by itself for an epoch, on as many threads as there are, to the bits of the cohort's steps.
+    """Trains a plain network for an epoch, to the bits of its single steps.
 
-    A network's weights, gradients and momentum stay in the core's cache from one batch to the next, and nothing goes
-    through Python in between.
+    Weights, gradients and momentum stay in the core's cache from one batch to the next, and nothing goes through Python
+    in between.
 
     Args:
-        stack: the networks.
-        memory: passes over the same weights and the gradients of ``stack``; a group a trial, one after the other.
-        configs: the trials.
+        network: the network.
+        images: all training images as the network takes them, ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
     """
 
-    def __init__(self, stack: NativeStack, memory: NativePass, configs: Sequence[TrialConfig]) -> None:
-        self._stack, self._memory = stack, memory  # they stay alive
-        count, tensors = len(configs), len(memory.table) // len(configs)
-        self._lam_t = torch.empty(count)
-        self._passing = _Passing(
-            function=ctypes.cast(memory.function, ctypes.c_void_p),
-            first_block=ctypes.addressof(memory.blocks),  # the first network's: all have the same shapes
-            tensors=tensors,
-            tallies=ctypes.addressof(memory.tallies),
-            tally=ctypes.sizeof(memory.tallies) // count,
-            coherent=memory.counts[0].data_ptr(),
-            n=memory.counts[1].data_ptr(),
-            sum=memory.grad_sum.data_ptr(),
-            lam_t=self._lam_t.data_ptr(),
-        )
-        self._trainings = (_Training * count)()
-        for k, (training, config) in enumerate(zip(self._trainings, configs, strict=True)):
-            gate = config.gate()
-            training.layers = ctypes.addressof(stack.layers) + k * stack.depth * ctypes.sizeof(Layer)
-            training.tensors = ctypes.addressof(memory.table) + k * tensors * ctypes.sizeof(TableEntry)
-            training.mu, training.lam, training.by_pi = gate.mu, config.lam, gate.decides_by_pi()
+    def __init__(self, network: NativeNetwork, images: Tensor, labels: Tensor) -> None:
+        self._network = network
+        self._images, self._labels = images.float().contiguous(), labels.long().contiguous()
 
-    def run(
-        self, images: Tensor, labels: Tensor, order: Tensor, batch_size: int, imposed: Sequence[bool], sums: Tensor
-    ) -> None:
+    def run(self, order: Tensor, batch_size: int, memory: NativePass, decision: Decision, loss_sum: Tensor) -> None:
         """One epoch.
 
         Args:
-            images: all training images as the networks take them, float32 ``[N, C, H, W]``.
-            labels: int64 ``[N]``.
-            order: each trial's, of the images: int64 ``[K, N]``.
+            order: of the images: int64 ``[N]``.
             batch_size: of all batches but the last.
-            imposed: whether λ is imposed in this epoch, of trials whose gates do not ask π.
-            sums: of the steps, float64 ``[K, 5]``: their number, π (NaN where a gradient is not finite), whether λ was
-                imposed, Σ|g|, and loss times images; they are added to.
+            memory: the pass over the network's weights and gradients.
+            decision: of each step, and where it is noted.
+            loss_sum: each step's mean loss times its images is added to it; float64, 0-dim.
         """
-        images, labels, order = images.float().contiguous(), labels.long().contiguous(), order.contiguous()
-        for training, decided, row in zip(self._trainings, imposed, sums, strict=True):
-            training.imposed, training.sums = decided, row.data_ptr()
-        batch_size = min(batch_size, len(labels))
-        scratch, size = self._stack.scratch(batch_size, taken=True)
-        for taken in order.split(_STEPS * batch_size, dim=1):
-            for training, rows in zip(self._trainings, taken, strict=True):
-                training.order = rows.data_ptr()
-            self._stack.library.gcsr_plain_epoch(
-                self._trainings,
-                ctypes.c_int64(len(self._trainings)),
-                ctypes.byref(self._passing),
-                ctypes.c_int64(self._stack.depth),
-                ctypes.c_void_p(images.data_ptr()),
-                ctypes.c_void_p(labels.data_ptr()),
-                ctypes.c_int64(taken.shape[1]),
+        network, order, batch_size = self._network, order.contiguous(), min(batch_size, len(order))
+        scratch = network.scratch(batch_size, taken=True)
+        stepping = memory.stepping(decision)
+        for taken in order.split(_STEPS * batch_size):
+            network.library.gcsr_plain_epoch(
+                network.layers,
+                ctypes.c_int64(network.depth),
+                ctypes.byref(stepping),
+                ctypes.c_void_p(self._images.data_ptr()),
+                ctypes.c_void_p(self._labels.data_ptr()),
+                ctypes.c_void_p(taken.data_ptr()),
+                ctypes.c_int64(len(taken)),
                 ctypes.c_int64(batch_size),
-                ctypes.c_void_p(scratch.data_ptr()),
-                ctypes.c_int64(size),
+                scratch,
                 torch.get_num_threads(),
+                ctypes.c_void_p(loss_sum.data_ptr()),
             )

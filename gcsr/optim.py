@@ -21,7 +21,7 @@ from gcsr.coherence import (
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
 from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate
-from gcsr.memory_pass import Decision
+from gcsr.memory_pass import Decision, MemoryPass
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
 
@@ -173,6 +173,7 @@ class GatedOptimizer:
             lam=self._lam,
             mu=torch.tensor(self.gate.mu, dtype=torch.float64, device=params[0].device),
             certain=self._certain,
+            certain_lam=self._certain_lam,
             sums=self._sums,
             pi=self.last_pi.clone(),
             lam_t=self._zero.clone(),
@@ -230,18 +231,25 @@ class GatedOptimizer:
             self._step_with_inner()
 
     def _step_fused(self, fused: FusedSGD) -> None:
-        if self.gate.decides_by_pi():
+        if self._process_group is None:
+            self.last_pi, self.last_lam = self._decision.pi, self._decision.lam_t
+            fused.step(self._decision)
+        elif self.gate.decides_by_pi():
             fused.count()
-            fused.update(self._decide_fused(fused), count=False)
+            fused.update(self._decide(_Vote(fused.counts(), self._process_group)), count=False)
         else:  # the decision does not wait for the count: one pass does both
             fused.update(self._certain_lam, count=True)
-            self._decide_fused(fused)
+            self._decide(_Vote(fused.counts(), self._process_group))
 
-    def _decide_fused(self, fused: FusedSGD) -> Tensor:
-        if self._process_group is None and fused.decide(self._decision):
-            self.last_pi, self.last_lam = self._decision.pi, self._decision.lam_t
-            return self.last_lam
-        return self._decide(_Vote(fused.counts(), self._process_group))
+    def steps_outside(self) -> tuple[MemoryPass, Decision] | None:
+        """For who makes the next steps of this epoch himself: the pass over memory, ready to run, and the decision.
+
+        Gradients must stay where they are now. None where a step is not fused, or with several workers.
+        """
+        if self._process_group is not None or self._fused is None or not self._fused.ready():
+            return None
+        self.last_pi, self.last_lam = self._decision.pi, self._decision.lam_t
+        return self._fused.prepared(), self._decision
 
     def _step_with_inner(self) -> None:
         by_pi, certain = self.gate.decides_by_pi(), self.gate.imposed_in(self.epoch)

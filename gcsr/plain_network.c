@@ -1,20 +1,15 @@
-/* Answers, losses, gradients and whole epochs of plain ReLU networks (mlpK), float32 on CPUs. Called by
- * gcsr/native_stack.py and gcsr/native_epoch.py; the readable references are in gcsr/plain_stack.py and gcsr/cohort.py.
+/* Answers, losses, gradients and whole epochs of a plain ReLU network (mlpK), float32 on CPUs. Called by
+ * gcsr/native_network.py and gcsr/native_epoch.py; the readable references are in gcsr/plain_network.py and
+ * gcsr/trainer.py.
  *
  * Nearly all that such a training computes is products of matrices of some 128 x 128: all three of a layer stay in a
  * core's cache, and ReLU, its derivative and the bias are done while a product is still in registers. Built with
  * -ffp-contract=fast: an element is summed in the order of k, by fused multiply-adds where the processor has them,
- * whichever row or column it is in: results depend neither on the number of threads and the width of the vectors, nor
- * on which other networks are in the stack. */
+ * whichever row or column it is in: results depend neither on the number of threads nor on the width of the vectors. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-#define omp_get_thread_num() 0
-#endif
 
 #ifdef LANES
 #elif defined(__AVX512F__)
@@ -209,7 +204,7 @@ static int64_t widest(const Layer *layers, int64_t depth) {
 
 static int64_t whole_lines(int64_t elements) { return (elements + 15) / 16 * 16; }
 
-/* Elements of memory that a thread needs for a batch: threads share no cache line. */
+/* Elements of memory that a batch needs. */
 int64_t gcsr_plain_scratch(const Layer *layers, int64_t depth, int64_t batch) {
     int64_t outputs = 0;
     for (int64_t l = 0; l < depth; l++) outputs += layers[l].out;
@@ -250,114 +245,67 @@ static int64_t best(const float *logits, int64_t classes) {
     return found;
 }
 
-/* Mean cross-entropy of each network's batch [networks], and its gradients where its layers say.
+/* Mean cross-entropy of a batch, and its gradients where the layers say.
  *
- * layers: of the first network, then of the second, ...; images [networks, batch, in]; labels [networks, batch];
- * scratch: as many times gcsr_plain_scratch of the batch as networks are computed at once. */
-void gcsr_plain_losses(const Layer *layers, int64_t networks, int64_t depth, const float *images,
-                       const int64_t *labels, int64_t batch, float *scratch, int64_t size, int32_t threads,
-                       float *losses) {
-    const int within = networks > 1 ? 1 : threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (networks > 1 && threads > 1)
-    for (int64_t k = 0; k < networks; k++)
-        losses[k] = loss(layers + k * depth, depth, images + k * batch * layers->in, labels + k * batch, batch,
-                         scratch + omp_get_thread_num() * size, within);
+ * images [batch, in]; labels [batch]; scratch: gcsr_plain_scratch of the batch. */
+float gcsr_plain_loss(const Layer *layers, int64_t depth, const float *images, const int64_t *labels, int64_t batch,
+                      float *scratch, int32_t threads) {
+    return loss(layers, depth, images, labels, batch, scratch, threads);
 }
 
-/* The class that each network gives each image [networks, images]; images [number, in], the same for all; they are taken
- * by chunks, which fit into gcsr_plain_scratch of no batch. */
-void gcsr_plain_answers(const Layer *layers, int64_t networks, int64_t depth, const float *images, int64_t number,
-                        float *scratch, int64_t size, int32_t threads, int64_t *answers) {
-    const int within = networks > 1 ? 1 : threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (networks > 1 && threads > 1)
-    for (int64_t k = 0; k < networks; k++) {
-        const Layer *own = layers + k * depth;
-        float *output = scratch + omp_get_thread_num() * size, *other = output + CHUNK * widest(own, depth);
-        for (int64_t from = 0; from < number; from += CHUNK) {
-            const int64_t chunk = number - from < CHUNK ? number - from : CHUNK;
-            const float *given = images + from * own->in;
-            for (int64_t l = 0; l < depth; l++) {
-                forward(own + l, l < depth - 1, given, chunk, output, within);
-                given = output;
-                output = other;
-                other = (float *)given;
-            }
-            const int64_t classes = own[depth - 1].out;
-            for (int64_t b = 0; b < chunk; b++) answers[k * number + from + b] = best(given + b * classes, classes);
+/* The class that each image is given: answers [number]; images [number, in] are taken by chunks, which fit into
+ * gcsr_plain_scratch of no batch. */
+void gcsr_plain_answers(const Layer *layers, int64_t depth, const float *images, int64_t number, float *scratch,
+                        int32_t threads, int64_t *answers) {
+    float *output = scratch, *other = output + CHUNK * widest(layers, depth);
+    const int64_t classes = layers[depth - 1].out;
+    for (int64_t from = 0; from < number; from += CHUNK) {
+        const int64_t chunk = number - from < CHUNK ? number - from : CHUNK;
+        const float *given = images + from * layers->in;
+        for (int64_t l = 0; l < depth; l++) {
+            forward(layers + l, l < depth - 1, given, chunk, output, threads);
+            given = output;
+            output = other;
+            other = (float *)given;
         }
+        for (int64_t b = 0; b < chunk; b++) answers[from + b] = best(given + b * classes, classes);
     }
 }
 
-/* gcsr_pass of memory_pass.c, which is built with other roundings; its tensors are only handed on. */
-typedef void Pass(const void *tensors, int64_t number, const int64_t *first_block, void *tallies, int32_t count,
-                  const float *lam_t, int32_t threads, int64_t *coherent, int64_t *n, double *sum);
-
+/* gcsr_step of memory_pass.c, which is built with other roundings, and what it is given. */
 typedef struct {
-    Pass *pass;
-    const int64_t *first_block; /* of a network's tensors */
-    int64_t tensors;            /* how many a network has */
-    char *tallies;              /* of all blocks of all networks */
-    int64_t tally;              /* bytes of a network's */
-    int64_t *coherent, *n;      /* [networks], as is all that a pass reads or writes for a group */
-    double *sum;
-    float *lam_t;
-} Passing;
+    void (*step)(const void *tensors, int64_t number, const int64_t *first_block, void *tallies, int32_t threads,
+                 const void *decision);
+    const void *tensors; /* the network's weights and gradients */
+    int64_t number;
+    const int64_t *first_block;
+    void *tallies;
+    const void *decision;
+    int32_t threads;
+} Stepping;
 
-typedef struct {
-    const Layer *layers;
-    const void *tensors;  /* for the pass: the same weights and gradients, in the group that is the network's number */
-    const int64_t *order; /* [number]: the images that are taken, batch by batch */
-    double *sums;         /* of the epoch's steps: number, pi, lambda imposed, |g|, loss; they are added to */
-    double mu;            /* of eq. 8 */
-    float lam;
-    int32_t by_pi, imposed; /* what imposes lambda: pi, or what is so for the whole epoch */
-} Training;
+/* Elements of memory that an epoch needs. */
+int64_t gcsr_plain_epoch_scratch(const Layer *layers, int64_t depth, int64_t batch) {
+    return whole_lines(batch * (2 + layers->in)) + gcsr_plain_scratch(layers, depth, batch);
+}
 
-static void epoch(const Training *own, int64_t k, const Passing *by, int64_t depth, const float *images,
-                  const int64_t *labels, int64_t number, int64_t batch, float *scratch, int threads) {
-    const int64_t in = own->layers->in;
-    char *const tallies = by->tallies + k * by->tally;
+/* An epoch, or a part of one.
+ *
+ * images [.., in] and labels: all there are; order [number]: those that are taken, batch by batch; loss_sum: the
+ * batches' mean losses times their images are added to it. */
+void gcsr_plain_epoch(const Layer *layers, int64_t depth, const Stepping *by, const float *images,
+                      const int64_t *labels, const int64_t *order, int64_t number, int64_t batch, float *scratch,
+                      int32_t threads, double *loss_sum) {
+    const int64_t in = layers->in;
     int64_t *const classes = (int64_t *)scratch;
     float *const taken = scratch + 2 * batch;
     for (int64_t from = 0; from < number; from += batch) {
         const int64_t size = number - from < batch ? number - from : batch;
         for (int64_t b = 0; b < size; b++) {
-            const int64_t index = own->order[from + b];
-            memcpy(taken + b * in, images + index * in, in * sizeof *taken);
-            classes[b] = labels[index];
+            memcpy(taken + b * in, images + order[from + b] * in, in * sizeof *taken);
+            classes[b] = labels[order[from + b]];
         }
-        const double mean = loss(own->layers, depth, taken, classes, size, taken + batch * in, threads);
-        by->coherent[k] = by->n[k] = 0;
-        by->sum[k] = 0;
-        by->lam_t[k] = own->imposed ? own->lam : 0;
-        by->pass(own->tensors, by->tensors, by->first_block, tallies, 1, own->by_pi ? 0 : by->lam_t, threads,
-                 by->coherent, by->n, by->sum);
-        const double pi = by->sum[k] < INFINITY ? by->coherent[k] / (double)(by->n[k] ? by->n[k] : 1) : NAN;
-        const int imposed = own->by_pi ? pi > own->mu : own->imposed;
-        if (own->by_pi) {
-            by->lam_t[k] = imposed ? own->lam : 0;
-            by->pass(own->tensors, by->tensors, by->first_block, tallies, 0, by->lam_t, threads, by->coherent, by->n,
-                     by->sum);
-        }
-        const double measured[] = {1, pi, imposed, by->sum[k], mean * size};
-        for (int i = 0; i < 5; i++) own->sums[i] += measured[i];
+        *loss_sum += loss(layers, depth, taken, classes, size, taken + batch * in, threads) * (double)size;
+        by->step(by->tensors, by->number, by->first_block, by->tallies, by->threads, by->decision);
     }
-}
-
-/* Elements of memory that a thread needs for an epoch. */
-int64_t gcsr_plain_epoch_scratch(const Layer *layers, int64_t depth, int64_t batch) {
-    return whole_lines(batch * (2 + layers->in)) + gcsr_plain_scratch(layers, depth, batch);
-}
-
-/* An epoch of each network, or a part of one: coherence (eq. 9), decision and step included.
- *
- * images [.., in] and labels, the same for all; scratch: as many times `size` as networks are trained at once. */
-void gcsr_plain_epoch(const Training *trainings, int64_t networks, const Passing *by, int64_t depth,
-                      const float *images, const int64_t *labels, int64_t number, int64_t batch, float *scratch,
-                      int64_t size, int32_t threads) {
-    const int within = networks > 1 ? 1 : threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (networks > 1 && threads > 1)
-    for (int64_t k = 0; k < networks; k++)
-        epoch(trainings + k, k, by, depth, images, labels, number, batch, scratch + omp_get_thread_num() * size,
-              within);
 }

@@ -24,9 +24,12 @@ from gcsr.interleaving import Steps, finished, seed_generators, undisturbed
 from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import ConvolutionalNetwork, build_model
 from gcsr.names import is_mlp
+from gcsr.native_epoch import NativeEpoch
+from gcsr.native_network import NativeNetwork
+from gcsr.native_pass import NativePass
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
-from gcsr.plain_stack import PlainStack, plain_stack
+from gcsr.plain_network import PlainNetwork, plain_network
 from gcsr.precision import autocast
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.triton_support import has_triton
@@ -208,6 +211,9 @@ class _Run:
         # Order and augmentation draw from a generator of their own: the same for every network and on every rank.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.inputs = None if config.augment else data.normalized(data.train_images)
+        self.whole_epoch: NativeEpoch | None = None
+        if self.inputs is not None and isinstance(self.plain, NativeNetwork):
+            self.whole_epoch = NativeEpoch(self.plain, self.inputs, data.train_labels)
         self.constant_loss = constant_loss(data.train_labels)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         capture = capture_for(self.device) if workers.group is None else None
@@ -221,15 +227,14 @@ class _Run:
         fast = self.device.type == "cuda" or self.config.precision == "bf16"
         return torch.channels_last if convolutional and fast else torch.contiguous_format
 
-    def _written_out(self) -> PlainStack | None:
-        """The network as a stack of one, which leaves its gradients where the optimizer looks for them."""
+    def _written_out(self) -> PlainNetwork | None:
+        """The network without autograd, which leaves its gradients where the optimizer looks for them."""
         if self.workers.group is not None:
             return None
-        weights = {name: p.detach()[None] for name, p in self.model.named_parameters()}
-        plain = plain_stack(self.config, weights)
+        plain = plain_network(self.config, {name: p.detach() for name, p in self.model.named_parameters()})
         if plain is not None:
             for name, p in self.model.named_parameters():
-                p.grad = plain.grads[name][0]
+                p.grad = plain.grads[name]
         return plain
 
     @property
@@ -241,17 +246,17 @@ class _Run:
         """One pass over the training images and its measurements; None if it diverged."""
         began = time.perf_counter()
         lr = float(self.schedule.get_last_lr()[0])
-        self.model.train()
         self.optimizer.start_epoch(self.epoch)
         labels = self.data.train_labels
         order = torch.randperm(len(labels), generator=self.generator, device=self.device)
-        # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
-        crops = draw_crops(len(labels), self.generator) if self.inputs is None else order
         self.loss_sum.zero_()
-        batch_size, share, decided = self.config.batch_size, self.workers.share, self.optimizer.refresh()
-        for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
-            self.step(self._step, decided, len(index), share(index), share(crop))
-            yield False
+        outside = None if self.whole_epoch is None else self.optimizer.steps_outside()
+        if self.whole_epoch is not None and outside is not None:
+            memory, decision = outside
+            assert isinstance(memory, NativePass), "the weights are on a CPU"
+            self.whole_epoch.run(order, self.config.batch_size, memory, decision, self.loss_sum)
+        else:
+            yield from self._step_by_step(order)
         self.schedule.step()
         loss_sum = self.workers.sum(self.loss_sum)
         measured = [sparsity(self.model), weight_abs_mean(self.params), *self._correct()]
@@ -281,13 +286,18 @@ class _Run:
         self.records.append(record)
         return record
 
+    def _step_by_step(self, order: Tensor) -> Steps[None]:
+        # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
+        crops = draw_crops(len(order), self.generator) if self.inputs is None else order
+        batch_size, share, decided = self.config.batch_size, self.workers.share, self.optimizer.refresh()
+        for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
+            self.step(self._step, decided, len(index), share(index), share(crop))
+            yield False
+
     def _step(self, size: int, rows: Tensor, crops: Tensor) -> None:
         """Train on this rank's ``rows`` of a batch of ``size`` images."""
         images, labels = self._batch(rows, crops), self.data.train_labels[rows]
-        if self.plain is None:
-            loss = self._backward(images, labels, size)
-        else:
-            loss = self.plain.losses(images[None], labels[None])[0]
+        loss = self._backward(images, labels, size) if self.plain is None else self.plain.loss(images, labels)
         self.optimizer.step()
         self.loss_sum += loss.double() * size
 
@@ -320,16 +330,18 @@ class _Run:
         splits = [(data.test_images, data.test_labels)]
         if data.val_images is not None and data.val_labels is not None:
             splits.append((data.val_images, data.val_labels))
-        self.model.eval()
         own = [(self.workers.share(images), self.workers.share(labels)) for images, labels in splits]
+        if self.plain is None:
+            self.model.eval()
         counts = [self.correct.count(self._answers, images, labels) for images, labels in own]
-        self.model.train()
+        if self.plain is None:
+            self.model.train()
         return self.workers.sum(torch.stack(counts))
 
     def _answers(self, images: Tensor) -> Tensor:
         images = self.data.normalized(images).contiguous(memory_format=self._layout())
         if self.plain is not None:
-            return self.plain.answers(images)[0]
+            return self.plain.answers(images)
         with autocast(self.config.precision, self.device):
             logits: Tensor = self.model(images)
         return logits.argmax(1)

@@ -85,9 +85,17 @@ class TritonPass(MemoryPass):
         coherent, n = self._counts[:, self._blocks_of].sum(-1, dtype=torch.int64).unbind()
         return coherent, n, self._sums[self._blocks_of].sum(-1, dtype=torch.float64)
 
-    def decide(self, decision: Decision) -> bool:
-        if len(self._blocks_of) != 1:
-            return False
+    def step(self, decision: Decision) -> None:
+        if decision.by_pi:
+            self.run(count=True)
+            self._decide(decision)
+            self.run(count=False, lam_t=decision.lam_t)
+        else:
+            self.run(count=True, lam_t=decision.certain_lam)
+            self._decide(decision)
+
+    def _decide(self, decision: Decision) -> None:
+        """The decision of the last counting `run`."""
         with self._on_device():
             decision_kernel[(1,)](
                 self._counts,
@@ -105,7 +113,6 @@ class TritonPass(MemoryPass):
                 num_warps=8,
                 enable_fp_fusion=False,
             )
-        return True
 
     def _on_device(self) -> contextlib.AbstractContextManager[object]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()

@@ -8,10 +8,11 @@ from typing import Literal, Self
 import torch
 
 from gcsr import InvalidInputError, TrialConfig
+from tune.cutting import UnitCutter, alone_on_cpus
 from tune.job import SweepJob, UnitSource
 from tune.recorder import Listener
 from tune.trial import choose_device, threads_for
-from tune.units import UnitCutter, run_unit
+from tune.units import run_unit
 
 __all__ = ["InlineExecutor"]
 
@@ -28,7 +29,8 @@ class InlineExecutor:
     def __init__(self, job: SweepJob, threads: int | Literal["auto"] = "auto") -> None:
         if job.workers != 1:
             raise InvalidInputError(f"workers: {job.workers} is not allowed with --executor inline; expected 1")
-        self._job, self._threads, self._device = job, threads, choose_device(job.device)
+        self._threads, self._device = threads, choose_device(job.device)
+        self._job = alone_on_cpus(job, gpu=self._device.type == "cuda")
         self._all = torch.get_num_threads()
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ class SweepJob:
         gpu_share: of a GPU, that a worker takes.
         threads: CPU threads of a worker. One a trial and a trial a core is fastest where trials are many.
         workers: processes that train one trial together.
-        cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
+        cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.cutting.is_stacked`.
         trials_per_gpu: how many other trials one process interleaves at most; ``auto``: see
             `gcsr.interleaving.Interleaved`.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).

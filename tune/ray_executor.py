@@ -12,6 +12,7 @@ from ray import tune as ray_tune
 
 from gcsr import TrialConfig
 from tune.capacity import alive_nodes, plan_on_cluster
+from tune.cutting import UnitCutter, alone_on_cpus, is_stacked
 from tune.job import Outcome, SweepJob, UnitSource, checkpoint_name
 from tune.node_check import NodeChecks
 from tune.placement import plan_trials
@@ -23,7 +24,6 @@ from tune.relay import NodeWatch, Relay, StopOnError
 from tune.schema import failed_row
 from tune.store import Store
 from tune.trainable import JOB, PLAN, UNIT, SweepTrainable, unit_text
-from tune.units import UnitCutter, is_stacked
 
 __all__ = ["RayExecutor"]
 
@@ -66,6 +66,7 @@ class RayExecutor:
             self._watch = NodeWatch(nodes, checks, Quarantine(self._plan.resources))
         else:
             self._plan = plan_trials(job, [node["Resources"] for node in alive_nodes()])
+        self._job = alone_on_cpus(self._job, gpu="GPU" in self._plan.resources)
         self._slots = min(self._plan.slots, max_concurrent or self._plan.slots)
 
     @property
@@ -80,7 +81,7 @@ class RayExecutor:
         left, attempt = list(work), 0
         while left:
             out_of_time = self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
-            left = [rest for unit in left if (rest := ending.left(unit))]
+            left = [part for unit in left for part in ending.apart(unit)]
             if out_of_time:
                 return
             for unit in [unit for unit in left if losses.too_many(unit)]:
@@ -97,7 +98,7 @@ class RayExecutor:
         searcher = UnitSearcher(
             source,
             self._shared,
-            left=ending.left,
+            apart=ending.apart,
             too_many=losses.too_many,
             back_off=_BACK_OFF_SECONDS,
             on_lost=lambda unit: self._give_up(unit, ending),
@@ -179,6 +180,13 @@ class _Ending:
         """What is to be trained of a unit whose worker was lost: a cohort whole, or not at all."""
         missing = self.missing(unit)
         return list(unit) if missing and is_stacked(unit[0], self._job.cohort) else missing
+
+    def apart(self, unit: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
+        """What is left of a unit whose worker was lost, also in Tune's second try: each trial by itself, as one may be
+        what kills the worker; a cohort whole.
+        """
+        left = self.left(unit)
+        return [left] if left and is_stacked(unit[0], self._job.cohort) else [[config] for config in left]
 
     def ended(self, outcome: Outcome) -> None:
         if outcome.row["trial_id"] not in self._ended:

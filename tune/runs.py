@@ -59,7 +59,7 @@ class RunOptions:
         tensorboard: also write each trial's curves as a TensorBoard run.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
         time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
-        cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.units.is_stacked`.
+        cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.cutting.is_stacked`.
         trials_per_gpu: how many other trials one process interleaves at most; ``auto``: see
             `gcsr.interleaving.Interleaved`.
 
@@ -141,7 +141,7 @@ def open_executor(
     if options.address is not None:
         probe(options.address)
     # Ray's processes take seconds to start, and what is needed next as many to be imported: a core for each.
-    needed = ("tune.units", "pandas")  # nothing of Ray, which is starting
+    needed = ("pandas", "pyarrow.parquet")  # nothing of Ray, which is starting
     threading.Thread(target=_import_all, args=[needed]).start()
     with connected(options.address):
         from tune.ray_executor import RayExecutor

@@ -32,7 +32,7 @@ from tune.store import Store
 from tune.study import LineStudy, StudyStorage, should_prune, storage_failures
 
 if TYPE_CHECKING:
-    from tune.units import UnitCutter
+    from tune.cutting import UnitCutter
 
 __all__ = ["Best", "SearchOutcome", "run_search", "settings_of_lines"]
 

@@ -13,7 +13,7 @@ from tune.spec import SweepSpec
 from tune.store import Store
 
 if TYPE_CHECKING:
-    from tune.units import UnitCutter
+    from tune.cutting import UnitCutter
 
 __all__ = ["Level", "ToleranceOutcome", "methods_of", "run_tolerance"]
 

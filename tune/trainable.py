@@ -1,16 +1,17 @@
-"""`gcsr` trials as a Ray Tune trainable, in actors that are reused from trial to trial."""
+"""`gcsr` trials as a Ray Tune trainable, in actors that are reused from trial to trial.
+
+The driver imports this, too, and needs no torch: what trains is imported where it trains.
+"""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
 from tune.job import Outcome, SweepJob
-from tune.trial import check_digests
-from tune.units import run_unit
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]
 
@@ -18,6 +19,8 @@ UNIT = "unit"  # key of a Tune config: the fields of each trial of the unit, as 
 JOB = "job"  # key of a Tune config: the SweepJob
 PLAN = "plan"  # key of a Tune config: the TrialPlan
 OUTCOME = "outcome"  # key of a Tune result: the unit's Outcomes; none if the deadline overtook what is left of it
+
+_STEP_SECONDS = 1.0  # for each step Tune takes some 10 ms of the driver's time
 
 
 def unit_text(unit: Sequence[TrialConfig]) -> str:
@@ -38,7 +41,7 @@ def size_of(config: dict[str, Any]) -> int:
 class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
     """Trains units in an actor that is reused: a digits trial takes a second, a fresh actor that imports torch several.
 
-    One `step` goes on until a trial ends, or a cohort.
+    One `step` goes on until a trial ends, or a cohort; of trials that take less than a second, until it has passed.
 
     The trial keeps its own checkpoints in the store, so that it goes on where it was after its actor died, also
     under another driver; Tune's checkpoints are not used.
@@ -48,6 +51,8 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        import torch
+
         unit = trials_of(new_config)
         job: SweepJob = new_config[JOB]
         torch.set_num_threads(job.threads)
@@ -59,7 +64,12 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        ended = next(self._outcomes, [])  # none: the deadline overtook those that are left
+        ended: list[Outcome] = []  # none: the deadline overtook those that are left
+        began = time.monotonic()
+        for outcomes in self._outcomes:
+            ended += outcomes
+            if time.monotonic() - began >= _STEP_SECONDS:
+                break
         self._left -= len(ended)
         return {OUTCOME: ended, "done": self._left == 0 or not ended}
 
@@ -71,5 +81,8 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
 
 
 def _run(unit: Sequence[TrialConfig], job: SweepJob) -> Iterator[list[Outcome]]:
+    from tune.trial import check_digests
+    from tune.units import run_unit
+
     check_digests(unit, job)  # what it raises Tune takes for a lost worker, and tries elsewhere
     yield from run_unit(unit, job)

@@ -8,7 +8,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import gcsr.parameter_pass
-import gcsr.plain_stack
+import gcsr.plain_network
 from gcsr import Dataset, load_dataset
 from gcsr.native_pass import NativePass
 
@@ -27,14 +27,7 @@ def gate_path(request):
 @pytest.fixture
 def by_autograd(monkeypatch):
     """Plain networks are not written out, as on a GPU."""
-    monkeypatch.setattr(gcsr.plain_stack, "is_written_out", lambda config, device: False)
-
-
-@pytest.fixture(params=["written out", "by autograd"])
-def plain_path(request):
-    """Runs a test with plain networks written out, and as on a GPU."""
-    if request.param == "by autograd":
-        request.getfixturevalue("by_autograd")
+    monkeypatch.setattr(gcsr.plain_network, "is_written_out", lambda config, device: False)
 
 
 @pytest.fixture(scope="session")

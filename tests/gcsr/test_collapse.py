@@ -60,7 +60,6 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures("plain_path")
 def test_it_ends_what_collapsed_and_nothing_else_alone_and_in_a_cohort(digits):
     undisturbed = train_cohort(CASES, digits)
     together = train_cohort(CASES, digits, stop_collapsed=True)

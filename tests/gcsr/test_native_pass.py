@@ -9,6 +9,7 @@ from gcsr import ConfigError, GatedOptimizer, regularized_parameters
 from gcsr.coherence import CoherenceCounter, count_reference
 from gcsr.native_pass import NativePass
 from gcsr.parameter_pass import ParameterPass, can_pass
+from tests.gcsr.deciding import check_step
 
 needs_compiler = pytest.mark.skipif(not NativePass.available(), reason="no C compiler here")
 
@@ -33,6 +34,12 @@ def trajectory(inner, steps=40, layout=torch.contiguous_format, **gate):
 
 def sgd(model, **options):
     return torch.optim.SGD(model.parameters(), **({"lr": 0.05, "momentum": 0.9} | options))
+
+
+@needs_compiler
+@pytest.mark.parametrize("by_pi", [True, False])
+def test_a_step_is_its_parts_and_notes_the_decision(by_pi):
+    check_step(NativePass, torch.device("cpu"), by_pi=by_pi)
 
 
 class Unfused(torch.optim.SGD):

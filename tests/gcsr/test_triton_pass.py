@@ -3,6 +3,7 @@
 With a GPU the same tests run on it.
 """
 
+import functools
 import re
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gcsr.coherence import count_reference
-from gcsr.memory_pass import Decision, PassTensor
+from gcsr.memory_pass import PassTensor
 from gcsr.native_pass import NativePass
+from tests.gcsr.deciding import check_step
 from tests.gcsr.test_coherence import values
 from tests.gcsr.triton_tools import DEVICE, needs_loops, printed
 
@@ -217,38 +219,8 @@ def test_a_gated_optimizer_uses_it(regularizer, mode, momentum, monkeypatch):
 
 @needs_loops
 @pytest.mark.parametrize("by_pi", [True, False])
-def test_the_decision_is_made_of_the_counts(by_pi):
-    elements = 3000
-    w, g, m = (torch.randn(elements, generator=torch.Generator().manual_seed(seed)).to(DEVICE) for seed in range(3))
-    memory = TritonPass(DEVICE, [PassTensor(elements=elements, high=elements, lam=0.1)])
-    pointed(memory, [w], [g], [m])
-    double = {"dtype": torch.float64, "device": DEVICE}
-    decision = Decision(
-        by_pi=by_pi,
-        lam=torch.tensor(0.1, device=DEVICE),
-        mu=torch.tensor(0.5, **double),
-        certain=torch.tensor(False, device=DEVICE),
-        sums=torch.tensor([1.0, 0.25, 1.0, 2.0], **double),
-        pi=torch.zeros((), **double),
-        lam_t=torch.zeros((), device=DEVICE),
-    )
-    memory.run(count=True)
-    assert memory.decide(decision)
-    coherent, n, grad_sum = (float(each) for each in memory.totals())
-    assert decision.pi.item() == coherent / n > 0.5
-    assert decision.lam_t.item() == (decision.lam.item() if by_pi else 0.0)
-    expected = torch.tensor([2.0, 0.25 + coherent / n, 2.0 if by_pi else 1.0, 2.0 + grad_sum], **double)
-    torch.testing.assert_close(decision.sums, expected, rtol=1e-12, atol=0)
-    g[7] = torch.nan
-    decision.certain.fill_(True)
-    memory.run(count=True)
-    memory.decide(decision)
-    assert decision.pi.isnan()
-    assert decision.lam_t.item() == (0.0 if by_pi else decision.lam.item())
-    g.zero_()
-    memory.run(count=True)
-    memory.decide(decision)
-    assert decision.pi.item() == 0, "nothing learns, so nothing is coherent"
+def test_a_step_is_its_parts_and_notes_the_decision(by_pi):
+    check_step(functools.partial(TritonPass, DEVICE), DEVICE, by_pi=by_pi)
 
 
 COMPILE = """

@@ -315,15 +315,13 @@ def test_failures_are_named_also_where_a_time_limit_ended_the_sweep(capsys, tmp_
 
 
 def test_failed_trials_are_exit_code_1_and_are_tried_again(capsys, tmp_path, monkeypatch):
-    import tune.units
-
     def broken(*_, **__):
         raise RuntimeError("on purpose")
 
     sweep = ["sweep", "digits", "--out", tmp_path / "o", "--executor", "inline", "--set", "lam=1e-3"]
     sweep += ["--set", "mode=baseline", "--set", "epochs=1", "--set", "seed=0", "--set", "regularizer=l2"]
     with monkeypatch.context() as patched:
-        patched.setattr(tune.units, "train_cohort", broken)
+        patched.setattr("tune.trial.training", broken)
         code, _, err = run(capsys, *sweep)
     assert code == 1
     assert "on purpose" in err

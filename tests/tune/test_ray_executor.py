@@ -1,9 +1,11 @@
 """What the Ray executor makes of lost workers."""
 
 import contextlib
+import itertools
 import os
 import threading
 import time
+import types
 
 import psutil
 import pytest
@@ -13,12 +15,13 @@ import tune.runs
 from gcsr import TrialConfig
 from tests.tune.conftest import title
 from tune.cli import main
-from tune.job import SweepJob, checkpoint_name
-from tune.ray_executor import _Losses
+from tune.job import Outcome, SweepJob, checkpoint_name
+from tune.ray_executor import RayExecutor, _Losses
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
+from tune.trainable import UNIT, trials_of
 
 
 @pytest.mark.parametrize("skew", [-1000, 1000])
@@ -37,6 +40,32 @@ def test_a_unit_is_given_up_after_three_workers_without_progress_whatever_the_cl
         assert not losses.too_many(unit)
     assert not losses.too_many(unit)
     assert losses.too_many(unit)
+
+
+def test_of_a_unit_that_is_lost_only_the_trial_that_kills_its_worker_is_given_up(tmp_path, monkeypatch):
+    trials = [TrialConfig(mode="baseline", lam=1e-3, seed=seed) for seed in range(4)]
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._job = SweepJob(experiment="test", store=str(tmp_path), cohort=1)
+    rounds, heard = [], []
+
+    def fit(space, ending):
+        """Workers die of seed 1, and take what they had not begun with them."""
+        units = [trials_of({UNIT: text}) for text in space[UNIT]["grid_search"]]
+        rounds.append([[config.seed for config in unit] for unit in units])
+        for unit in units:
+            for config in itertools.takewhile(lambda config: config.seed != 1, unit):
+                ending.ended(Outcome({"trial_id": config.trial_id, "status": "finished"}, []))
+        return False
+
+    monkeypatch.setattr(executor, "_fit", fit, raising=False)
+    monkeypatch.setattr("tune.ray_executor.time.sleep", lambda seconds: None)
+    listener = types.SimpleNamespace(
+        ended=lambda outcome: heard.append((outcome.row["trial_id"], outcome.row["status"]))
+    )
+    executor.run([trials], listener)
+    assert rounds == [[[0, 1, 2, 3]], [[1], [2], [3]], [[1]]]
+    assert dict(heard) == {config.trial_id: "failed" if config.seed == 1 else "finished" for config in trials}
+    assert len(heard) == 4
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-import tune.units
 from gcsr import InvalidInputError
 from gcsr.cohort import train_cohort
+from gcsr.trainer import training
 from tests.tune.test_sweep import rows
 from tune.cli import main
 from tune.lines import lines_of
@@ -42,9 +42,9 @@ SPEC = SweepSpec(experiment="test", grid=GRID)
 ONE_LINE = SPEC.replace({"mode": "ours_orig"})  # so long that every sampler comes to suggest from results
 
 
-def search(out, spec=SPEC, *, trials=24, window=3, storage=None, refit=False, **search_fields):
+def search(out, spec=SPEC, *, trials=24, window=3, storage=None, refit=False, cohort="auto", **search_fields):
     spec = spec.model_copy(update={"search": spec.search.model_copy(update=search_fields)})
-    options = RunOptions(executor="inline", resume=True, stop_collapsed=True)
+    options = RunOptions(executor="inline", resume=True, stop_collapsed=True, cohort=cohort)
     return run_search(spec, Store(str(out)), options, trials=trials, window=window, storage=storage, refit=refit)
 
 
@@ -184,18 +184,18 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(sampler, tmp_path):
 def test_a_failed_trial_is_all_that_is_tried_again(tmp_path, monkeypatch):
     trained = []  # by a sampler whose suggestions depend on every digit of a result
 
-    def failing(configs, *rest, **options):
-        trained.append(configs)
-        if len(trained) in (1, 3):  # both seeds of the first setting, then its second alone
+    def failing(config, *rest, **options):
+        trained.append(config)
+        if len(trained) == 2:  # the second seed of the first setting
             raise RuntimeError("on purpose")
-        return train_cohort(configs, *rest, **options)
+        return training(config, *rest, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tune.units, "train_cohort", failing)
+        patched.setattr("tune.trial.training", failing)
         assert search(tmp_path, ONE_LINE, sampler="gp").statuses["failed"] == 1
     suggested = {row["trial_id"] for row in rows(Store(str(tmp_path)))}
     (tmp_path / "study.journal").unlink()  # an object store has none
-    (tmp_path / "trials" / f"{trained[-1][0].trial_id}.parquet").unlink()  # killed before the last was stored
+    (tmp_path / "trials" / f"{trained[-1].trial_id}.parquet").unlink()  # killed before the last was stored
     assert search(tmp_path, ONE_LINE, sampler="gp").ran == 2
     assert {row["trial_id"] for row in rows(Store(str(tmp_path)))} == suggested
     assert search(tmp_path, ONE_LINE, sampler="gp", trials=28).ran == 4
@@ -282,12 +282,12 @@ def test_a_refit_that_was_killed_is_stacked_with_those_that_it_was_stacked_with(
         units.append(configs)
         return train_cohort(configs, *rest, **options)
 
-    monkeypatch.setattr(tune.units, "train_cohort", noted)
-    search(tmp_path, trials=8, refit=True)
+    monkeypatch.setattr("tune.units.train_cohort", noted)
+    search(tmp_path, trials=8, refit=True, cohort=4)
     refit = units[-1]
     assert (len(refit), refit[0].holdout) == (4, 0)
     (tmp_path / "trials" / f"{refit[2].trial_id}.parquet").unlink()
-    assert search(tmp_path, trials=8, refit=True).ran == 1
+    assert search(tmp_path, trials=8, refit=True, cohort=4).ran == 1
     assert units[-1] == refit
 
 
@@ -337,18 +337,18 @@ def test_a_database_that_fails_ends_the_search_with_the_command_that_goes_on(tmp
     arguments += ["--trials", "16", "--window", "3", "--storage", f"sqlite:///{tmp_path}/study.db"]
     trained = []
 
-    def failing(configs, *rest, **options):
-        trained.append(configs)
-        if len(trained) == 4:
+    def failing(config, *rest, **options):
+        trained.append(config)
+        if len(trained) == 8:
             rename("trials", "gone")
-        return train_cohort(configs, *rest, **options)
+        return training(config, *rest, **options)
 
     def rename(old, new):
         with contextlib.closing(sqlite3.connect(tmp_path / "study.db", timeout=60)) as database:
             database.execute(f"alter table {old} rename to {new}")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tune.units, "train_cohort", failing)
+        patched.setattr("tune.trial.training", failing)
         assert main(arguments) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("gcsr: storage: the database failed: ")

@@ -118,7 +118,7 @@ def spec_file(tmp_path):
 def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_table(spec_file, tmp_path):
     out, undisturbed = tmp_path / "out", Store(str(tmp_path / "undisturbed"))
     options = ("--cohort", "2", "--set", "epochs=40")  # long enough that there is something left to be killed
-    run_sweep(SPEC.replace({"epochs": 40}), undisturbed, RunOptions(executor="inline"))
+    run_sweep(SPEC.replace({"epochs": 40}), undisturbed, RunOptions(executor="inline", cohort=2))
     # 1: SIGKILL to the driver in the middle.
     driver = _sweep_process(spec_file, out, *options)
     _wait_for_trials(out, 3, driver)

@@ -18,16 +18,11 @@ from tune.inline_executor import InlineExecutor
 from tune.job import SweepJob, checkpoint_name
 from tune.recorder import Recorder
 from tune.runs import RunOptions
-from tune.spec import SweepSpec, load_spec
+from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
 from tune.trial import StoredCheckpoint, trial_steps
-from tune.units import UnitCutter, is_stacked, run_unit
-
-MIXED = SweepSpec(
-    experiment="test",
-    grid={"model": ["mlp1", "mlp2"], "width": 0.25, "epochs": 2, "mode": ["baseline", "ours_orig"], "seed": [0, 1, 2]},
-).trials()
+from tune.units import run_unit
 
 
 def job(tmp_path, **fields):
@@ -36,14 +31,6 @@ def job(tmp_path, **fields):
 
 def outcomes_of(configs, job):
     return list(itertools.chain.from_iterable(run_unit(configs, job)))
-
-
-def cutter(*, gpu=False, slots=2, **fields):
-    return UnitCutter(job=SweepJob(experiment="test", store="/nowhere", **fields), gpu=gpu, slots=slots)
-
-
-def cut(trials, missing=None, **fields):
-    return cutter(**fields).cut(trials, missing if missing is None else {config.trial_id for config in missing})
 
 
 @pytest.mark.parametrize(
@@ -68,108 +55,6 @@ def test_inline_sets_the_threads_of_each_unit_and_gives_back_what_there_was(tmp_
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 100])
-def test_cohorts_are_a_partition_of_what_can_be_stacked(size):
-    found = cut(MIXED, cohort=size)
-    assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
-    assert all(len(unit) <= size and len({c.model for c in unit}) == 1 for unit in found)
-    assert max(map(len, found)) - min(map(len, found)) <= 1
-    assert len(found) == 2 * -(-6 // size)
-
-
-@pytest.mark.parametrize(
-    ("fields", "at_once"),
-    [
-        ({}, 2 * 3),
-        ({"cohort": 4}, 2 * 3),
-        ({"cohort": 1}, 2),
-        ({"cohort": 1, "gpu": True, "slots": 1}, 6),
-        ({"cohort": 1, "gpu": True, "slots": 1, "trials_per_gpu": 4}, 4),
-    ],
-)
-def test_how_many_are_under_way(fields, at_once):
-    assert cutter(**fields).at_once(cut(MIXED, **fields)) == at_once
-
-
-def test_a_cohort_is_whole_however_few_of_it_are_missing():
-    whole = cut(MIXED, cohort=4)
-    assert cut(MIXED, MIXED[:1], cohort=4) == [unit for unit in whole if MIXED[0] in unit]
-    assert cut(MIXED, [], cohort=4) == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "sizes"),
-    [
-        ({"trials_per_gpu": 1}, [1] * 12),
-        ({"trials_per_gpu": "auto"}, [1] * 12),  # on a CPU
-        ({"trials_per_gpu": "auto", "gpu": True}, [3] * 4),  # each network for itself, on both GPUs
-        ({"trials_per_gpu": "auto", "gpu": True, "slots": 1}, [6] * 2),
-        ({"trials_per_gpu": "auto", "gpu": True, "slots": 100}, [1] * 12),
-        ({"trials_per_gpu": 2}, [1] * 4 + [2] * 4),  # as equal as can be on two slots: 4 units of 6 trials
-        ({"trials_per_gpu": 2, "slots": 1}, [6] * 2),  # one that ends makes room for the next
-        ({"trials_per_gpu": "auto", "gpu": True, "workers": 2}, [1] * 12),
-    ],
-)
-def test_interleaved_trials_leave_no_slot_idle(fields, sizes):
-    found = cut(MIXED, cohort=1, **fields)
-    assert sorted(c.trial_id for unit in found for c in unit) == sorted(c.trial_id for c in MIXED)
-    assert sorted(map(len, found)) == sizes
-    assert all(len({c.model for c in unit}) == 1 for unit in found)
-
-
-def test_trials_of_one_network_are_interleaved_whatever_their_recipe():
-    grid = {"dataset": "cifar100", "model": "alexnet", "augment": [True, False], "inputs": ["standardized", "unit"]}
-    trials = SweepSpec(experiment="test", grid=grid | {"epochs": [2, 3]}).trials()
-    assert cut(trials, gpu=True, slots=1) == [trials]
-    mixed = SweepSpec(experiment="test", grid=grid | {"precision": ["fp32", "tf32"]}).trials()
-    assert sorted(map(len, cut(mixed, gpu=True, slots=1))) == [4, 4], "one process has one way to round"
-
-
-def test_of_interleaved_trials_only_those_that_are_missing_are_in_a_unit():
-    missing = MIXED[1:8:2]  # of each network two
-    assert cut(MIXED, missing, cohort=1, gpu=True, slots=1) == [missing[::2], missing[1::2]]
-
-
-@pytest.mark.parametrize(
-    ("fields", "cohort", "stacked"),
-    [
-        ({"model": "mlp6"}, "auto", True),
-        ({"model": "mlp7"}, "auto", True),
-        ({"model": "mlp6", "width": 2.0}, "auto", False),  # out of the cache
-        ({"model": "mlp6", "width": 2.0}, 2, True),
-        ({"model": "mlp6"}, 1, False),
-        ({"model": "mlp6", "epochs": 3000}, "auto", False),  # nothing would be left of it if it were killed
-        ({"model": "mlp6", "dataset": "cifar10"}, "auto", False),  # long: it needs checkpoints
-        ({"model": "alexnet", "dataset": "cifar10"}, "auto", False),
-    ],
-)
-def test_what_is_stacked(fields, cohort, stacked):
-    assert is_stacked(TrialConfig(**fields), cohort) is stacked
-
-
-def test_auto_cuts_the_digits_sweep_in_fours_and_keeps_its_order():
-    trials = load_spec("digits").trials()
-    found = cut(trials)
-    assert [config for unit in found for config in unit] == trials
-    assert {len(unit) for unit in found} == {3, 4}
-    assert len(found) == 40, "two and four cores are done at the same time"
-
-
-def test_the_bits_do_not_depend_on_who_is_trained_together(tmp_path):
-    configs = [
-        TrialConfig(model="mlp6", mode=mode, regularizer=penalty, lam=2e-3, epochs=8)
-        for mode in ("baseline", "ours_orig")
-        for penalty in ("l1", "l2")
-    ]
-
-    def metrics(parts):
-        outcomes = [outcome for part in parts for outcome in outcomes_of(part, job(tmp_path))]
-        return [(o.row["train_loss"], o.row["weight_abs_mean"], o.row["sparsity"]) for o in outcomes]
-
-    together = metrics([configs])
-    assert together == metrics([configs[:1], configs[1:]]) == metrics([[config] for config in configs])
 
 
 def test_a_cohort_writes_what_single_trials_write(tmp_path):
@@ -198,7 +83,7 @@ def test_a_cohort_that_fails_falls_back_to_single_trials(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune.units, "train_cohort", broken)
     configs = [TrialConfig(model="mlp1", width=0.1, epochs=1, seed=seed) for seed in range(2)]
-    outcomes = outcomes_of(configs, job(tmp_path))
+    outcomes = outcomes_of(configs, job(tmp_path, cohort=2))
     assert [o.row["trial_id"] for o in outcomes] == [c.trial_id for c in configs]
     assert [o.row["status"] == "failed" for o in outcomes] == [False, True]
     assert "out of memory" in outcomes[1].row["error"]
