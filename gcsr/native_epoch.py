@@ -5,9 +5,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from gcsr.memory_pass import Decision
 from gcsr.native_network import NativeNetwork
 from gcsr.native_pass import NativePass
+from gcsr.optim import GatedOptimizer
 
 __all__ = ["NativeEpoch"]
 
@@ -22,27 +22,31 @@ class NativeEpoch:
 
     Args:
         network: the network.
+        optimizer: of the weights; their gradients are those of ``network``.
         images: all training images as the network takes them, ``[N, C, H, W]``.
         labels: int64 ``[N]``.
     """
 
-    def __init__(self, network: NativeNetwork, images: Tensor, labels: Tensor) -> None:
-        self._network = network
+    def __init__(self, network: NativeNetwork, optimizer: GatedOptimizer, images: Tensor, labels: Tensor) -> None:
+        self._network, self._optimizer = network, optimizer
         self._images, self._labels = images.float().contiguous(), labels.long().contiguous()
 
-    def run(self, order: Tensor, batch_size: int, memory: NativePass, decision: Decision, loss_sum: Tensor) -> None:
-        """One epoch.
+    def run(self, order: Tensor, batch_size: int, loss_sum: Tensor) -> bool:
+        """One epoch; False, and nothing done, where the optimizer must be asked for each step.
 
         Args:
             order: of the images: int64 ``[N]``.
             batch_size: of all batches but the last.
-            memory: the pass over the network's weights and gradients.
-            decision: of each step, and where it is noted.
             loss_sum: each step's mean loss times its images is added to it; float64, 0-dim.
         """
+        prepared = self._optimizer.prepared_pass()
+        if prepared is None:
+            return False
+        memory, decision = prepared
+        assert isinstance(memory, NativePass), "the weights are on a CPU"
+        stepping = memory.stepping(decision)
         network, order, batch_size = self._network, order.contiguous(), min(batch_size, len(order))
         scratch = network.scratch(batch_size, taken=True)
-        stepping = memory.stepping(decision)
         for taken in order.split(_STEPS * batch_size):
             network.library.gcsr_plain_epoch(
                 network.layers,
@@ -57,3 +61,4 @@ class NativeEpoch:
                 torch.get_num_threads(),
                 ctypes.c_void_p(loss_sum.data_ptr()),
             )
+        return True

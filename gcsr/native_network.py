@@ -91,6 +91,11 @@ class NativeNetwork:
         )
         return torch.tensor(mean)
 
+    def measures(self) -> tuple[int, float]:
+        nonzero, weights = ctypes.c_int64(), ctypes.c_double()
+        self.library.gcsr_plain_measures(*self._network(), ctypes.byref(nonzero), ctypes.byref(weights))
+        return nonzero.value, weights.value
+
     def _network(self) -> tuple[object, object]:
         return self.layers, ctypes.c_int64(self.depth)
 

@@ -241,7 +241,7 @@ class GatedOptimizer:
             fused.update(self._certain_lam, count=True)
             self._decide(_Vote(fused.counts(), self._process_group))
 
-    def steps_outside(self) -> tuple[MemoryPass, Decision] | None:
+    def prepared_pass(self) -> tuple[MemoryPass, Decision] | None:
         """For who makes the next steps of this epoch himself: the pass over memory, ready to run, and the decision.
 
         Gradients must stay where they are now. None where a step is not fused, or with several workers.

@@ -272,6 +272,28 @@ void gcsr_plain_answers(const Layer *layers, int64_t depth, const float *images,
     }
 }
 
+/* Of a tensor: elements that are not 0 are added to *nonzero; the sum of |p| is returned, in the same order everywhere. */
+static double measured(const float *p, int64_t number, int64_t *nonzero) {
+    double sums[8] = {0}, sum = 0;
+    for (int64_t i = 0; i < number; i++) *nonzero += p[i] != 0;
+    int64_t i = 0;
+    for (; i + 8 <= number; i += 8)
+        for (int j = 0; j < 8; j++) sums[j] += fabsf(p[i + j]);
+    for (; i < number; i++) sums[0] += fabsf(p[i]);
+    for (int j = 0; j < 8; j++) sum += sums[j];
+    return sum;
+}
+
+/* Parameters that are not 0, and the sum of |w| over the weights without biases. */
+void gcsr_plain_measures(const Layer *layers, int64_t depth, int64_t *nonzero, double *sum) {
+    *nonzero = 0;
+    *sum = 0;
+    for (int64_t l = 0; l < depth; l++) {
+        *sum += measured(layers[l].weight, layers[l].in * layers[l].out, nonzero);
+        measured(layers[l].bias, layers[l].out, nonzero);
+    }
+}
+
 /* gcsr_step of memory_pass.c, which is built with other roundings, and what it is given. */
 typedef struct {
     void (*step)(const void *tensors, int64_t number, const int64_t *first_block, void *tallies, int32_t threads,

@@ -45,6 +45,9 @@ class PlainNetwork(Protocol):
             float32, 0-dim.
         """
 
+    def measures(self) -> tuple[int, float]:
+        """How many parameters are not 0, and Σ|w| over the weights without biases."""
+
 
 def plain_network(config: TrialConfig, weights: Mapping[str, Tensor]) -> PlainNetwork | None:
     """The network of such a trial, written out; None if it cannot be.
@@ -107,6 +110,11 @@ class TorchNetwork:
             if index:
                 delta = (delta @ layer.weight) * (given[index] > 0)
         return nll_loss(log_likelihood, classes)
+
+    @torch.no_grad()
+    def measures(self) -> tuple[int, float]:
+        nonzero = sum(int(torch.count_nonzero(p)) for layer in self._layers for p in (layer.weight, layer.bias))
+        return nonzero, sum(layer.weight.abs().sum(dtype=torch.float64).item() for layer in self._layers)
 
     def _outputs(self, batch: Tensor) -> list[Tensor]:
         """What each layer is given ``[B, in]``, and the logits ``[B, classes]``."""

@@ -26,7 +26,6 @@ from gcsr.models import ConvolutionalNetwork, build_model
 from gcsr.names import is_mlp
 from gcsr.native_epoch import NativeEpoch
 from gcsr.native_network import NativeNetwork
-from gcsr.native_pass import NativePass
 from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
 from gcsr.plain_network import PlainNetwork, plain_network
@@ -192,6 +191,8 @@ class _Run:
         self.network = workers.wrapped(self.model)
         workers.seed(config.seed, 0, self.device)
         self.params = regularized_parameters(self.model)
+        self.size = sum(p.numel() for p in self.params)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
         fused = self.device.type in ("cpu", "cuda")
         inner = QuickSGD(self.model.parameters(), config.lr, momentum=config.momentum, fused=fused)
         self.schedule = torch.optim.lr_scheduler.StepLR(inner, config.lr_decay_epochs, config.lr_decay)
@@ -213,7 +214,8 @@ class _Run:
         self.inputs = None if config.augment else data.normalized(data.train_images)
         self.whole_epoch: NativeEpoch | None = None
         if self.inputs is not None and isinstance(self.plain, NativeNetwork):
-            self.whole_epoch = NativeEpoch(self.plain, self.inputs, data.train_labels)
+            self.whole_epoch = NativeEpoch(self.plain, self.optimizer, self.inputs, data.train_labels)
+        self.evaluated = self._evaluated()
         self.constant_loss = constant_loss(data.train_labels)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         capture = capture_for(self.device) if workers.group is None else None
@@ -237,6 +239,17 @@ class _Run:
                 p.grad = plain.grads[name]
         return plain
 
+    def _evaluated(self) -> list[tuple[Tensor, Tensor]]:
+        """Images and labels of the test split, and of those held out if there are any; of plain networks as they take
+        them.
+        """
+        splits = [(self.data.test_images, self.data.test_labels)]
+        if self.data.val_images is not None and self.data.val_labels is not None:
+            splits.append((self.data.val_images, self.data.val_labels))
+        if self.plain is None:
+            return splits
+        return [(self.data.normalized(images), labels) for images, labels in splits]
+
     @property
     def epoch(self) -> int:
         """The next epoch, from 0."""
@@ -250,16 +263,11 @@ class _Run:
         labels = self.data.train_labels
         order = torch.randperm(len(labels), generator=self.generator, device=self.device)
         self.loss_sum.zero_()
-        outside = None if self.whole_epoch is None else self.optimizer.steps_outside()
-        if self.whole_epoch is not None and outside is not None:
-            memory, decision = outside
-            assert isinstance(memory, NativePass), "the weights are on a CPU"
-            self.whole_epoch.run(order, self.config.batch_size, memory, decision, self.loss_sum)
-        else:
+        if self.whole_epoch is None or not self.whole_epoch.run(order, self.config.batch_size, self.loss_sum):
             yield from self._step_by_step(order)
         self.schedule.step()
         loss_sum = self.workers.sum(self.loss_sum)
-        measured = [sparsity(self.model), weight_abs_mean(self.params), *self._correct()]
+        measured = [*self._measures(), *self._correct()]
         yield False  # whoever is there beside gets its own work in before this one's is waited for
         train_loss = loss_sum.item() / len(labels)
         try:
@@ -324,24 +332,26 @@ class _Run:
             images = self.data.normalized(crop_and_flip(self.data.train_images[rows], crops))
         return images.contiguous(memory_format=self._layout())
 
+    def _measures(self) -> tuple[Tensor, Tensor]:
+        """Sparsity and mean |w|."""
+        if self.plain is None:
+            return sparsity(self.model), weight_abs_mean(self.params)
+        nonzero, weights = self.plain.measures()
+        found = torch.tensor([1 - nonzero / self.parameters, weights / self.size], dtype=torch.float64)
+        return found[0], found[1]
+
     def _correct(self) -> Tensor:
         """Correct answers on the test images, and on the held-out ones if there are any: int64 ``[1 or 2]``."""
-        data = self.data
-        splits = [(data.test_images, data.test_labels)]
-        if data.val_images is not None and data.val_labels is not None:
-            splits.append((data.val_images, data.val_labels))
-        own = [(self.workers.share(images), self.workers.share(labels)) for images, labels in splits]
-        if self.plain is None:
-            self.model.eval()
+        if self.plain is not None:
+            return torch.stack([(self.plain.answers(images) == labels).sum() for images, labels in self.evaluated])
+        self.model.eval()
+        own = [(self.workers.share(images), self.workers.share(labels)) for images, labels in self.evaluated]
         counts = [self.correct.count(self._answers, images, labels) for images, labels in own]
-        if self.plain is None:
-            self.model.train()
+        self.model.train()
         return self.workers.sum(torch.stack(counts))
 
     def _answers(self, images: Tensor) -> Tensor:
         images = self.data.normalized(images).contiguous(memory_format=self._layout())
-        if self.plain is not None:
-            return self.plain.answers(images)
         with autocast(self.config.precision, self.device):
             logits: Tensor = self.model(images)
         return logits.argmax(1)
@@ -389,6 +399,6 @@ class _Run:
             self.data,
             ended=ended,
             gamma_used=self.optimizer.gamma,
-            parameters=sum(p.numel() for p in self.model.parameters()),
+            parameters=self.parameters,
             world_size=self.workers.world_size,
         )

@@ -1,5 +1,6 @@
 """Where and with what a run was made: noted in the store by every run, shown by the report."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -26,8 +27,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def package_version(package: str) -> str | None:
-    """The installed version; None if the package is not installed."""
+    """The installed version; None if the package is not installed. Looked up once: it takes milliseconds."""
     try:
         return version(package)
     except PackageNotFoundError:

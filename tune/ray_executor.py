@@ -81,12 +81,15 @@ class RayExecutor:
         left, attempt = list(work), 0
         while left:
             out_of_time = self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
-            left = [part for unit in left for part in ending.apart(unit)]
+            lost = [rest for unit in left if (rest := ending.left(unit))]
             if out_of_time:
                 return
-            for unit in [unit for unit in left if losses.too_many(unit)]:
-                left.remove(unit)
-                self._give_up(unit, ending)
+            left = []
+            for unit in lost:
+                again = losses.again(unit)
+                left += again
+                if not again:
+                    self._give_up(unit, ending)
             if left:
                 time.sleep(_BACK_OFF_SECONDS * 2 ** min(attempt, 5))
             attempt += 1
@@ -98,8 +101,8 @@ class RayExecutor:
         searcher = UnitSearcher(
             source,
             self._shared,
-            apart=ending.apart,
-            too_many=losses.too_many,
+            left=ending.left,
+            again=losses.again,
             back_off=_BACK_OFF_SECONDS,
             on_lost=lambda unit: self._give_up(unit, ending),
         )
@@ -181,13 +184,6 @@ class _Ending:
         missing = self.missing(unit)
         return list(unit) if missing and is_stacked(unit[0], self._job.cohort) else missing
 
-    def apart(self, unit: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
-        """What is left of a unit whose worker was lost, also in Tune's second try: each trial by itself, as one may be
-        what kills the worker; a cohort whole.
-        """
-        left = self.left(unit)
-        return [left] if left and is_stacked(unit[0], self._job.cohort) else [[config] for config in left]
-
     def ended(self, outcome: Outcome) -> None:
         if outcome.row["trial_id"] not in self._ended:
             self._ended.add(outcome.row["trial_id"])
@@ -205,16 +201,24 @@ class _Losses:
     """
 
     def __init__(self, job: SweepJob) -> None:
-        self._store = Store(job.store)
+        self._store, self._cohort = Store(job.store), job.cohort
         self._counts: Counter[str] = Counter()
         self._saved: dict[str, list[float | None]] = {}  # when, by the store's clock
 
-    def too_many(self, unit: Sequence[TrialConfig]) -> bool:
-        """The unit's worker was lost: whether to give it up."""
+    def again(self, unit: Sequence[TrialConfig]) -> list[list[TrialConfig]]:
+        """The unit's worker was lost: what to try of it, in units; nothing to give it up.
+
+        Before it is given up, each of its trials is tried by itself, as only one of them may be what kills the worker.
+        """
         key = unit[0].trial_id
         saved = [self._store.modified(checkpoint_name(config.trial_id)) for config in unit]
         if saved != self._saved.get(key):
             self._counts[key] = 0
         self._saved[key] = saved
         self._counts[key] += 1
-        return self._counts[key] >= _ROUNDS
+        if self._counts[key] >= _ROUNDS:
+            return []
+        if self._counts[key] < _ROUNDS - 1 or len(unit) == 1 or is_stacked(unit[0], self._cohort):
+            return [list(unit)]
+        self._saved[key] = saved[:1]
+        return [[config] for config in unit]

@@ -20,8 +20,8 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
     Args:
         source: of the units.
         shared: entries of every Tune config.
-        apart: what is still to be trained of a unit whose worker was lost, in units.
-        too_many: told of each unit whose worker was lost; whether to give it up.
+        left: what is still to be trained of a unit.
+        again: told of each unit whose worker was lost; what to try of it, in units, or nothing to give it up.
         back_off: seconds before its second attempt; doubles.
         on_lost: called with a unit that is given up.
     """
@@ -31,14 +31,14 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         source: UnitSource,
         shared: dict[str, Any],
         *,
-        apart: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
-        too_many: Callable[[Sequence[TrialConfig]], bool],
+        left: Callable[[Sequence[TrialConfig]], list[TrialConfig]],
+        again: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
         back_off: float,
         on_lost: Callable[[Sequence[TrialConfig]], None],
     ) -> None:
         super().__init__(metric="done", mode="max")
         self._source, self._shared, self._on_lost = source, shared, on_lost
-        self._apart, self._too_many, self._back_off = apart, too_many, back_off
+        self._left, self._what_again, self._back_off = left, again, back_off
         self._running: dict[str, list[TrialConfig]] = {}
         self._again: deque[tuple[float, list[TrialConfig]]] = deque()
         self._lost: Counter[str] = Counter()
@@ -56,14 +56,16 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         return {UNIT: unit_text(unit), **self._shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        unit = self._running.pop(trial_id, [])
-        for part in self._apart(unit) if unit and error else ():
-            key = part[0].trial_id
-            self._lost[key] += 1
-            if self._too_many(part):
-                self._on_lost(part)
-            else:
-                self._again.append((time.monotonic() + self._back_off * 2 ** min(self._lost[key] - 1, 5), part))
+        unit = self._left(self._running.pop(trial_id, []))
+        if not unit or not error:
+            return
+        key = unit[0].trial_id
+        self._lost[key] += 1
+        when = time.monotonic() + self._back_off * 2 ** min(self._lost[key] - 1, 5)
+        again = self._what_again(unit)
+        self._again.extend((when, part) for part in again)
+        if not again:
+            self._on_lost(unit)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see `__getstate__`."""

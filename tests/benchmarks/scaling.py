@@ -22,7 +22,7 @@ from tune.schema import epoch_rows, trial_row
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trainable import OUTCOME, SweepTrainable
+from tune.trainable import OUTCOME, SweepTrainable, trials_of
 
 __all__ = ["driver_cost", "nodes", "store_cost"]
 
@@ -33,6 +33,10 @@ _WAIT = "GCSR_BENCHMARK_WAIT"  # seconds that a trial takes
 
 class WaitingTrainable(SweepTrainable):
     """Everything but the training: the unit comes, time passes, outcomes of real size go back."""
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._unit = trials_of(new_config)
+        return True
 
     def step(self) -> dict[str, Any]:
         time.sleep(float(os.environ.get(_WAIT, "0")))
@@ -144,9 +148,14 @@ def _cost(count: int, wait: float, trials: int, *, first: int) -> _Cost:
     try:
         for _ in range(count):
             cluster.add_node(num_cpus=_CORES)
-        grid = {"seed": list(range(trials)), "mode": "baseline", "lam": 1e-3}
+        grid = {
+            "seed": list(range(trials)),
+            "mode": "baseline",
+            "lam": 1e-3,
+            "epochs": 1000,
+        }  # too long for a unit of many
         with tempfile.TemporaryDirectory() as folder, _clock() as ticks:
-            options = RunOptions(address=cluster.address, cohort=1)
+            options = RunOptions(address=cluster.address)
             run_sweep(SweepSpec(experiment="scaling", grid=grid), Store(str(Path(folder) / "out")), options)
             table = pads.dataset(Path(folder) / "out" / "trials").to_table()
         ends = sorted(end.timestamp() for end in table["finished_at"].to_pylist())

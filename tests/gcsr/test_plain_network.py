@@ -1,5 +1,6 @@
 """Plain networks written out, in C and with torch's operations: autograd's losses and gradients."""
 
+import math
 import os
 
 import pytest
@@ -130,6 +131,19 @@ def test_it_follows_weights_that_are_updated_in_place(kind):
     for name, weight in weights.items():
         weight -= 0.5 * written_out.grads[name]
     assert written_out.loss(*batch(8)).item() < before
+
+
+def test_measures_are_counts_and_sums_of_all_that_there_is(kind):
+    weights = weights_of(network("mlp3", 0.3))
+    for number, weight in enumerate(weights.values()):
+        weight.flatten()[: 3 * number].zero_()
+    nonzero, total = kind(weights).measures()
+    assert nonzero == sum((weight != 0).sum().item() for weight in weights.values())
+    matrices = [weight for name, weight in weights.items() if name.endswith("weight")]
+    assert total == pytest.approx(sum(weight.double().abs().sum().item() for weight in matrices), rel=1e-12)
+    weights["hidden1.weight"][0, 0] = torch.nan
+    assert kind(weights).measures()[0] in (nonzero, nonzero + 1), "what is no number is not 0"
+    assert math.isnan(kind(weights).measures()[1])
 
 
 def test_images_and_labels_in_another_order_of_memory(kind):

@@ -26,7 +26,7 @@ from tune.trainable import UNIT, trials_of
 
 @pytest.mark.parametrize("skew", [-1000, 1000])
 def test_a_unit_is_given_up_after_three_workers_without_progress_whatever_the_clock_of_the_store(tmp_path, skew):
-    store, losses = Store(str(tmp_path)), _Losses(SweepJob(experiment="test", store=str(tmp_path)))
+    store, losses = Store(str(tmp_path)), _Losses(SweepJob(experiment="test", store=str(tmp_path), cohort=1))
     unit = [TrialConfig(mode="baseline", lam=1e-3, seed=seed) for seed in range(2)]
 
     def save(config, seconds):
@@ -37,9 +37,10 @@ def test_a_unit_is_given_up_after_three_workers_without_progress_whatever_the_cl
 
     for seconds in range(4):
         save(unit[seconds % 2], seconds)
-        assert not losses.too_many(unit)
-    assert not losses.too_many(unit)
-    assert losses.too_many(unit)
+        assert losses.again(unit) == [unit]
+    assert losses.again(unit) == [unit[:1], unit[1:]]
+    assert losses.again(unit[:1]) == []
+    assert losses.again(unit[1:]) == [unit[1:]]
 
 
 def test_of_a_unit_that_is_lost_only_the_trial_that_kills_its_worker_is_given_up(tmp_path, monkeypatch):
@@ -63,7 +64,7 @@ def test_of_a_unit_that_is_lost_only_the_trial_that_kills_its_worker_is_given_up
         ended=lambda outcome: heard.append((outcome.row["trial_id"], outcome.row["status"]))
     )
     executor.run([trials], listener)
-    assert rounds == [[[0, 1, 2, 3]], [[1], [2], [3]], [[1]]]
+    assert rounds == [[[0, 1, 2, 3]], [[1, 2, 3]], [[1], [2], [3]]]
     assert dict(heard) == {config.trial_id: "failed" if config.seed == 1 else "finished" for config in trials}
     assert len(heard) == 4
 
