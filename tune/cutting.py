@@ -95,10 +95,10 @@ class UnitCutter:
 
     def at_once(self, units: Sequence[Sequence[TrialConfig]]) -> int:
         """How many trials of such units are under way at once, at most."""
-        return self.slots * max(map(self._under_way, units), default=1)
+        return self.slots * max(map(self.under_way, units), default=1)
 
-    def _under_way(self, unit: Sequence[TrialConfig]) -> int:
-        """How many trials of a unit are under way at once."""
+    def under_way(self, unit: Sequence[TrialConfig]) -> int:
+        """How many trials of a unit are under way at once, at most."""
         return len(unit) if is_stacked(unit[0], self.job.cohort) else min(len(unit), self._most_interleaved())
 
     def _most_interleaved(self) -> int:

@@ -63,7 +63,8 @@ class RayExecutor:
             checks = NodeChecks(job, datasets, self._plan.resources)
             nodes = alive_nodes()
             self._job = replace(job, digests=checks.check(nodes))
-            self._watch = NodeWatch(nodes, checks, Quarantine(self._plan.resources))
+            quarantine = Quarantine(self._plan.resources)
+            self._watch = NodeWatch(nodes, checks, quarantine, lambda unit: self.cutter.under_way(unit))
         else:
             self._plan = plan_trials(job, [node["Resources"] for node in alive_nodes()])
         self._job = alone_on_cpus(self._job, gpu="GPU" in self._plan.resources)

@@ -11,7 +11,7 @@ from tune.capacity import alive_nodes
 from tune.node_check import NodeChecks
 from tune.quarantine import Quarantine
 from tune.recorder import Listener
-from tune.trainable import OUTCOME, UNIT, size_of, trials_of, unit_text
+from tune.trainable import OUTCOME, UNIT, trials_of, unit_text
 
 __all__ = ["NodeWatch", "Relay", "StopOnError"]
 
@@ -25,10 +25,17 @@ class NodeWatch:
         nodes: that have passed the checks.
         checks: for those that join.
         quarantine: for those that do not pass.
+        under_way: how many trials of a running unit are under way at once.
     """
 
-    def __init__(self, nodes: Sequence[dict[str, Any]], checks: NodeChecks, quarantine: Quarantine) -> None:
-        self._checks, self._quarantine = checks, quarantine
+    def __init__(
+        self,
+        nodes: Sequence[dict[str, Any]],
+        checks: NodeChecks,
+        quarantine: Quarantine,
+        under_way: Callable[[Sequence[TrialConfig]], int],
+    ) -> None:
+        self._checks, self._quarantine, self._under_way = checks, quarantine, under_way
         self._known = {node["NodeID"]: node for node in nodes}
         self._next = 0.0
 
@@ -54,7 +61,7 @@ class NodeWatch:
             if problem is not None and node["NodeID"] in now:
                 self._quarantine.close(node)
                 listener.noticed("node_unfit", node=node["NodeManagerAddress"], problem=problem)
-        running = sum(size_of(trial.config) for trial in trials if trial.status == "RUNNING")
+        running = sum(self._under_way(trials_of(trial.config)) for trial in trials if trial.status == "RUNNING")
         listener.noticed("pulse", running=running, nodes=len(now))
 
 

@@ -13,7 +13,7 @@ from ray import tune as ray_tune
 from gcsr import TrialConfig
 from tune.job import Outcome, SweepJob
 
-__all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "size_of", "trials_of", "unit_text"]
+__all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "trials_of", "unit_text"]
 
 UNIT = "unit"  # key of a Tune config: the fields of each trial of the unit, as JSON
 JOB = "job"  # key of a Tune config: the SweepJob
@@ -31,11 +31,6 @@ def unit_text(unit: Sequence[TrialConfig]) -> str:
 def trials_of(config: dict[str, Any]) -> list[TrialConfig]:
     """The trials of a Tune config's unit."""
     return [TrialConfig(**fields) for fields in json.loads(config[UNIT])]
-
-
-def size_of(config: dict[str, Any]) -> int:
-    """How many trials a Tune config's unit has."""
-    return len(json.loads(config[UNIT]))
 
 
 class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]

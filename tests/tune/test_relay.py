@@ -1,0 +1,31 @@
+"""What the sweep hears of Tune's loop."""
+
+import types
+
+import pytest
+
+from gcsr import TrialConfig
+from tune.cutting import UnitCutter
+from tune.job import SweepJob
+from tune.relay import NodeWatch
+from tune.trainable import UNIT, unit_text
+
+UNITS = [[TrialConfig(seed=seed) for seed in range(number)] for number in (8, 3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpu", "running"),
+    [({"cohort": 1}, False, 2), ({"cohort": 8}, True, 11), ({"cohort": 1, "trials_per_gpu": 4}, True, 7)],
+)
+def test_the_pulse_counts_trials_that_are_under_way_and_none_that_wait_in_a_unit(fields, gpu, running, monkeypatch):
+    monkeypatch.setattr("tune.relay.alive_nodes", lambda: [{"NodeID": "a", "NodeManagerAddress": "10.0.0.1"}])
+    cutter = UnitCutter(job=SweepJob(experiment="test", store="/nowhere", **fields), gpu=gpu, slots=2)
+    checks = types.SimpleNamespace(start=lambda node: None, finished=list)
+    heard = []
+    listener = types.SimpleNamespace(noticed=lambda event, **fields: heard.append((event, fields)))
+    trials = [
+        types.SimpleNamespace(status=status, config={UNIT: unit_text(unit)})
+        for status, unit in zip(("RUNNING", "RUNNING", "PENDING"), UNITS, strict=True)
+    ]
+    NodeWatch([], checks, None, cutter.under_way).look(trials, listener)
+    assert heard[-1] == ("pulse", {"running": running, "nodes": 1})
