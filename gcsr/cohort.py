@@ -114,10 +114,9 @@ class _Cohort:
             if lrs != self.lrs:
                 self.lrs = lrs
                 self.stepper.set_lrs(lrs)
-        imposed = [gate.imposed_in(epoch) for gate in self.gates]
-        self.certain.copy_(torch.tensor(imposed))
-        labels = self.data.train_labels
-        order = torch.stack([torch.randperm(len(labels), generator=g, device=self.device) for g in self.generators])
+        self.certain.copy_(torch.tensor([gate.imposed_in(epoch) for gate in self.gates]))
+        images = len(self.data.train_labels)
+        order = torch.stack([torch.randperm(images, generator=g, device=self.device) for g in self.generators])
         self.sums.zero_()
         crops = None
         if self.inputs is None:

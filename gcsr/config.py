@@ -22,7 +22,9 @@ from gcsr.names import (
     is_mlp,
 )
 
-__all__ = ["COHORT_FIELDS", "TrialConfig", "cohort_key"]
+__all__ = ["COHORT_FIELDS", "MOST_INTERLEAVED", "TrialConfig", "cohort_key"]
+
+MOST_INTERLEAVED = 16  # trials of a process, where `gcsr.interleaving` finds out how many; whoever plans needs no torch
 
 COHORT_FIELDS = (
     *("dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "inputs", "precision", "holdout"),

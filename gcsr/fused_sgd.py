@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gcsr.coherence import Counts
 from gcsr.errors import ConfigError
-from gcsr.memory_pass import Decision, MemoryPass
+from gcsr.memory_pass import MemoryPass
 from gcsr.names import Regularizer
 from gcsr.parameter_pass import ParameterPass, can_pass
 
@@ -92,14 +92,6 @@ class FusedSGD:
     def counts(self) -> Counts:
         """What was counted last."""
         return Counts(*self._pass.counts())
-
-    def step(self, decision: Decision) -> None:
-        """Count, decide and update, in a single process.
-
-        Raises:
-            ConfigError: a momentum buffer is not of its parameter's shape.
-        """
-        self.prepared().step(decision)
 
     def update(self, lam_t: Tensor, *, count: bool) -> None:
         """The step with ``lam_t`` (float32, 0-dim); with ``count`` it also counts what was there before it.

@@ -15,9 +15,10 @@ from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 
+from gcsr.config import MOST_INTERLEAVED
 from gcsr.precision import arithmetic
 
-__all__ = ["MOST_INTERLEAVED", "Ended", "Interleaved", "Steps", "finished", "seed_generators", "undisturbed"]
+__all__ = ["Ended", "Interleaved", "Steps", "finished", "seed_generators", "undisturbed"]
 
 T = TypeVar("T")
 
@@ -27,7 +28,6 @@ Steps: TypeAlias = Generator[bool, None, T]
 Between its turns it relies on torch's generators of random numbers to stay as it left them, and on nothing else.
 """
 
-MOST_INTERLEAVED = 16
 _GAIN = 1.1  # a doubling that makes not even so many times the steps a second is taken back
 _WINDOW_SECONDS = 1.0
 _SPARE = 1.2  # of the memory that a training is expected to take
@@ -76,8 +76,8 @@ class Interleaved(Generic[T]):
         trainings: each begins one; started in this order.
         device: that all of them use.
         precision: of all of them.
-        at_once: how many; ``auto``: doubled up to `MOST_INTERLEAVED` for as long as that makes more steps a second,
-            which is measured on the way, and there is memory. On a CPU that is one.
+        at_once: how many; ``auto``: doubled up to `gcsr.config.MOST_INTERLEAVED` for as long as that makes more steps
+            a second, which is measured on the way, and there is memory. On a CPU that is one.
     """
 
     def __init__(

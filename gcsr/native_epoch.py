@@ -49,8 +49,7 @@ class NativeEpoch:
         scratch = network.scratch(batch_size, taken=True)
         for taken in order.split(_STEPS * batch_size):
             network.library.gcsr_plain_epoch(
-                network.layers,
-                ctypes.c_int64(network.depth),
+                *network.arguments,
                 ctypes.byref(stepping),
                 ctypes.c_void_p(self._images.data_ptr()),
                 ctypes.c_void_p(self._labels.data_ptr()),

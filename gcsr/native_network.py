@@ -40,9 +40,8 @@ class NativeNetwork:
 
     Attributes:
         grads: see `gcsr.plain_network.PlainNetwork`.
-        layers: as the compiled functions take them.
-        depth: how many there are.
         library: the compiled functions.
+        arguments: the layers and how many there are, which each of them takes first.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -52,13 +51,13 @@ class NativeNetwork:
         self._weights = [weight.detach() for weight in weights.values()]  # they stay alive, and where they are
         self.grads = {name: torch.empty_like(weight) for name, weight in zip(weights, self._weights, strict=True)}
         grads = list(self.grads.values())
-        self.depth = len(self._weights) // 2
-        self.layers = (_Layer * self.depth)()
-        for index, layer in enumerate(self.layers):
+        layers = (_Layer * (len(self._weights) // 2))()
+        for index, layer in enumerate(layers):
             own = slice(2 * index, 2 * index + 2)
             layer.weight, layer.bias = (tensor.data_ptr() for tensor in self._weights[own])
             layer.weight_grad, layer.bias_grad = (tensor.data_ptr() for tensor in grads[own])
             layer.outputs, layer.inputs = self._weights[2 * index].shape
+        self.arguments = layers, ctypes.c_int64(len(layers))
         self._scratch = self._weights[0].new_empty(0)
 
     @staticmethod
@@ -70,7 +69,7 @@ class NativeNetwork:
         images = images.flatten(1).float().contiguous()
         found = images.new_empty(len(images), dtype=torch.int64)
         self.library.gcsr_plain_answers(
-            *self._network(),
+            *self.arguments,
             ctypes.c_void_p(images.data_ptr()),
             ctypes.c_int64(len(images)),
             self.scratch(0),
@@ -82,7 +81,7 @@ class NativeNetwork:
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         images, labels = images.flatten(1).float().contiguous(), labels.long().contiguous()
         mean: float = self.library.gcsr_plain_loss(
-            *self._network(),
+            *self.arguments,
             ctypes.c_void_p(images.data_ptr()),
             ctypes.c_void_p(labels.data_ptr()),
             ctypes.c_int64(len(images)),
@@ -93,11 +92,8 @@ class NativeNetwork:
 
     def measures(self) -> tuple[int, float]:
         nonzero, weights = ctypes.c_int64(), ctypes.c_double()
-        self.library.gcsr_plain_measures(*self._network(), ctypes.byref(nonzero), ctypes.byref(weights))
+        self.library.gcsr_plain_measures(*self.arguments, ctypes.byref(nonzero), ctypes.byref(weights))
         return nonzero.value, weights.value
-
-    def _network(self) -> tuple[object, object]:
-        return self.layers, ctypes.c_int64(self.depth)
 
     def scratch(self, batch: int, *, taken: bool = False) -> ctypes.c_void_p:
         """Memory to compute in, until it is asked for again.
@@ -107,7 +103,7 @@ class NativeNetwork:
             taken: with room for the images themselves and their labels.
         """
         sizing = self.library.gcsr_plain_epoch_scratch if taken else self.library.gcsr_plain_scratch
-        size = sizing(*self._network(), ctypes.c_int64(batch))
+        size = sizing(*self.arguments, ctypes.c_int64(batch))
         if len(self._scratch) < size:
             self._scratch = self._scratch.new_empty(size)
         return ctypes.c_void_p(self._scratch.data_ptr())

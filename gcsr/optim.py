@@ -232,8 +232,7 @@ class GatedOptimizer:
 
     def _step_fused(self, fused: FusedSGD) -> None:
         if self._process_group is None:
-            self.last_pi, self.last_lam = self._decision.pi, self._decision.lam_t
-            fused.step(self._decision)
+            self._prepared(fused).step(self._decision)
         elif self.gate.decides_by_pi():
             fused.count()
             fused.update(self._decide(_Vote(fused.counts(), self._process_group)), count=False)
@@ -248,8 +247,12 @@ class GatedOptimizer:
         """
         if self._process_group is not None or self._fused is None or not self._fused.ready():
             return None
+        return self._prepared(self._fused), self._decision
+
+    def _prepared(self, fused: FusedSGD) -> MemoryPass:
+        """The pass, whose steps note their decisions."""
         self.last_pi, self.last_lam = self._decision.pi, self._decision.lam_t
-        return self._fused.prepared(), self._decision
+        return fused.prepared()
 
     def _step_with_inner(self) -> None:
         by_pi, certain = self.gate.decides_by_pi(), self.gate.imposed_in(self.epoch)

@@ -202,18 +202,19 @@ static int64_t widest(const Layer *layers, int64_t depth) {
     return most;
 }
 
-static int64_t whole_lines(int64_t elements) { return (elements + 15) / 16 * 16; }
-
 /* Elements of memory that a batch needs. */
 int64_t gcsr_plain_scratch(const Layer *layers, int64_t depth, int64_t batch) {
     int64_t outputs = 0;
     for (int64_t l = 0; l < depth; l++) outputs += layers[l].out;
     const int64_t losses = batch * (outputs + 2 * widest(layers, depth)), answers = 2 * CHUNK * widest(layers, depth);
-    return whole_lines(losses > answers ? losses : answers);
+    return losses > answers ? losses : answers;
 }
 
-static float loss(const Layer *layers, int64_t depth, const float *images, const int64_t *labels, int64_t batch,
-                  float *scratch, int threads) {
+/* Mean cross-entropy of a batch, and its gradients where the layers say.
+ *
+ * images [batch, in]; labels [batch]; scratch: gcsr_plain_scratch of the batch. */
+float gcsr_plain_loss(const Layer *layers, int64_t depth, const float *images, const int64_t *labels, int64_t batch,
+                      float *scratch, int32_t threads) {
     float *delta = scratch, *below = delta + batch * widest(layers, depth);
     float *const outputs = below + batch * widest(layers, depth);
     const float *given = images;
@@ -243,14 +244,6 @@ static int64_t best(const float *logits, int64_t classes) {
     for (int64_t j = 1; j < classes; j++)
         if (logits[j] > logits[found] || (isnan(logits[j]) && !isnan(logits[found]))) found = j;
     return found;
-}
-
-/* Mean cross-entropy of a batch, and its gradients where the layers say.
- *
- * images [batch, in]; labels [batch]; scratch: gcsr_plain_scratch of the batch. */
-float gcsr_plain_loss(const Layer *layers, int64_t depth, const float *images, const int64_t *labels, int64_t batch,
-                      float *scratch, int32_t threads) {
-    return loss(layers, depth, images, labels, batch, scratch, threads);
 }
 
 /* The class that each image is given: answers [number]; images [number, in] are taken by chunks, which fit into
@@ -308,7 +301,7 @@ typedef struct {
 
 /* Elements of memory that an epoch needs. */
 int64_t gcsr_plain_epoch_scratch(const Layer *layers, int64_t depth, int64_t batch) {
-    return whole_lines(batch * (2 + layers->in)) + gcsr_plain_scratch(layers, depth, batch);
+    return batch * (2 + layers->in) + gcsr_plain_scratch(layers, depth, batch);
 }
 
 /* An epoch, or a part of one.
@@ -327,7 +320,8 @@ void gcsr_plain_epoch(const Layer *layers, int64_t depth, const Stepping *by, co
             memcpy(taken + b * in, images + order[from + b] * in, in * sizeof *taken);
             classes[b] = labels[order[from + b]];
         }
-        *loss_sum += loss(layers, depth, taken, classes, size, taken + batch * in, threads) * (double)size;
+        const float mean = gcsr_plain_loss(layers, depth, taken, classes, size, taken + batch * in, threads);
+        *loss_sum += mean * (double)size;
         by->step(by->tensors, by->number, by->first_block, by->tallies, by->threads, by->decision);
     }
 }

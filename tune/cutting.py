@@ -1,4 +1,6 @@
-"""Cutting trials into units of work: what one process trains before it is given more. Imports torch for GPUs only."""
+"""Cutting trials into units of work: what one process trains before it is given more. Imports torch for digits on
+GPUs only.
+"""
 
 import functools
 import itertools
@@ -7,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gcsr import TrialConfig
-from gcsr.config import cohort_key
+from gcsr.config import MOST_INTERLEAVED, cohort_key
 from tune.job import SweepJob
 
 __all__ = ["UnitCutter", "alone_on_cpus", "is_stacked"]
@@ -40,7 +42,7 @@ def alone_on_cpus(job: SweepJob, *, gpu: bool) -> SweepJob:
 
 @functools.lru_cache
 def _parameters(model: str, width: float) -> int:
-    import torch  # only for GPUs: the process that hands out trials needs none of it, and torch takes seconds
+    import torch  # only here: the process that hands out trials needs none of it, and torch takes seconds
 
     from gcsr.models import build_model
 
@@ -104,11 +106,7 @@ class UnitCutter:
     def _most_interleaved(self) -> int:
         if self.job.trials_per_gpu != "auto":
             return self.job.trials_per_gpu
-        if not self.gpu:
-            return 1
-        from gcsr.interleaving import MOST_INTERLEAVED  # which imports torch
-
-        return MOST_INTERLEAVED
+        return MOST_INTERLEAVED if self.gpu else 1
 
     def _cohorts(self, trials: int) -> int:
         """How many cohorts to make of trials that can be stacked."""

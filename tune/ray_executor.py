@@ -221,5 +221,5 @@ class _Losses:
             return []
         if self._counts[key] < _ROUNDS - 1 or len(unit) == 1 or is_stacked(unit[0], self._cohort):
             return [list(unit)]
-        self._saved[key] = saved[:1]
+        self._saved[key] = saved[:1]  # what the trial alone is compared with next
         return [[config] for config in unit]

@@ -140,7 +140,7 @@ def open_executor(
         raise InvalidInputError(f"executor: ray needs {error.name}, which is not installed; expected inline") from None
     if options.address is not None:
         probe(options.address)
-    # Ray's processes take seconds to start, and what is needed next as many to be imported: a core for each.
+    # Ray's processes take seconds to start: time to import what is needed next.
     needed = ("pandas", "pyarrow.parquet")  # nothing of Ray, which is starting
     threading.Thread(target=_import_all, args=[needed]).start()
     with connected(options.address):

@@ -11,8 +11,9 @@ import gcsr.parameter_pass
 import gcsr.trainer
 from gcsr import TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.config import MOST_INTERLEAVED
 from gcsr.errors import OutOfTimeError
-from gcsr.interleaving import MOST_INTERLEAVED, Interleaved, Pace
+from gcsr.interleaving import Interleaved, Pace
 from gcsr.trainer import training
 from tests.gcsr.replaying import NotedCapture
 from tests.gcsr.test_graph import moved

@@ -135,5 +135,7 @@ def test_who_hands_out_trials_needs_no_torch():
     code += (
         "cutter = UnitCutter(job=job, gpu=False, slots=2)\ncutter.at_once(cutter.cut(load_spec('digits').trials()))\n"
     )
+    code += "cutter = UnitCutter(job=SweepJob(experiment='test', store='/nowhere'), gpu=True, slots=2)\n"
+    code += "cutter.at_once(cutter.cut(load_spec('paper-cifar100-alexnet').trials()))\n"
     code += "assert 'torch' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", code], check=True)
