@@ -13,6 +13,7 @@ __all__ = ["WINDOW", "constant_loss", "has_collapsed"]
 
 WINDOW = 8  # epochs
 _DECAY = 0.9  # of mean |∇L| over the window; learning shows as its growth, long before the loss moves
+_DEAD = 1e-3  # of mean |w| after the first epoch; L1 leaves a flicker around zero there, which shrinks no more
 
 
 def constant_loss(labels: Tensor) -> float:
@@ -26,7 +27,8 @@ def has_collapsed(records: Sequence[EpochRecord], constant_loss: float) -> bool:
 
     Over `WINDOW` epochs in a row λ was imposed, the training loss was no better than a constant answer's, the weights
     shrank from epoch to epoch, and mean |∇L| fell: by the chain rule it shrinks with the weights (§2.2), so what is
-    left of the signal only gets weaker. Nothing is given up while λ is not imposed (the free epochs of ``ours``).
+    left of the signal only gets weaker. Weights that are next to nothing need not shrink any more, nor |∇L| fall much.
+    Nothing is given up while λ is not imposed (the free epochs of ``ours``).
 
     Args:
         records: all epochs so far.
@@ -35,9 +37,11 @@ def has_collapsed(records: Sequence[EpochRecord], constant_loss: float) -> bool:
     if len(records) <= WINDOW:
         return False
     before, *window = records[-WINDOW - 1 :]
+    dead = _DEAD * records[0].weight_abs_mean
+    decay = _DECAY if window[-1].weight_abs_mean > dead else 1.0
     return (
         all(record.imposed_fraction > 0 and record.train_loss >= constant_loss for record in window)
-        and all(late.weight_abs_mean <= early.weight_abs_mean for early, late in pairwise((before, *window)))
+        and all(late.weight_abs_mean <= max(early.weight_abs_mean, dead) for early, late in pairwise((before, *window)))
         and math.isfinite(window[-1].grad_abs_mean)
-        and window[-1].grad_abs_mean <= _DECAY * before.grad_abs_mean
+        and window[-1].grad_abs_mean <= decay * before.grad_abs_mean
     )

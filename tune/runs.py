@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from gcsr.arrays import held_out, load_arrays
+from gcsr.names import is_mlp
 from tune.job import Outcome, SweepJob, UnitSource
 from tune.node_data import local_root
 from tune.progress import SweepProgress
@@ -234,10 +235,11 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
     """
     if options.address is not None:
         return
-    if options.device not in ("auto", "cpu") or any(config.precision != "fp32" for config in trials):
-        from tune.trial import choose_device, warn_of_emulation  # only here: torch knows, and takes seconds to import
+    plain = all(is_mlp(config.model) and config.precision == "fp32" for config in trials)
+    if options.device not in ("auto", "cpu") or not plain:
+        from tune.trial import choose_device, warn_of_precision  # only here: torch knows, and takes seconds to import
 
-        warn_of_emulation(trials, choose_device(options.device))
+        warn_of_precision(trials, choose_device(options.device))
     for name in sorted({config.dataset for config in trials}):
         images = len(load_arrays(name, local_root(options.data, name))["train_images"])
         for config in trials:

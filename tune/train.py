@@ -22,7 +22,7 @@ from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_workers
 from tune.node_data import local_root
 from tune.terminal import Terminal, say
-from tune.trial import choose_device, dataset_of, threads_for, warn_of_emulation
+from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
 
 __all__ = ["LostWorkerError", "TrainRun", "run_train"]
 
@@ -63,7 +63,7 @@ def run_train(run: TrainRun, workers: int) -> None:
         most = f"{run.config.batch_size}, the batch_size: an image each"
         raise InvalidInputError(f"workers: {workers} is not allowed; expected at most {most}")
     device = choose_device(run.device)
-    warn_of_emulation([run.config], device)
+    warn_of_precision([run.config], device)
     threads = threads_for(run.config, device, run.threads, torch.get_num_threads() // workers)
     if run.checkpoint is not None:
         _check_writable(run.checkpoint)

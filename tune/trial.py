@@ -2,7 +2,7 @@
 
 import functools
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from gcsr.errors import OutOfTimeError
 from gcsr.interleaving import Interleaved, Steps
 from gcsr.names import is_mlp
 from gcsr.parallel import Workers, is_lost_worker
-from gcsr.precision import is_emulated
+from gcsr.precision import is_emulated, leaves_tensor_cores_idle
 from gcsr.trainer import training
 from tune.filesystem import one_line
 from tune.job import Outcome, SweepJob, checkpoint_name
@@ -34,7 +34,7 @@ __all__ = [
     "run_trials",
     "threads_for",
     "trial_steps",
-    "warn_of_emulation",
+    "warn_of_precision",
 ]
 
 _CHECKPOINT_SHARE = 0.05  # of a trial's time: a thousand GPUs share one store
@@ -77,11 +77,14 @@ def threads_for(config: TrialConfig, device: torch.device, asked: int | Literal[
     return 1 if device.type != "cpu" or is_mlp(config.model) else max(1, available)
 
 
-def warn_of_emulation(configs: Iterable[TrialConfig], device: torch.device) -> None:
+def warn_of_precision(configs: Sequence[TrialConfig], device: torch.device) -> None:
     """Say on stderr, before a long wait, that the trials' precision makes them slower here."""
     for precision in sorted({config.precision for config in configs}):
         if is_emulated(precision, device):
             complain(f"gcsr: precision: {precision} is emulated on this processor, several times slower than fp32")
+    of_convolutions = {config.precision for config in configs if not is_mlp(config.model)}
+    if any(leaves_tensor_cores_idle(precision, device) for precision in of_convolutions):
+        complain("gcsr: precision: fp32 takes this GPU several times as long as tf32, torch's default for convolutions")
 
 
 def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcome]:

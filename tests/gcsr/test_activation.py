@@ -68,9 +68,9 @@ def test_a_gradient_in_another_layout():
 @pytest.mark.parametrize("pool", [False, True])
 def test_no_picture_has_no_gradient(pool):
     x, bias = torch.zeros(0, 3, 4, 4, device=DEVICE), torch.zeros(3, device=DEVICE)
-    _, grad_x, grad_bias = both(
-        lambda x, bias: activated(x, bias, pool=pool), x, bias, torch.zeros(0, 3, 4 // (1 + pool), 4 // (1 + pool))
-    )
+    side = 4 // (1 + pool)
+    grad = torch.zeros(0, 3, side, side, device=DEVICE)
+    _, grad_x, grad_bias = both(lambda x, bias: activated(x, bias, pool=pool), x, bias, grad)
     assert grad_x.shape == x.shape
     assert grad_bias.tolist() == [0, 0, 0]
 

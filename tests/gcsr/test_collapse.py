@@ -51,6 +51,18 @@ def test_all_signs_of_collapse_are_needed():
         assert not has_collapsed(changed, 2.302), change
 
 
+def test_weights_that_are_next_to_nothing_need_not_shrink_any_more():
+    # what L1 leaves of AlexNet on CIFAR-100 at λ = 0.0005 (tests/paper): |w| flickers around zero, |∇L| hardly falls
+    flicker = (4.67e-08, 4.99e-08, 3.30e-08, 4.88e-08, 4.84e-08, 5.32e-08, 4.44e-08, 5.10e-08, 4.90e-08)
+    fading = (2.93e-07, 2.92e-07, 2.88e-07, 2.86e-07, 2.84e-07, 2.83e-07, 2.83e-07, 2.82e-07, 2.81e-07)
+    pairs = zip(flicker, fading, strict=True)
+    dead = [DYING[0], *(replace(DYING[0], weight_abs_mean=w, grad_abs_mean=g) for w, g in pairs)]
+    assert has_collapsed(dead, 2.302)
+    assert not has_collapsed([*dead[:-1], replace(dead[-1], grad_abs_mean=3e-7)], 2.302), "∇L grows"
+    alive = replace(DYING[0], weight_abs_mean=1e-5)  # in the first epoch: 4e-8 is small, not next to nothing
+    assert not has_collapsed([alive, *dead[1:]], 2.302)
+
+
 CASES = [
     TrialConfig(mode="baseline", lam=0.01, epochs=40),
     TrialConfig(mode="baseline", lam=0.004, epochs=40, regularizer="l1"),

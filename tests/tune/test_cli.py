@@ -13,14 +13,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from gcsr import InvalidInputError
+from gcsr import InvalidInputError, TrialConfig
 from gcsr.errors import OutOfTimeError
 from tests.gcsr.test_dependencies import loaded
 from tests.tune.conftest import title
 from tests.tune.test_node_data import write
 from tune.cli import cli, main
 from tune.runs import RunOptions
+from tune.trial import warn_of_precision
 
 
 def run(capsys, *arguments):
@@ -247,6 +249,26 @@ def test_a_precision_that_the_processor_lacks_is_warned_of(emulated, capsys, tmp
         assert err.count("precision: bf16 is emulated on this processor") == emulated
     code, _, err = run(capsys, "train", *options)
     assert "emulated" not in err
+
+
+@pytest.mark.parametrize(
+    ("capability", "given", "warned"),
+    [
+        ((9, 0), {}, True),
+        ((7, 5), {}, False),  # before TF32
+        ((9, 0), {"precision": "tf32"}, False),
+        ((9, 0), {"precision": "bf16"}, False),
+        ((9, 0), {"dataset": "digits", "model": "mlp6"}, False),
+    ],
+)
+def test_idle_tensor_cores_are_warned_of(capability, given, warned, capsys, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    config = TrialConfig(**{"dataset": "cifar100", "model": "alexnet", "mode": "none"} | given)
+    warn_of_precision([config], torch.device("cuda"))
+    assert capsys.readouterr().err.count("several times as long as tf32") == warned
+    warn_of_precision([config], torch.device("cpu"))
+    assert "tf32" not in capsys.readouterr().err
 
 
 def test_train_fetches_data_from_a_uri(capsys, tmp_path, monkeypatch):

@@ -17,6 +17,11 @@ def test_the_papers_fourteen_experiment_sets_are_shipped_and_paper_is_all_of_the
     assert {trial.trial_id for trial in load_spec("paper").trials()} == ids
 
 
+def test_the_papers_sets_compute_as_torch_does_by_default():
+    names = [*SETS, "paper", "cifar100-none"]
+    assert {trial.precision for name in names for trial in load_spec(name).trials()} == {"tf32"}
+
+
 @pytest.mark.parametrize("name", shipped_specs())
 def test_every_shipped_spec_has_three_seeds_and_at_least_eight_lams(name):
     trials = load_spec(name).trials()
