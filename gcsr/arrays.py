@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import stat
 import warnings
 import zipfile
@@ -168,9 +169,10 @@ def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
             arrays[f"{split}_labels"] = labels.astype(np.uint8)
     except Exception as error:  # torchvision raises many kinds for missing and damaged files
         if isinstance(error, RuntimeError) and "not found or corrupted" in str(error):
+            where = "" if root == data_root() else f" --data {shlex.quote(str(root))}"
             raise DataError(
                 f"dataset: {name} is not in {root}; put torchvision's files or {name}.npz there, name another folder "
-                f"with --data or GCSR_DATA, or run: gcsr data {name} --download"
+                f"with --data or GCSR_DATA, or run: gcsr data {name} --download{where}"
             ) from None
         raise DataError(f"dataset: {name} in {root} cannot be read: {' '.join(str(error).split())}") from None
     return _checked(name, root, arrays)

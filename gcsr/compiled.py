@@ -43,11 +43,15 @@ def compiled(name: str, contract: Literal["fast", "off"]) -> ctypes.CDLL | None:
     # Each twice: a compiler that was killed, or a full disk, is no reason for flags that round otherwise.
     flag_sets = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
     for extra in (flags for flags in flag_sets for _ in range(2)):
+        flags = (*_FLAGS, f"-ffp-contract={contract}", *extra)
         try:
-            flags = (*_FLAGS, f"-ffp-contract={contract}", *extra)
-            return ctypes.CDLL(str(_built(Path(__file__).with_name(name), compiler, flags)))
+            library = _built(Path(__file__).with_name(name), compiler, flags)
         except (OSError, subprocess.CalledProcessError):
             continue
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:  # damaged: to be built again
+            library.unlink(missing_ok=True)
     return None
 
 
@@ -55,8 +59,8 @@ def _built(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
     """Path of the shared library, compiled if it is not there; appears whole, whoever else compiles it."""
     text = source.read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join((text, compiler, *flags, _processor())).encode()).hexdigest()[:16]
-    cache = cache_folder()
     try:
+        cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(cache, os.W_OK) or cache.stat().st_uid != os.getuid():
             raise OSError  # what others may write is not ours to load
@@ -71,6 +75,8 @@ def _built(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
             command = [compiler, *flags, "-o", part, str(source), "-lm"]
             # However long it takes: other flags round otherwise, so none are taken because this machine stood still.
             subprocess.run(command, check=True, capture_output=True)
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())  # or a power cut might leave the name and no library
             os.replace(part, target)
         finally:
             Path(part).unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """torch.optim.SGD's step, the penalty and the count in one pass over memory (float32)."""
 
 import inspect
+import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.optim.optimizer as torch_optimizer
@@ -58,9 +59,8 @@ class FusedSGD:
         self._regularized = [id(p) in regularized for p in self._params]
         own = {index: counted[id(p)] for index, p in enumerate(self._params) if id(p) in counted}
         self._pass = ParameterPass(self._params, own, lam, regularizer)
-        # As they stand in the pass's table:
-        # Number of a group → its parameters' indices; lr, momentum, weight_decay.
-        self._settings: dict[int, tuple[range, tuple[float, float, float]]] = {}
+        # Of each group, as it stands in the pass's table: lr, momentum, weight_decay, number of parameters.
+        self._settings: list[tuple[float, float, float, int]] = []
         self._buffers: dict[int, Tensor] = {}  # index of a parameter → its momentum buffer
 
     @staticmethod
@@ -71,8 +71,8 @@ class FusedSGD:
     def ready(self) -> bool:
         """Whether this step can be fused: called before every step, as hooks, groups and gradients may change."""
         inner = self._inner
-        patched = inner.__dict__.get("step")
-        if patched is not None and not getattr(patched, "_wrapped_by_lr_sched", False):
+        patched = inner.__dict__.get("step")  # by a scheduler, which only counts calls, or by the user
+        if patched is not None and getattr(patched, "__wrapped__", None) is not type(inner).step:
             return False
         own = inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks
         if own or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
@@ -131,7 +131,7 @@ class FusedSGD:
                 entry = self._pass.memory.table[index]
                 if group["momentum"] and p.grad is not None:
                     buffer = state[p].get("momentum_buffer")
-                    if buffer is None or buffer is not self._buffers.get(index):
+                    if buffer is None or buffer.dtype != torch.float32 or buffer is not self._buffers.get(index):
                         self._buffers[index] = buffer = self._adopt(p, buffer)
                     entry.m = buffer.data_ptr()
                 else:
@@ -139,24 +139,18 @@ class FusedSGD:
                 index += 1
 
     def _fill_settings(self) -> None:
-        index = 0
-        for number, group in enumerate(self._inner.param_groups):
-            settings = (float(group["lr"]), group["momentum"], group["weight_decay"])
-            after = index + len(group["params"])
-            known = (range(index, after), settings)
-            if known != self._settings.get(number):
-                self._settings[number] = known
-                self._set(*known)
-            index = after
-
-    def _set(self, indices: Iterable[int], settings: tuple[float, float, float]) -> None:
-        lr, momentum, decay = settings
-        for index in indices:
-            entry = self._pass.memory.table[index]
-            entry.lr, entry.momentum = lr, momentum
-            entry.decay, entry.l2, entry.l1 = decay, 0.0, 0.0
-            if self._regularized[index]:
-                entry.l2, entry.l1 = (2.0, 0.0) if self._l2 else (0.0, lr)
+        groups = self._inner.param_groups
+        settings = [(float(g["lr"]), g["momentum"], g["weight_decay"], len(g["params"])) for g in groups]
+        if settings == self._settings:
+            return
+        self._settings = settings
+        entries = zip(self._pass.memory.table, self._regularized, strict=True)
+        for lr, momentum, decay, members in settings:
+            for entry, regularized in itertools.islice(entries, members):
+                entry.lr, entry.momentum = lr, momentum
+                entry.decay, entry.l2, entry.l1 = decay, 0.0, 0.0
+                if regularized:
+                    entry.l2, entry.l1 = (2.0, 0.0) if self._l2 else (0.0, lr)
 
     def _adopt(self, p: Tensor, buffer: Tensor | None) -> Tensor:
         """The inner optimizer's momentum buffer, in the parameter's layout; made if there is none yet."""

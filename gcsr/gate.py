@@ -1,6 +1,7 @@
 """When λ applies: eq. 8 (`ours_orig`), eq. 11 (`ours`), and the two plain modes."""
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from gcsr.errors import ConfigError
@@ -9,11 +10,16 @@ from gcsr.names import MODES, Mode
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MAX_LAM", "MU", "Gate"]
+__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MAX_LAM", "MU", "Gate", "is_number"]
 
 GAMMA, MU = 5, 0.6  # the paper's (§3)
 MAX_LAM = 1e30  # beyond, 2λ or what it multiplies may be no float32
 GAMMA_THRESHOLD = 0.6  # of ``gamma: auto``: "a little greater than 0.5"
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, NumPy's included."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +45,7 @@ class Gate:
         if self.gamma is not None and (type(self.gamma) is not int or self.gamma < 0):
             raise ConfigError("gamma", self.gamma, "an integer ≥ 0, or auto")
         for name in ("gamma_threshold", "mu"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(name, getattr(self, name), "a number from 0 to 1")
 
     def decides_by_pi(self) -> bool:

@@ -93,6 +93,8 @@ class Interleaved(Generic[T]):
         self._lanes: list[_Lane[T]] = []
         self._idle: list[_Place] = []
         climbs = at_once == "auto" and device.type == "cuda"
+        if climbs:
+            torch.cuda.empty_cache()  # what earlier trainings left would count as these'
         self._pace = Pace(device) if climbs else Pace(device, 1 if at_once == "auto" else at_once)
 
     def __iter__(self) -> Iterator[Ended[T]]:
@@ -216,9 +218,10 @@ class Pace:
         """Whether the GPU has memory for so many more, by what those that run have taken."""
         if self._device.type != "cuda":
             return True
-        free, _ = torch.cuda.mem_get_info(self._device)
-        each = torch.cuda.memory_reserved(self._device) / self.width
-        return _SPARE * each * more < free
+        free, total = torch.cuda.mem_get_info(self._device)
+        taken = torch.cuda.memory_reserved(self._device)
+        allowed = torch.cuda.get_per_process_memory_fraction(self._device) * total - taken  # with --gpu-share
+        return _SPARE * taken / self.width * more < min(free, allowed)
 
 
 class _Lane(Generic[T]):

@@ -60,8 +60,8 @@ class NativePass(MemoryPass):
         self._first_block = (ctypes.c_int64 * len(self.first_block))(*self.first_block)
         self._tallies = (_Tally * max(1, self.first_block[-1]))()
         self._elements = sum(tensor.elements for tensor in tensors)
-        self._counts = torch.zeros(2, groups, dtype=torch.int64)
-        self._grad_sum = torch.zeros(groups, dtype=torch.float64)
+        self._counts = torch.zeros(2, groups, dtype=torch.int64, device="cpu")
+        self._grad_sum = torch.zeros(groups, dtype=torch.float64, device="cpu")
         self._decision: tuple[Decision, _Decision] | None = None  # the last one, and as C takes it
 
     @staticmethod

@@ -1,5 +1,6 @@
 """The gated optimizer: coherence (eq. 9), gate (eq. 8, 11) and update (eq. 2, 10) around any torch optimizer."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,13 +21,14 @@ from gcsr.coherence import (
 )
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
-from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate, is_number
 from gcsr.memory_pass import Decision, MemoryPass
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
 
 __all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
 
+_LOCATED = frozenset({"_regularized", "_counter", "_fused"})  # attributes that know the parameters' places
 _NOT_FINITE = -(1 << 52)  # far beyond any count, and 1,024 ranks' sum of it still fits into int64
 
 # Affine parameters of these are not regularized: decay on them does not simplify the function.
@@ -125,8 +127,13 @@ class GatedOptimizer:
         params = list({id(p): p for p in params}.values())  # tied weights are one parameter
         if regularizer not in REGULARIZERS:
             raise ConfigError("regularizer", regularizer, "one of " + ", ".join(REGULARIZERS))
-        if not 0 <= lam <= MAX_LAM:
+        if not is_number(lam) or not 0 <= lam <= MAX_LAM:
             raise ConfigError("lam", lam, f"a number from 0 to {MAX_LAM:g}")
+        if gamma is None:
+            raise ConfigError("gamma", gamma, "an integer ≥ 0, or auto")
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ConfigError("optimizer", type(optimizer).__name__, "one whose step needs no closure")
         if not any(p.numel() for p in params):
             raise ConfigError("params", [list(p.shape) for p in params], "at least one regularized parameter")
         if any(p.device != params[0].device for p in params):
@@ -136,20 +143,9 @@ class GatedOptimizer:
         self.lam = float(lam)
         self.gate = Gate(mode=mode, gamma=None if gamma == "auto" else gamma, gamma_threshold=gamma_threshold, mu=mu)
         self._params = params
-        self._regularized = {id(p) for p in params}
-        _check_groups(optimizer, self._regularized)
         self._gamma_is_auto = gamma == "auto"
         self._process_group = process_group
-        rank, world_size = 0, 1
-        if process_group is not None:
-            rank, world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
-        check_group(params, world_size)
-        self._counter = CoherenceCounter(params, self.lam, regularizer, rank=rank, world_size=world_size)
-        self._fused: FusedSGD | None = None
-        if _all_agree(FusedSGD.suits(optimizer), params[0].device, process_group):
-            self._fused = FusedSGD(
-                optimizer, params, counted_slices(params, rank, world_size), self.lam, self.regularizer
-            )
+        self._locate()
         self._size = sum(p.numel() for p in params)
         precise = any(p.dtype == torch.float64 for p in params)
         precision = torch.float64 if precise else torch.float32
@@ -178,6 +174,27 @@ class GatedOptimizer:
             pi=self.last_pi.clone(),
             lam_t=self._zero.clone(),
         )
+
+    def _locate(self) -> None:
+        """What depends on which tensors the parameters are, and where: a copy's are others."""
+        params, group = self._params, self._process_group
+        self._regularized = {id(p) for p in params}
+        _check_groups(self.optimizer, self._regularized)
+        rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        check_group(params, world_size)
+        self._counter = CoherenceCounter(params, self.lam, self.regularizer, rank=rank, world_size=world_size)
+        self._fused: FusedSGD | None = None
+        if _all_agree(FusedSGD.suits(self.optimizer), params[0].device, group):
+            slices = counted_slices(params, rank, world_size)
+            self._fused = FusedSGD(self.optimizer, params, slices, self.lam, self.regularizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``copy.deepcopy`` and pickle, together with the model as for any optimizer."""
+        return {name: value for name, value in vars(self).items() if name not in _LOCATED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._locate()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -354,12 +371,16 @@ class GatedOptimizer:
         """Go on from `state_dict`'s result. λ, mode, γ and μ are the constructor's, not the state's.
 
         Only with ``gamma="auto"`` the state's choice of γ counts.
+
+        Raises:
+            ConfigError: the state brings back a weight decay of regularized parameters, or ``maximize``.
         """
         self.optimizer.load_state_dict(state["optimizer"])
         if self._gamma_is_auto:
             self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
         self._enter(state["gate"]["epoch"])
         self._sums.copy_(state["gate"]["sums"])
+        _check_groups(self.optimizer, self._regularized)
 
 
 class _Vote:

@@ -106,7 +106,7 @@ class ParameterPass:
         self._strides = [p.stride() for p in self._params]
 
     def point(self) -> bool:
-        """Look where weights and gradients are now; False if a gradient is not of its weight's dtype and layout.
+        """Look where weights and gradients are now; False if one is no float32 any more, or lies otherwise.
 
         Raises:
             ConfigError: a parameter was resized or moved.
@@ -117,7 +117,9 @@ class ParameterPass:
             if g is None:
                 entry.g = None
                 continue
-            if g.dtype != torch.float32 or g.layout != torch.strided or p.stride() != strides:
+            if p.dtype != torch.float32 or g.dtype != torch.float32 or g.layout != torch.strided:
+                return False
+            if p.stride() != strides:
                 return False
             if g.stride() != strides and not (g.is_contiguous() and p.is_contiguous()):
                 return False

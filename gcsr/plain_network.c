@@ -5,7 +5,8 @@
  * Nearly all that such a training computes is products of matrices of some 128 x 128: all three of a layer stay in a
  * core's cache, and ReLU, its derivative and the bias are done while a product is still in registers. Built with
  * -ffp-contract=fast: an element is summed in the order of k, by fused multiply-adds where the processor has them,
- * whichever row or column it is in: results depend neither on the number of threads nor on the width of the vectors. */
+ * whichever row or column it is in: results depend neither on the number of threads nor on the width of the vectors,
+ * but on whether there are fused multiply-adds. */
 
 #include <math.h>
 #include <stdint.h>
@@ -21,7 +22,7 @@
 #endif
 #define COLUMNS (2 * LANES) /* of a tile: ROWS x COLUMNS elements of a product are summed in registers */
 #define ROWS 6
-#define DEPTH 512       /* of a tile's sum: so many rows of a panel stay in the first level cache */
+#define DEPTH 512       /* of a tile's sum: so many rows of a panel stay in the first or second level cache */
 #define CHUNK 256       /* images that are answered at once */
 #define PARALLEL 500000 /* multiplications; waking other threads costs some microseconds */
 

@@ -17,6 +17,8 @@ from gcsr.native_network import NativeNetwork
 
 __all__ = ["PlainNetwork", "TorchNetwork", "is_written_out", "plain_network"]
 
+_ANSWERED = 1000  # images at once: of all their layers' outputs are kept
+
 
 class PlainNetwork(Protocol):
     """A network that follows weights which are updated in place."""
@@ -58,7 +60,7 @@ def plain_network(config: TrialConfig, weights: Mapping[str, Tensor]) -> PlainNe
     """
     if not is_written_out(config, next(iter(weights.values())).device):
         return None
-    if native_allowed() and NativeNetwork.available() and all(w.dtype == torch.float32 for w in weights.values()):
+    if native_allowed() and NativeNetwork.available():
         return NativeNetwork(weights)
     return TorchNetwork(weights)
 
@@ -95,7 +97,7 @@ class TorchNetwork:
 
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
-        return self._outputs(images.flatten(1))[-1].argmax(1)
+        return torch.cat([self._outputs(part)[-1].argmax(1) for part in images.flatten(1).split(_ANSWERED)])
 
     @torch.no_grad()
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def training(
             run.load_state_dict(state)
         except torch.OutOfMemoryError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint: its state is no trial's: {' '.join(str(error).split())[:100]}"
             ) from None
@@ -175,7 +175,7 @@ def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
         width=config.width,
         dropout=config.dropout or 0.0,
         initialization=config.initialization,
-    ).to(data.train_images.device)
+    ).to(data.train_images.device, torch.float32)  # whatever torch.set_default_dtype says
 
 
 class _Run:

@@ -48,6 +48,25 @@ def test_each_is_what_it_is_alone(at_once, pictures):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("taken", "share", "width"), [(2, 1.0, MOST_INTERLEAVED), (2, 0.25, 8), (30, 1.0, 2), (9, 1.0, 8), (50, 1.0, 1)]
+)
+def test_there_are_as_many_as_the_memory_of_this_process_holds(taken, share, width, monkeypatch):
+    """80 GiB; each training takes ``taken``."""
+    now = 0.0
+    pace = Pace(torch.device("cuda"), clock=lambda: now)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: taken * pace.width)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 - taken * pace.width, 80))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
+    epochs = 0
+    while not pace.settled:
+        epochs += 1
+        now += 10.0
+        pace.measure(pace.width, epochs)
+    assert pace.width == width
+
+
 def test_so_is_each_whose_steps_are_replayed(pictures, monkeypatch):
     monkeypatch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)
     alone = [measured(train(config, pictures)) for config in MIXED]

@@ -1,7 +1,10 @@
 """The gated optimizer four ways: reference, determinism, convergence, defining property."""
 
+import copy
+import functools
 import io
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -440,3 +443,136 @@ def test_a_tied_weight_that_is_given_twice_is_one(inner):
         optimizer.step()
         found.append((w.tolist(), w.grad.tolist(), optimizer.metrics()))
     assert found[0] == found[1]
+
+
+def two_layers(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+
+
+def steps(model, optimizer, count=3):
+    for step in range(count):
+        optimizer.zero_grad(set_to_none=False)
+        batch = torch.randn(5, 6, generator=torch.Generator().manual_seed(step)).to(next(model.parameters()).dtype)
+        model(batch).square().sum().backward()
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copy", "pickle"])
+def test_a_copy_goes_on_as_the_original(inner, way):
+    model = two_layers()
+    options = {"momentum": 0.9} if inner is torch.optim.SGD else {}
+    wrapped = GatedOptimizer(
+        inner(model.parameters(), 0.1, **options),
+        regularized_parameters(model),
+        regularizer="l1",
+        mode="baseline",
+        lam=0.1,
+    )
+    steps(model, wrapped)
+    other_model, other = way((model, wrapped))
+    before = steps(model, wrapped)
+    after = steps(other_model, other)
+    assert all(map(torch.equal, before, after))
+    assert any((p == 0).any() for p in after), "L1 shrinks the copy, too"
+    assert other.metrics() == wrapped.metrics()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_whose_precision_changes_on_the_way_are_no_longer_fused(dtype):
+    model = two_layers()
+    wrapped = GatedOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
+        regularized_parameters(model),
+        regularizer="l2",
+        mode="baseline",
+        lam=1e-3,
+    )
+    steps(model, wrapped, 1)
+    for p in model.parameters():
+        p.data, p.grad = p.data.to(dtype), None
+    after = steps(model, wrapped)
+    assert all(p.dtype == dtype and p.isfinite().all() and p.abs().max() < 2 for p in after)
+
+
+def test_a_momentum_buffer_of_another_precision_is_refused():
+    model = two_layers()
+    inner = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    wrapped = GatedOptimizer(inner, regularized_parameters(model), regularizer="l2", mode="baseline", lam=1e-3)
+    steps(model, wrapped, 1)
+    if wrapped._fused is None:
+        pytest.skip("torch's own step makes of it what it makes")
+    buffer = inner.state[model[0].weight]["momentum_buffer"]
+    buffer.data = buffer.data.bfloat16()
+    with pytest.raises(ConfigError, match=r"momentum_buffer: 'torch\.bfloat16"):
+        steps(model, wrapped, 1)
+
+
+def test_a_step_of_the_users_own_is_called_also_under_a_scheduler():
+    model, calls = two_layers(), []
+    inner = torch.optim.SGD(model.parameters(), 0.1)
+    torch.optim.lr_scheduler.StepLR(inner, 1)
+    before = inner.step
+
+    @functools.wraps(before)
+    def timed(*args, **kwargs):
+        calls.append(1)
+        return before(*args, **kwargs)
+
+    inner.step = timed
+    wrapped = GatedOptimizer(inner, regularized_parameters(model), regularizer="l2", mode="baseline", lam=1e-3)
+    steps(model, wrapped)
+    assert len(calls) == 3
+
+
+def test_groups_that_are_joined_and_parted_keep_their_learning_rates():
+    params = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    inner = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(params, (0.1, 0.2, 0.3), strict=True)], 0.1)
+    wrapped = GatedOptimizer(inner, params, regularizer="l2", mode="none", lam=0.0)
+
+    def step():
+        for p in params:
+            p.grad = torch.ones(1)
+        wrapped.step()
+
+    step()
+    third = inner.param_groups.pop()
+    inner.param_groups[1]["params"].append(params[2])
+    step()
+    inner.param_groups[1]["params"].pop()
+    inner.param_groups.append(third)
+    step()
+    assert [p.item() for p in params] == pytest.approx([0.7, 0.4, 1 - 0.3 - 0.2 - 0.3])
+
+
+def test_another_default_device_is_no_matter():
+    model = two_layers()
+    with torch.device("meta"):
+        wrapped = GatedOptimizer(
+            torch.optim.Adam(model.parameters()), regularized_parameters(model), regularizer="l2", mode="none", lam=0.1
+        )
+    steps(model, wrapped)
+    assert 0 <= wrapped.last_pi.item() <= 1
+
+
+def test_what_an_optimizer_cannot_be_or_be_given_is_refused():
+    model = two_layers()
+    params = regularized_parameters(model)
+
+    def wrapped(inner=None, **fields):
+        given = {"regularizer": "l2", "mode": "ours", "lam": 0.1} | fields
+        return GatedOptimizer(inner or torch.optim.SGD(model.parameters(), 0.1), params, **given)
+
+    with pytest.raises(
+        ConfigError, match="optimizer: 'LBFGS' is not allowed; expected one whose step needs no closure"
+    ):
+        wrapped(torch.optim.LBFGS(model.parameters()))
+    for name, value in (("lam", "0.1"), ("lam", None), ("lam", True), ("mu", "a"), ("gamma", None)):
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            wrapped(**{name: value})
+    decaying = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.3)
+    mine = wrapped()
+    with pytest.raises(ConfigError, match=r"weight_decay: 0\.3 is not allowed"):
+        mine.load_state_dict(mine.state_dict() | {"optimizer": decaying.state_dict()})
