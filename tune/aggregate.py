@@ -16,6 +16,7 @@ from tune.words import network_texts
 __all__ = ["MEMORY", "compression_rate", "summarize"]
 
 _GATED = ("ours", "ours_orig")
+_ROUNDING = 1e-12  # of two means that are equal
 _TRIAL_FIELDS = (
     *("trial_id", "seed", "status", "error", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction"),
     *("gamma_used", "seconds"),
@@ -121,9 +122,12 @@ def _setting(first: Row, group: list[Row], network: str, recipe_fields: Sequence
 
 
 def _best(settings: Iterable[Setting]) -> Setting | None:
-    """The best-tuned setting: highest mean on the selection split; of equals the weakest λ."""
+    """The best-tuned setting: highest mean on the selection split; of equals the weakest λ.
+
+    One of which a trial diverged at once is it only if there is no other: its mean is of those that were lucky.
+    """
     usable = [setting for setting in settings if setting.selection is not None]
-    return max(usable, key=lambda setting: (setting.selection, -setting.lam), default=None)
+    return max(usable, key=lambda s: (s.unmeasured == 0, s.selection, -s.lam), default=None)
 
 
 def _of(family: Sequence[Setting], regularizer: str, *modes: str) -> list[Setting]:
@@ -243,10 +247,14 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
         return None
     level = baseline.selection
     assert level is not None
-    gated = [s for s in _of(family, "l1", *_GATED) if s.selection is not None and s.sparsity_mean is not None]
     found: Row = {}
-    for prefix, enough, name in (("ours", level, "compression"), ("near", level - NEAR, "near_compression")):
-        good = [s for s in gated if s.selection is not None and s.selection >= enough]
+    for prefix, modes, enough, name in (
+        ("ours", _GATED, level, "compression"),
+        ("near", _GATED, level - NEAR, "near_compression"),
+        ("plain", ("baseline",), level - NEAR, "plain_compression"),
+    ):
+        measured = [s for s in _of(family, "l1", *modes) if s.sparsity_mean is not None and not s.unmeasured]
+        good = [s for s in measured if s.selection is not None and s.selection >= enough - _ROUNDING]
         ours = max(good, key=lambda s: s.sparsity_mean or 0.0, default=None)
         sparse = ours.sparsity_mean if ours else None
         found |= {

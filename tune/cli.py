@@ -48,6 +48,9 @@ from tune.words import lam_text, method_text, network_texts
 __all__ = ["cli", "main"]
 
 
+_START_SECONDS = 60  # a time limit below may be over before a trial could begin
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="gcsr")
 def cli() -> None:
@@ -129,7 +132,9 @@ def sweep_command(out: str, **given: Any) -> None:
     if outcome.left:
         _list_failures(outcome.failures)
         command = resuming(asked.options.resume)
-        raise InterruptedRunError(f"the time limit left {outcome.left} trials; resume with: {command}")
+        short = asked.options.time_limit is not None and asked.options.time_limit < _START_SECONDS and not outcome.ran
+        hint = " (it counts from the command, whose start takes seconds: more gets further)" if short else ""
+        raise InterruptedRunError(f"the time limit left {outcome.left} trials{hint}; resume with: {command}")
     _report_failures(outcome.failures, outcome.total, out)
 
 
@@ -217,6 +222,9 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
     if not store.exists():
         raise StoreError(f"dir: {folder!r} holds no sweep; expected the --out of gcsr sweep")
     if watch:
+        for option, given in (("format", form if form != "text" else None), ("out", out), ("figures", figures)):
+            if given is not None:
+                raise InvalidInputError(f"{option}: {str(given)!r} is not allowed with --watch, which serves the page")
         from tune.watch import serve
 
         serve(store, folder, port, on_ready=lambda url: complain(f"serving {url} (Ctrl-C ends it)"))
@@ -280,10 +288,11 @@ def specs_command(name: str | None) -> None:
         say(shipped[name], nl=False)
         return
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, overflow="fold")
     for each in shipped:
         spec = load_spec(each)
         table.add_row(each, f"{len(spec.trials())} trials", spec.description)
-    Terminal(highlight=False).print(table)
+    Terminal(highlight=False, width=columns(160)).print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

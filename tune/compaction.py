@@ -10,14 +10,16 @@ Failed trials stay in files of their own, as they are run again and a part is ne
 import contextlib
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from tune.store import MANIFEST, DamagedStoreError, Store
 
-__all__ = ["SINGLES", "compact", "recover"]
+__all__ = ["SINGLES", "compact", "discard_leftovers", "recover"]
 
 SINGLES = 256  # single-trial files before they are merged
 _HELD = 1024  # single-trial files whose rows are in memory at once
@@ -66,12 +68,42 @@ def recover(store: Store) -> None:
         else:
             store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
     trials, epochs = (_readable_by_name(store, folder) for folder in ("trials", "epochs"))
-    for name, readable in trials.items():
-        if not readable or not epochs.get(name, True):  # a row stands for a whole trial
-            store.move(f"trials/{name}", f"damaged/trials-{name}")
+    lost = [name for name, readable in trials.items() if not readable or not epochs.get(name, True)]
+    for name in lost:  # a row stands for a whole trial
+        store.move(f"trials/{name}", f"damaged/trials-{name}")
     for name, readable in epochs.items():
         if not readable:
             store.move(f"epochs/{name}", f"damaged/epochs-{name}")
+    if lost:
+        _forget_epochs(store)
+
+
+def discard_leftovers(store: Store, ended: Set[str]) -> None:
+    """Remove what a killed run would have removed: checkpoints of trials that have ended, and halves of files.
+
+    Args:
+        store: the store, held by this run.
+        ended: ids of the trials that need no run.
+    """
+    for path in map(PurePosixPath, store.leftovers()):
+        if path.stem in ended or path.suffix == ".part":
+            store.remove(str(path))
+
+
+def _forget_epochs(store: Store) -> None:
+    """Take out of merged epochs those without a row: their trials run again, and their epochs would be there twice."""
+    rows = store.read_trials().table["trial_id"].combine_chunks()
+
+    def kept(name: str) -> Iterator[pa.Table]:
+        for piece in store.read_pieces("epochs", [name]):
+            yield piece.filter(pc.is_in(piece["trial_id"], rows))
+
+    for name in [info.base_name for info in store.files("epochs") if _PART.fullmatch(info.base_name)]:
+        with contextlib.suppress(DamagedStoreError):  # it has only its footer; who reads it is told its name
+            if sum(map(len, kept(name))) < sum(map(len, store.read_pieces("epochs", [name]))):
+                part = f"part-{name.split('-')[1]}-{uuid.uuid4().hex}.parquet"
+                store.write_merged("epochs", part, [name], kept(name))
+                _finish(store, "epochs", part, [name])
 
 
 def _readable_by_name(store: Store, folder: str) -> dict[str, bool]:

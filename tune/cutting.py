@@ -12,7 +12,7 @@ from gcsr import TrialConfig
 from gcsr.config import MOST_INTERLEAVED, cohort_key
 from tune.job import SweepJob
 
-__all__ = ["UnitCutter", "alone_on_cpus", "is_stacked"]
+__all__ = ["UnitCutter", "alone_on_cpus", "are_in_turn", "is_stacked"]
 
 _SMALL = 150_000  # parameters
 _SHORT = 300  # epochs on digits, as a cohort that is killed, or meets a deadline, has lost them all
@@ -38,6 +38,12 @@ def alone_on_cpus(job: SweepJob, *, gpu: bool) -> SweepJob:
     one by one (``python -m tests.benchmarks cohort``).
     """
     return job if gpu or job.cohort != "auto" else replace(job, cohort=1)
+
+
+def are_in_turn(unit: Sequence[TrialConfig], job: SweepJob) -> bool:
+    """Whether the trials of a unit are short, and trained one after the other: what one gave may wait for the next."""
+    alone = job.trials_per_gpu == 1 or (job.trials_per_gpu == "auto" and job.device == "cpu")
+    return alone and all(map(_is_short, unit))
 
 
 @functools.lru_cache

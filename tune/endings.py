@@ -92,7 +92,10 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
 
 def run_as_program(group: click.Group, arguments: Sequence[str] | None = None) -> None:
     """Run a command line as a process of its own, and exit."""
-    signal.signal(signal.SIGTERM, _interrupt)  # batch systems end a job with it: as Ctrl-C, with the line that resumes
+    # Batch systems end a job so, and an ssh session that is closed: as Ctrl-C, with the line that resumes.
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _interrupt)
     code = main_of(group, arguments)
     gc.freeze()  # the interpreter's last collections would walk through all of torch and Ray, for more than a second
     sys.exit(code)

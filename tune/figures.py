@@ -270,7 +270,8 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
         yield Figure(
             name=f"{name.replace('_', '-')}-{_slug(where)}-{number}",
             title=f"{title[0].upper()}{title[1:]}: {where}",
-            caption=f"Mean over seeds; each mode at its best λ, and where the baseline collapses (Figure {figure}).",
+            caption="Mean over the seeds that ran so long; each mode at its best λ, and where the baseline collapses "
+            f"(Figure {figure}).",
             x_title="epoch",
             y_title=title,
             y_log=log,

@@ -1,4 +1,4 @@
-"""The inline executor: one trial after the other in this process, without Ray."""
+"""The inline executor: one unit after the other in this process, without Ray."""
 
 import itertools
 from collections.abc import Sequence

@@ -109,7 +109,10 @@ def _line(fixed: dict[str, Any], seeds: tuple[int, ...], grid: dict[str, list[An
     for name in ("dataset", "model", "regularizer"):
         fixed.setdefault(name, defaults[name].default)
     if "val_accuracy" in search.objectives:
-        fixed["holdout"] = fixed.get("holdout") or _HOLDOUT
+        if fixed.get("holdout") is None:
+            fixed["holdout"] = _HOLDOUT
+        if fixed["holdout"] == 0:
+            raise ConfigError("holdout", 0, "a share of the images, as the objective is val_accuracy")
     space: dict[str, BaseDistribution] = {}
     for name in (*FLOATS, *INTEGERS):
         if not _reads(mode, name, grid):

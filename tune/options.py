@@ -91,7 +91,7 @@ class _Location(click.ParamType[str]):
             raise InvalidInputError(
                 f"{_named(param)}: '' is not allowed; expected a folder, or a URI as s3://bucket/name"
             )
-        return str(value)
+        return os.path.expanduser(str(value))  # shells leave the ~ of --out=~/runs
 
 
 class _Local(click.ParamType[Path]):
@@ -103,7 +103,7 @@ class _Local(click.ParamType[Path]):
         if not value or "://" in str(value):
             shown = repr(str(value)[:80])
             raise InvalidInputError(f"{_named(param)}: {shown} is not allowed; expected a path on this machine")
-        return Path(value)
+        return Path(value).expanduser()
 
 
 class _Assignment(click.ParamType[tuple[str, Any]]):
@@ -197,7 +197,12 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--wait", type=TIME, help="For a cluster that is too small yet [default: 30m if it grows itself]."
         ),
-        click.option("--max-concurrent", type=click.IntRange(1), metavar="N", help="At most N trials at once."),
+        click.option(
+            "--max-concurrent",
+            type=click.IntRange(1),
+            metavar="N",
+            help="At most N at once: trials, cohorts, GPUs with interleaved ones.",
+        ),
         threads_option,
         click.option(
             "--gpu-share", type=_Share(), default=1.0, show_default=True, help="Of a GPU, that a worker takes."

@@ -15,12 +15,12 @@ from tune.capacity import alive_nodes, plan_on_cluster
 from tune.cutting import UnitCutter, alone_on_cpus, is_stacked
 from tune.job import Outcome, SweepJob, UnitSource, checkpoint_name
 from tune.node_check import NodeChecks
-from tune.placement import plan_trials
+from tune.placement import TooSmallError, plan_trials
 from tune.quarantine import Quarantine
 from tune.ray_scheduler import SparingScheduler
 from tune.ray_searcher import UnitSearcher
 from tune.recorder import Listener
-from tune.relay import NodeWatch, Relay, StopOnError
+from tune.relay import NodeWatch, Relay, StopWhenOver
 from tune.schema import failed_row
 from tune.store import Store
 from tune.trainable import JOB, PLAN, UNIT, SweepTrainable, unit_text
@@ -39,7 +39,7 @@ class RayExecutor:
         job: what the trials share.
         on_cluster: whether that is a running cluster, rather than a Ray of our own.
         wait: seconds for a running cluster that is too small yet; see `tune.capacity.plan_on_cluster`.
-        max_concurrent: at most so many trials at once; None for as many as fit.
+        max_concurrent: at most so many units at once; None for as many as fit.
         datasets: that the trials use; a running cluster's nodes are asked whether they have them.
 
     Raises:
@@ -67,13 +67,29 @@ class RayExecutor:
             self._watch = NodeWatch(nodes, checks, quarantine, lambda unit: self.cutter.under_way(unit))
         else:
             self._plan = plan_trials(job, [node["Resources"] for node in alive_nodes()])
-        self._job = alone_on_cpus(self._job, gpu="GPU" in self._plan.resources)
+        gpu = "GPU" in self._plan.resources
+        # A worker whose GPU is gone is not to train on its CPU: a node without one is no place for these trials.
+        self._job = alone_on_cpus(replace(self._job, device="cuda" if gpu else "cpu"), gpu=gpu)
         self._slots = min(self._plan.slots, max_concurrent or self._plan.slots)
+        self._held: tuple[tuple[str, ...], int] = (), 0  # nodes, and how many units they hold
 
     @property
     def cutter(self) -> UnitCutter:
         """Cuts trials into units for this executor."""
         return UnitCutter(job=self._job, gpu="GPU" in self._plan.resources, slots=self._slots)
+
+    def _slots_now(self) -> int:
+        """How many units the nodes that are there can hold: a cluster may still be growing, or have lost some."""
+        if self._watch is None:
+            return self._slots
+        ids = tuple(node["NodeID"] for node in self._watch.nodes)
+        if ids != self._held[0]:
+            try:
+                held = plan_trials(self._job, [node["Resources"] for node in self._watch.nodes]).slots
+            except TooSmallError:
+                held = 0
+            self._held = ids, min(held, self._slots)
+        return self._held[1]
 
     def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
         """Run all units, started in this order; the listener hears of each outcome as it comes."""
@@ -137,7 +153,7 @@ class RayExecutor:
                 param_space=space | (self._shared if searcher is None else {}),
                 tune_config=ray_tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=SparingScheduler(self._slots),
+                    scheduler=SparingScheduler(self._slots_now),
                     num_samples=1 if searcher is None else -1,
                     reuse_actors=not several,
                     # A searcher is asked for as many as may run; a grid's trials wait in Tune.
@@ -147,7 +163,7 @@ class RayExecutor:
                     name=self._job.experiment,
                     storage_path=state,
                     callbacks=[relay],
-                    stop=StopOnError(relay),
+                    stop=StopWhenOver(relay),
                     # A trial's own fault comes back as a result: only a lost worker is an error to Tune.
                     failure_config=ray_tune.FailureConfig(max_failures=_TUNE_RETRIES),
                     checkpoint_config=None

@@ -1,6 +1,7 @@
 """Which waiting trial a free worker of Ray Tune gets."""
 
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -18,10 +19,10 @@ class SparingScheduler(FIFOScheduler):  # type: ignore[misc]
     oldest waiting trials are left to them, as many as there are workers neither running nor free.
 
     Args:
-        slots: how many trials run at once.
+        slots: how many trials run at once on the nodes that are there now; as many workers may be starting.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: Callable[[], int]) -> None:
         super().__init__()
         self._slots = slots
 
@@ -29,7 +30,7 @@ class SparingScheduler(FIFOScheduler):  # type: ignore[misc]
         live = tune_controller.get_live_trials()
         waiting = [trial for trial in live if trial.status == Trial.PENDING]
         running = sum(trial.status == Trial.RUNNING for trial in live)
-        spared = max(0, self._slots - running - 1)  # 1: if it matters which trial we choose, a worker is free
+        spared = max(0, self._slots() - running - 1)  # 1: if it matters which trial we choose, a worker is free
         oldest = heapq.nsmallest(spared + 1, waiting, key=_age)
         return oldest[-1] if oldest else None
 

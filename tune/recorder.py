@@ -20,7 +20,8 @@ class Listener(Protocol):
         """A trial ended."""
 
     def noticed(self, event: str, **fields: object) -> None:
-        """Something else happened: ``worker_lost``, ``node_joined``, ``node_left``, ``node_unfit``, or a ``pulse``.
+        """Something else happened: ``worker_lost``, ``node_joined``, ``node_left``, ``node_unfit``, ``time_limit``
+        (with the number of trials that are ``left``), or a ``pulse``.
 
         A pulse comes every few seconds on a cluster, with the numbers ``running`` and ``nodes``.
         """

@@ -13,7 +13,7 @@ from tune.quarantine import Quarantine
 from tune.recorder import Listener
 from tune.trainable import OUTCOME, UNIT, trials_of, unit_text
 
-__all__ = ["NodeWatch", "Relay", "StopOnError"]
+__all__ = ["NodeWatch", "Relay", "StopWhenOver"]
 
 _PULSE_SECONDS = 5.0
 
@@ -38,6 +38,11 @@ class NodeWatch:
         self._checks, self._quarantine, self._under_way = checks, quarantine, under_way
         self._known = {node["NodeID"]: node for node in nodes}
         self._next = 0.0
+
+    @property
+    def nodes(self) -> tuple[dict[str, Any], ...]:
+        """That were there when it last looked."""
+        return tuple(self._known.values())
 
     def look(self, trials: Sequence[Any], listener: Listener) -> None:
         """Tell the listener, if it is time again.
@@ -68,7 +73,7 @@ class NodeWatch:
 class Relay(ray_tune.Callback):  # type: ignore[misc]
     """Hands what Tune tells about its trials on to the sweep.
 
-    Tune does not let a callback's exception out: it is kept, `StopOnError` ends the experiment, and we raise it then.
+    Tune does not let a callback's exception out: it is kept, `StopWhenOver` ends the experiment, and we raise it then.
 
     Args:
         listener: to be told.
@@ -89,6 +94,7 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
         self._listener, self._watch, self._left = listener, watch, left
         self.error: Exception | None = None
         self.out_of_time = False
+        self._in_time: set[str] = set()  # units under way that were begun before the deadline
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into its experiment state, which we never restore: the store is the truth.
@@ -117,6 +123,20 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
         """A unit's worker was lost again; the executor tries it later."""
         self._lost(trial)
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker begins a unit."""
+        if not self.out_of_time:
+            self._in_time.add(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A unit has ended."""
+        self._in_time.discard(trial.trial_id)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can come any more: the listener cannot go on, or time is over and nobody is at work."""
+        return self.error is not None or (self.out_of_time and not self._in_time)
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune goes once round its loop."""
         if self._watch is not None and self.error is None:
@@ -126,12 +146,13 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
                 self.error = error
 
     def _lost(self, trial: Any) -> None:
+        self._in_time.discard(trial.trial_id)
         if self.error is None:
             self._listener.noticed("worker_lost", trials=_named(trials_of(trial.config)))
 
 
-class StopOnError(ray_tune.Stopper):  # type: ignore[misc]
-    """Ends the experiment once an outcome could not be stored."""
+class StopWhenOver(ray_tune.Stopper):  # type: ignore[misc]
+    """Ends the experiment once an outcome could not be stored, or only units are left that would not be begun."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -140,7 +161,7 @@ class StopOnError(ray_tune.Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        return self._relay.error is not None
+        return self._relay.over
 
 
 def _named(unit: list[TrialConfig]) -> str:

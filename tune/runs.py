@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -12,7 +12,7 @@ from gcsr import ConfigError, InvalidInputError, TrialConfig
 from gcsr.arrays import held_out, load_arrays
 from gcsr.names import is_mlp
 from tune.job import Outcome, SweepJob, UnitSource
-from tune.node_data import local_root
+from tune.node_data import local_digest, local_root
 from tune.progress import SweepProgress
 from tune.provenance import provenance
 from tune.recorder import Observer, Recorder
@@ -30,7 +30,9 @@ __all__ = [
     "RowSource",
     "RunOptions",
     "check_machine",
+    "check_same_data",
     "check_unused",
+    "digests_of",
     "job_of",
     "note_run",
     "open_executor",
@@ -45,14 +47,14 @@ EXECUTORS: tuple[Executor, ...] = get_args(Executor)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """How to run trials; nothing here changes what they measure.
+    """How to run trials. Only ``stop_collapsed`` and ``cohort`` (rounding) change what they measure.
 
     Attributes:
         resume: go on with a store that is there already.
         executor: ``ray``, or ``inline`` for this process.
         address: of a running Ray cluster; None starts Ray on this machine.
         wait: seconds for a cluster that is too small yet; None: see `tune.capacity.plan_on_cluster`.
-        max_concurrent: at most so many trials at once; None for all cores or GPUs.
+        max_concurrent: at most so many units of trials at once; None for all cores or GPUs.
         data: data root, a folder or a URI; None for the default.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads of a trial; ``auto``: one under Ray, `tune.trial.threads_for` in this process.
@@ -219,10 +221,12 @@ def check_unused(store: Store, options: RunOptions) -> None:
     """Raise if the store is there already and the options do not say to go on with it.
 
     Raises:
-        StoreError: it is.
+        StoreError: it is; or what is there is no sweep's.
     """
     if store.exists() and not options.resume:
         raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
+    if not store.is_own():
+        raise StoreError(f"out: {store.location!r} holds files of something else; expected a new folder or a sweep's")
 
 
 def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
@@ -268,16 +272,47 @@ class _Feeding:
         self._recorder.noticed(event, **fields)
 
 
-def note_run(store: Store, spec: SweepSpec, **more: Any) -> None:
-    """Note in the store which spec is run into it, by what and when; what earlier runs noted stays.
+def digests_of(trials: Sequence[TrialConfig], job: SweepJob) -> dict[str, str]:
+    """SHA-256 of the content of each data set that the trials use, as a cluster's nodes agreed on it or as it is here.
+
+    Raises:
+        InvalidInputError: one is not there, or damaged.
+    """
+    names = {config.dataset for config in trials} - {"digits"}
+    return {name: job.digests.get(name) or local_digest(job.data, name) for name in sorted(names)}
+
+
+def check_same_data(store: Store, digests: Mapping[str, str]) -> None:
+    """Raise if trials of the store were trained on other data: no mean may be over both.
+
+    Raises:
+        InvalidInputError: they were.
+    """
+    before = (store.read_manifest() or {}).get("data", {})
+    for name in sorted(before.keys() & digests.keys()):
+        if before[name] != digests[name]:
+            raise InvalidInputError(
+                f"data: {name} with the sha256 {digests[name][:12]}… is not allowed; expected {before[name][:12]}…, "
+                f"which the trials in {store.location} were trained on"
+            )
+
+
+def note_run(store: Store, spec: SweepSpec, digests: Mapping[str, str], **more: Any) -> None:
+    """Note in the store which spec is run into it, on what data, by what and when; what earlier runs noted stays.
 
     Args:
         store: the store.
         spec: the spec.
+        digests: of the data sets, see `digests_of`.
         more: further entries: ``trials``, the ids of planned trials, are added to those known; ``planned`` is a number.
+
+    Raises:
+        InvalidInputError: see `check_same_data`.
     """
+    check_same_data(store, digests)
     before = store.read_manifest() or {}
     more["trials"] = sorted(set(before.get("trials", [])) | set(more.get("trials", [])))
+    more["data"] = before.get("data", {}) | digests
     runs = [*before.get("runs", []), provenance()][-_NOTED_RUNS:]
     store.write_manifest(
         before | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json"), "runs": runs} | more

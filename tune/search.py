@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gcsr import InvalidInputError, TrialConfig
-from tune.compaction import recover
+from tune.compaction import discard_leftovers, recover
 from tune.lines import Line, labels, lines_of
-from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
+from tune.runs import (
+    RunOptions,
+    check_machine,
+    check_same_data,
+    check_unused,
+    digests_of,
+    job_of,
+    note_run,
+    open_executor,
+    recording,
+    run_source,
+)
 from tune.search_identity import (
     SearchIdentity,
     definition_of,
@@ -103,16 +114,20 @@ def run_search(
     with storage_failures(), store.exclusive():
         recover(store)
         stored = store.ended_rows()
+        discard_leftovers(store, stored.keys())
         definition = definition_of(lines, spec, options)
         identity = known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
+        if options.address is None:
+            check_same_data(store, digests_of(lowest, job))
         with open_executor(job, options, lowest) as executor:
             cutter = executor.cutter
             if identity is None:
                 identity = SearchIdentity(uuid.uuid4().hex, definition, window or cutter.slots + 1, frozenset(stored))
                 write_identity(store, identity)
-            note_run(store, spec, planned=sum(counts[n] * len(line.seeds) for n, line in enumerate(lines)))
+            planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
+            note_run(store, spec, digests_of(lowest, cutter.job), planned=planned)
             search = _Search(
                 store=store,
                 lines=lines,
@@ -125,7 +140,8 @@ def run_search(
                 pruner=spec.search.pruner,
             )
             before = search.replay()
-            extra = sum(len(line.seeds) for line in lines) if refit else 0
+            # Without hold-out the best were trained on all images already.
+            extra = sum(len(line.seeds) for line in lines if line.fixed.get("holdout")) if refit else 0
             with recording(
                 store,
                 spec,
@@ -164,10 +180,10 @@ class _Setting:
     def complete(self) -> bool:
         return self.pruned or len(self.rows) == len(self.configs)
 
-    def of_seeds(self, objective: Objective) -> list[float]:
-        """The objective of each seed that has ended and did not fail, in the order of the seeds."""
-        rows = [self.rows[config.trial_id] for config in self.configs if config.trial_id in self.rows]
-        return [row[objective] or 0.0 for row in rows if row["status"] != "failed"]
+    def of_seeds(self, objective: Objective) -> dict[int, float]:
+        """The objective of each seed that has ended and did not fail, by its place among the seeds."""
+        rows = [self.rows.get(config.trial_id) for config in self.configs]
+        return {n: row[objective] or 0.0 for n, row in enumerate(rows) if row and row["status"] != "failed"}
 
     def values(self, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
         """Each objective's mean over the seeds; None if every one failed. A trial that diverged at once scores 0."""
@@ -285,7 +301,7 @@ class _Search:
             statuses = [setting.rows[c.trial_id]["status"] for c in setting.configs if c.trial_id in setting.rows]
             about = {"statuses": statuses, "trial_ids": list(setting.rows), **self._lines[setting.line].fixed}
             values = setting.values(self._objectives)
-            seeds = setting.of_seeds(self._objectives[0]) if setting.pruned else None
+            seeds = list(setting.of_seeds(self._objectives[0]).values()) if setting.pruned else None
             self._studies[setting.line].keep(setting.index, values, about, pruned_after=seeds)
 
     def _queue_missing(self, configs: Sequence[TrialConfig]) -> None:

@@ -235,7 +235,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         InvalidInputError: it is not of that form.
     """
     name, equals, value = text.partition("=")
-    if not equals or not name.strip():
+    if not equals or not name.strip() or not value.strip():
         raise InvalidInputError(f"set: {text!r} is not allowed; expected FIELD=VALUE, as seed=[0,1]")
     return name.strip(), parse_yaml(value, f"set: {name.strip()}")
 

@@ -45,7 +45,8 @@ def mean(values: ArrayLike) -> float:
     Raises:
         ValueError: empty, not one-dimensional, or not finite.
     """
-    return float(_sample(values).mean())
+    sample = _sample(values)
+    return math.fsum(sample) / len(sample)  # whatever the order: equal samples have equal means
 
 
 def t_half_width(values: ArrayLike, confidence: float = 0.95) -> float | None:

@@ -86,6 +86,8 @@ class Store:
         except InvalidInputError as error:
             raise StoreError(str(error)) from None
         self._root = self._files.root
+        if self._root in ("", "/"):
+            raise StoreError(f"out: {location!r} is not allowed; expected a folder of its own")
         self.is_local = self._files.is_local
         self._lease: Lease | None = None
 
@@ -104,6 +106,24 @@ class Store:
         with self._reaching():
             there = (self._files.info(self.path(name)).type for name in (MANIFEST, "trials"))
             return any(kind != pafs.FileType.NotFound for kind in there)
+
+    def is_own(self) -> bool:
+        """Whether what is here is a sweep's: noted as one, or without a whole Parquet file of something else.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        with self._reaching():
+            if self._files.info(self.path(MANIFEST)).type != pafs.FileType.NotFound:
+                return True
+            return not any(self._is_foreign(info.path) for info in self.files("trials"))
+
+    def _is_foreign(self, path: str) -> bool:
+        try:
+            with self._parsing(path) as file:
+                return "trial_id" not in pq.read_schema(file).names
+        except DamagedStoreError:
+            return False
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Note which sweep this is: its spec and which trials it has."""
@@ -350,6 +370,14 @@ class Store:
         """Names of the files that a merged one replaces."""
         with self._parsing(path) as file:
             names: list[str] = json.loads((pq.read_schema(file).metadata or {}).get(_SOURCES, b"[]"))
+        return names
+
+    def leftovers(self) -> list[str]:
+        """Names of what a killed run may have left: checkpoints, and on a local disk halves of files."""
+        names = [f"checkpoints/{info.base_name}" for info in self._files.list(self.path("checkpoints"))]
+        for folder in ("trials", "epochs", "compacting") if self.is_local else ():
+            found = self._files.list(self.path(folder))
+            names += [f"{folder}/{info.base_name}" for info in found if info.base_name.endswith(".part")]
         return names
 
     def move(self, name: str, target: str) -> None:

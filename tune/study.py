@@ -6,6 +6,7 @@ kept in Optuna's storage is a copy: for dashboards, and for other drivers that s
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -51,13 +52,13 @@ def make_sampler(name: Sampler, seed: int) -> BaseSampler:
     return makers[name]()
 
 
-def should_prune(name: Pruner, history: Sequence[Sequence[float]], seeds: Sequence[float]) -> bool:
+def should_prune(name: Pruner, history: Sequence[Mapping[int, float]], seeds: Mapping[int, float]) -> bool:
     """Whether Optuna's pruner gives a setting up after some of its seeds.
 
     Args:
         name: of the pruner.
-        history: the objective of every seed of earlier settings.
-        seeds: the objective of the setting's seeds so far.
+        history: the objective of the seeds of earlier settings, by their place among the seeds.
+        seeds: that of the setting's seeds so far.
     """
     pruners: dict[Pruner, Callable[[], BasePruner]] = {
         "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=3),
@@ -66,19 +67,20 @@ def should_prune(name: Pruner, history: Sequence[Sequence[float]], seeds: Sequen
     if not seeds:
         return False
     # Wilcoxon's test pairs the seeds; the median is one of running means.
-    steps = list if name == "wilcoxon" else _running_means
+    steps = dict if name == "wilcoxon" else _running_means
     study = optuna.create_study(direction="maximize", pruner=pruners[name]())
     for earlier in history:
-        values = dict(enumerate(steps(earlier)))
-        study.add_trial(create_trial(value=sum(earlier) / len(earlier), intermediate_values=values))
+        mean = sum(earlier.values()) / len(earlier)
+        study.add_trial(create_trial(value=mean, intermediate_values=steps(earlier)))
     trial = study.ask()
-    for step, value in enumerate(steps(seeds)):
+    for step, value in steps(seeds).items():
         trial.report(value, step)
     return bool(trial.should_prune())
 
 
-def _running_means(values: Sequence[float]) -> list[float]:
-    return [sum(values[: count + 1]) / (count + 1) for count in range(len(values))]
+def _running_means(seeds: Mapping[int, float]) -> dict[int, float]:
+    """Of the first, the first two, … seeds that there are."""
+    return {n: total / (n + 1) for n, total in enumerate(itertools.accumulate(seeds.values()))}
 
 
 class StudyStorage:

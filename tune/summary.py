@@ -58,6 +58,11 @@ class Setting:
         return self.val_accuracy_mean if self.val_accuracy_mean is not None else self.accuracy_mean
 
     @property
+    def unmeasured(self) -> int:
+        """How many diverged before their first epoch had ended."""
+        return len(self.trial_ids) - self.failed - self.n
+
+    @property
     def stopped(self) -> bool:
         """Whether a trial ended without having learned; a failed one shows neither this nor that it learns."""
         return self.collapsed + self.diverged > 0
@@ -122,7 +127,7 @@ class Tolerance(_OfFamily):
     """Where a mode stops learning: the largest λ at which all seeds learn, the smallest at which one does not.
 
     ``tolerance_lam`` is None if there is no λ at which all do, ``collapse_lam`` if there is none at which one collapses
-    or diverges: a λ with failed trials may be neither. ``tried`` counts the λ.
+    or diverges: a λ with failed trials may be neither. ``tried`` counts the settings.
     """
 
     regularizer: str
@@ -139,7 +144,8 @@ class Tolerance(_OfFamily):
 class Compression(_OfFamily):
     """Table 3: the sparsest gated L1 setting that is at least as accurate as the best L1 baseline.
 
-    ``near_*`` is the sparsest that gives up at most `NEAR` of accuracy. Either is None if there is none.
+    ``near_*`` is the sparsest gated one that gives up at most `NEAR` of accuracy, ``plain_*`` the sparsest baseline
+    that does. Each is None if there is none.
     """
 
     baseline_lam: float
@@ -158,6 +164,12 @@ class Compression(_OfFamily):
     near_sparsity: float | None
     near_accuracy: float | None
     near_compression: float | None
+    plain_mode: str | None
+    plain_lam: float | None
+    plain_tuned: Row | None
+    plain_sparsity: float | None
+    plain_accuracy: float | None
+    plain_compression: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

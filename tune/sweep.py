@@ -2,8 +2,18 @@
 
 from dataclasses import dataclass
 
-from tune.compaction import recover
-from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
+from tune.compaction import discard_leftovers, recover
+from tune.runs import (
+    RunOptions,
+    check_machine,
+    check_same_data,
+    check_unused,
+    digests_of,
+    job_of,
+    note_run,
+    open_executor,
+    recording,
+)
 from tune.spec import SweepSpec
 from tune.store import Store
 
@@ -45,15 +55,18 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
     with store.exclusive():
         recover(store)
         ended = store.ended()
+        discard_leftovers(store, ended)
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
             if store.read_manifest() is None:
-                note_run(store, spec, trials=[config.trial_id for config in trials])
+                note_run(store, spec, {}, trials=[config.trial_id for config in trials])
             return SweepOutcome(len(trials), 0, 0, {}, ())
+        if options.address is None:
+            check_same_data(store, digests_of(missing, job))
         # The executor refuses what can never run before the store is touched.
         with open_executor(job, options, missing) as executor:
-            note_run(store, spec, trials=[config.trial_id for config in trials])
             cutter = executor.cutter
+            note_run(store, spec, digests_of(missing, cutter.job), trials=[config.trial_id for config in trials])
             work = cutter.cut(trials, {config.trial_id for config in missing})
             before = len(trials) - len(missing)
             with recording(
@@ -67,6 +80,9 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
                 before=before,
             ) as recorder:
                 executor.run(work, recorder)
-            ran = sum(recorder.statuses.values())
-            left = len(missing) - ran
+                recorder.wait()
+                ran = sum(recorder.statuses.values())
+                left = len(missing) - ran
+                if left:
+                    recorder.noticed("time_limit", left=left)
             return SweepOutcome(len(trials), ran, left, recorder.statuses, tuple(recorder.failures))

@@ -129,10 +129,12 @@ def _compression(found: Sequence[Compression]) -> TextTable:
             _sparse(c.near_mode, c.near_sparsity, c.near_lam, c.near_tuned),
             percent(c.near_accuracy),
             NONE if c.near_compression is None else f"{c.near_compression:.1f}×",
+            _sparse(c.plain_mode, c.plain_sparsity, c.plain_lam, c.plain_tuned),
+            NONE if c.plain_compression is None else f"{c.plain_compression:.1f}×",
         )
         for c in found
     )
-    near = ("sparsest within a point", "accuracy", "compression")
+    near = ("sparsest within a point", "accuracy", "compression", "baseline within it", "compression")
     columns = ("network", "baseline sparsity", "accuracy", "sparsest gated", "accuracy", "compression", *near)
     return TextTable("Compression by L1 at the baseline's best accuracy (Table 3)", columns, rows)
 

@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
+from tune.cutting import are_in_turn
 from tune.job import Outcome, SweepJob
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "trials_of", "unit_text"]
@@ -20,7 +21,7 @@ JOB = "job"  # key of a Tune config: the SweepJob
 PLAN = "plan"  # key of a Tune config: the TrialPlan
 OUTCOME = "outcome"  # key of a Tune result: the unit's Outcomes; none if the deadline overtook what is left of it
 
-_STEP_SECONDS = 1.0  # for each step Tune takes some 10 ms of the driver's time
+_STEP_SECONDS = 1.0  # of short trials in turn; for each step Tune takes some 10 ms of the driver's time
 
 
 def unit_text(unit: Sequence[TrialConfig]) -> str:
@@ -36,7 +37,7 @@ def trials_of(config: dict[str, Any]) -> list[TrialConfig]:
 class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
     """Trains units in an actor that is reused: a digits trial takes a second, a fresh actor that imports torch several.
 
-    One `step` goes on until a trial ends, or a cohort; of trials that take less than a second, until it has passed.
+    One `step` goes on until a trial ends, or a cohort; where short trials take turns, until a second has passed.
 
     The trial keeps its own checkpoints in the store, so that it goes on where it was after its actor died, also
     under another driver; Tune's checkpoints are not used.
@@ -55,6 +56,7 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
             # Ray only counts shares; without this one trial's memory would be another's failure.
             torch.cuda.set_per_process_memory_fraction(job.gpu_share)
         self._outcomes = _run(unit, job)
+        self._seconds = _STEP_SECONDS if are_in_turn(unit, job) else 0.0
         self._left = len(unit)
         return True
 
@@ -63,7 +65,7 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
         began = time.monotonic()
         for outcomes in self._outcomes:
             ended += outcomes
-            if time.monotonic() - began >= _STEP_SECONDS:
+            if time.monotonic() - began >= self._seconds:
                 break
         self._left -= len(ended)
         return {OUTCOME: ended, "done": self._left == 0 or not ended}

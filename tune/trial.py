@@ -29,6 +29,7 @@ __all__ = [
     "check_digests",
     "choose_device",
     "dataset_of",
+    "device_of",
     "failed_outcome",
     "is_machines_fault",
     "run_trials",
@@ -58,6 +59,18 @@ def choose_device(name: str) -> torch.device:
             f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda"
         ) from None
     return device
+
+
+def device_of(job: SweepJob) -> torch.device:
+    """The job's device, here.
+
+    Raises:
+        UnfitNodeError: this machine has none, or has lost it.
+    """
+    try:
+        return choose_device(job.device)
+    except InvalidInputError as error:
+        raise UnfitNodeError(str(error)) from None
 
 
 def threads_for(config: TrialConfig, device: torch.device, asked: int | Literal["auto"], available: int) -> int:
@@ -98,13 +111,9 @@ def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcom
         job: their sweep's job.
 
     Raises:
-        UnfitNodeError: this machine's GPU failed; no trial can go on in this process.
+        UnfitNodeError: this machine's GPU failed or is not there; no trial can go on in this process.
     """
-    try:
-        device = choose_device(job.device)
-    except InvalidInputError as error:
-        yield from (failed_outcome(config, job, error) for config in configs)
-        return
+    device = device_of(job)
     trainings = [functools.partial(trial_steps, config, job, device) for config in configs]
     for ended in Interleaved(trainings, device, configs[0].precision, job.trials_per_gpu):
         if isinstance(ended.result, Outcome):

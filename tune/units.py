@@ -7,7 +7,7 @@ from gcsr.cohort import train_cohort
 from tune.cutting import is_stacked
 from tune.job import Outcome, SweepJob
 from tune.schema import epoch_rows, trial_row
-from tune.trial import blame_machine, choose_device, dataset_of, failed_outcome, run_trials
+from tune.trial import blame_machine, dataset_of, device_of, failed_outcome, run_trials
 
 __all__ = ["run_unit"]
 
@@ -28,15 +28,16 @@ def run_unit(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[list[Out
 
 
 def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
+    device = device_of(job)
     try:
-        data = dataset_of(configs[0], job.data, choose_device(job.device))
+        data = dataset_of(configs[0], job.data, device)
         results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed)
         return [
             Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
             for config, result in zip(configs, results, strict=True)
         ]
     except Exception as error:
-        blame_machine(error, job.device)
+        blame_machine(error, device)
         if len(configs) == 1:
             return [failed_outcome(configs[0], job, error)]
     # Too large for the device (what the error still held is free by now), or one trial's fault: each gets its own.

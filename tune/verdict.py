@@ -19,11 +19,17 @@ def headline(summary: Summary) -> str:
     stopped = [level for level in plain if level.collapse_lam is not None]
     collapsed = [level for level in stopped if not _is_lost_anyway(level, summary)]
     if stopped and not collapsed:
-        said.append("The network does not learn without regularization either.")
+        of = (
+            "The network does"
+            if len(stopped) == len(plain)
+            else f"In {len(stopped)} of {len(plain)} sweeps networks do"
+        )
+        said.append(f"{of} not learn without regularization either.")
     elif collapsed:
         of = "" if len(plain) == 1 else f" in {len(collapsed)} of {len(plain)} sweeps"
         reach = max((_reach(level, summary.tolerance) for level in collapsed), default=0.0)
-        beyond = f"; gated, it still learns at up to {reach:.2g} times the λ" if reach > 1 else ""
+        times = f"{reach:.2g}" if reach < 10 else f"{reach:.0f}"
+        beyond = f"; gated, it still learns at up to {times} times the λ" if reach > 1 else ""
         said.append(f"Plain regularization stops learning{of}{beyond}.")
     elif plain:
         tried = [s for s in summary.settings if s.mode == "baseline"]
@@ -38,17 +44,23 @@ def headline(summary: Summary) -> str:
             f"{best.relative_improvement:+.2%} relative."
         )
     elif tested := sum(c.significant is not None for c in compared):
-        said.append(f"No gain in accuracy over the best-tuned baseline is significant ({tested} tested).")
+        alone = sum(c.significant is True and (c.relative_improvement or 0) > 0 for c in compared)
+        after = " after Holm's correction" if alone else ""
+        of = f"{tested} tested" + (f", {alone} significant alone" if alone else "")
+        said.append(f"No gain in accuracy over the best-tuned baseline is significant{after} ({of}).")
     elif compared:
         said.append("Whether a gain in accuracy is significant cannot be said: too few runs, or no spread.")
     rates = [c for c in summary.compression if c.compression is not None and c.compression >= _NOTICEABLE]
     near = [c for c in summary.compression if c.near_compression is not None and c.near_compression >= _NOTICEABLE]
     if rates:
         most = max(rates, key=lambda c: c.compression or 0.0)
-        said.append(f"At the baseline's accuracy, networks are up to {most.compression:.1f} times smaller.")
+        said.append(
+            f"At the baseline's {_split(most)}accuracy, networks are up to {most.compression:.1f} times smaller."
+        )
     elif near:
         most = max(near, key=lambda c: c.near_compression or 0.0)
-        said.append(f"Within one point of its accuracy, networks are up to {most.near_compression:.1f} times smaller.")
+        smaller = f"networks are up to {most.near_compression:.1f} times smaller"
+        said.append(f"Within one point of its {_split(most)}accuracy, {smaller}.")
     if said:
         return " ".join(said)
     missing = "baseline" if any(s.mode != "none" for s in summary.settings) else "regularized trial"
@@ -110,7 +122,7 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
 def _is_lost_anyway(level: Tolerance, summary: Summary) -> bool:
     """Whether the network of a level learned in no seed without regularization, either."""
     plain = (s for s in summary.settings if s.mode == "none" and s.recipe == level.recipe)
-    return any(s.stopped and s.collapsed + s.diverged >= s.n for s in plain)
+    return any(s.stopped and s.n + s.unmeasured == s.collapsed + s.diverged for s in plain)
 
 
 def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
@@ -157,23 +169,40 @@ def _comparison(c: Compared) -> str:
     )
 
 
+def _split(c: Compression) -> str:
+    """What the accuracies that settings were chosen by are called; those that are told are of the test images."""
+    return "validation " if c.recipe["holdout"] else ""
+
+
 def _compression(c: Compression) -> str:
     if c.compression is None or c.compression < _NOTICEABLE:
-        first = f"{c.network}, L1: no gated setting has both the best baseline's accuracy and zeros to spare"
+        first = f"{c.network}, L1: no gated setting has both the best baseline's {_split(c)}accuracy and zeros to spare"
     else:
         first = (
             f"{c.network}, L1: {c.ours_mode} at λ = {tuned_text(c.ours_lam, c.ours_tuned)} keeps the best baseline's "
-            f"accuracy ({percent(c.ours_accuracy)} against {percent(c.baseline_accuracy)}) with {c.compression:.1f} "
+            f"{_split(c)}accuracy ({percent(c.ours_accuracy)} against {percent(c.baseline_accuracy)}"
+            f"{' on the test images' if _split(c) else ''}) with {c.compression:.1f} "
             f"times fewer non-zero parameters (sparsity {c.ours_sparsity:.3f} against {c.baseline_sparsity:.3f})"
         )
     if c.near_compression is None or c.near_compression < _NOTICEABLE or c.near_compression <= (c.compression or 1.0):
         return first + "."  # within a point there is nothing sparser
     assert c.near_accuracy is not None
     lost = 100 * (c.baseline_accuracy - c.near_accuracy)
+    price = f"{lost:.2f} points of accuracy"
+    if _split(c):
+        price = f"at most one point of validation accuracy ({percent(c.near_accuracy)} on the test images)"
     return (
-        f"{first}; for {lost:.2f} points of accuracy, {c.near_mode} at λ = {tuned_text(c.near_lam, c.near_tuned)} "
-        f"is {c.near_compression:.1f} times smaller (sparsity {c.near_sparsity:.3f})."
+        f"{first}; for {price}, {c.near_mode} at λ = {tuned_text(c.near_lam, c.near_tuned)} "
+        f"is {c.near_compression:.1f} times smaller (sparsity {c.near_sparsity:.3f}){_plain(c)}."
     )
+
+
+def _plain(c: Compression) -> str:
+    """What plain regularization reaches for the same price."""
+    if c.plain_compression is None or c.plain_compression < _NOTICEABLE:
+        return ", and plain regularization is no smaller within a point"
+    where = tuned_text(c.plain_lam, c.plain_tuned)
+    return f", and plain regularization at λ = {where} is {c.plain_compression:.1f} times smaller within a point"
 
 
 def caveats(summary: Summary) -> Iterator[str]:
@@ -182,14 +211,21 @@ def caveats(summary: Summary) -> Iterator[str]:
         yield "The best λ was chosen on the test split, as in the paper; set holdout to choose it honestly."
     few = sorted({s.n for s in summary.settings if 0 < s.n < 3})
     if few:
-        yield f"Some settings have only {', '.join(map(str, few))} finished run(s); intervals need at least 3."
+        yield (
+            f"Some settings have only {' or '.join(map(str, few))} run{'s' * (few != [1])}: "
+            "of one there is no interval, and of two a wide one."
+        )
     if len({s.n for s in summary.settings}) > 1:
         yield "Settings differ in their number of runs."
     edges = (edge for compared in summary.comparisons for edge in _edges(compared, summary.settings))
     yield from dict.fromkeys(edges)  # two modes are compared with the same baseline
     diverged = sum(s.diverged for s in summary.settings)
     if diverged:
-        yield f"{diverged} trial(s) diverged; they count with their last finite epoch."
+        early = sum(s.unmeasured for s in summary.settings)
+        without = (
+            f"; {early} had none and are in no mean, nor is a setting with one the best if another is" if early else ""
+        )
+        yield f"{diverged} trial(s) diverged; they count with their last finite epoch{without}."
     if summary.failures:
         yield f"{len(summary.failures)} trial(s) failed and are in no mean."
 

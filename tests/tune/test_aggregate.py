@@ -137,6 +137,30 @@ def test_compression_takes_the_sparsest_that_is_good_enough(table, row):
     assert found.near_compression == pytest.approx(0.781 / 0.1)
 
 
+def test_the_survivors_of_a_setting_whose_others_diverged_at_once_do_not_win(table, row):
+    rows = [row(0.97, mode="baseline", lam=1e-3, seed=seed) for seed in range(3)]
+    rows += [row(0.96, mode="ours", lam=1e-3, seed=seed) for seed in range(3)]
+    lucky = row(0.99, mode="baseline", lam=1e-2), row(None, status="diverged", mode="baseline", lam=1e-2, seed=1)
+    (compared,) = summarize(table([*rows, *lucky])).comparisons
+    assert compared.baseline_lam == 1e-3
+    (compared,) = summarize(table([*rows[3:], *lucky])).comparisons
+    assert compared.baseline_lam == 1e-2, "there is no other"
+
+
+def test_equal_seeds_in_another_order_are_a_tie(table, row):
+    values = [430 / 450, 438 / 450, 437 / 450]
+    orders = {1e-3: values, 2e-3: [values[2], values[0], values[1]]}
+    rows = [
+        row(value, mode=mode, lam=lam, seed=seed, regularizer="l1", sparsity=300 * lam)
+        for mode, lams in (("baseline", (1e-3, 2e-3)), ("ours", (2e-3,)))
+        for lam in lams
+        for seed, value in enumerate(orders[lam])
+    ]
+    summary = summarize(table(rows))
+    assert summary.comparisons[0].baseline_lam == 1e-3, "the weakest of equals"
+    assert summary.compression[0].compression == pytest.approx(0.7 / 0.4)
+
+
 def test_different_recipes_never_compete(table, row):
     rows = [row(0.8, mode="baseline", lam=0.1, epochs=10), row(0.9, mode="ours", lam=0.1, epochs=20)]
     assert summarize(table(rows)).comparisons == ()

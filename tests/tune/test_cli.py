@@ -91,6 +91,8 @@ BAD = {
     "data set": ["data", "imagenet"],
     "data into a uri": ["data", "cifar10", "--data", "s3://bucket", "--download"],
     "spec name": ["specs", "digitz"],
+    "an unset variable": ["sweep", "digits", "--out", "OUT", "--set", "epochs="],
+    "no hold-out to search on": ["search", "digits", "--out", "OUT", "--trials", "3", "--set", "holdout=0"],
     "empty out": ["sweep", "digits", "--out", ""],
     "no bucket": ["sweep", "digits", "--out", "s3://"],
     "half a uri": ["sweep", "digits", "--out", "s3:bucket"],
@@ -249,6 +251,21 @@ def test_a_precision_that_the_processor_lacks_is_warned_of(emulated, capsys, tmp
         assert err.count("precision: bf16 is emulated on this processor") == emulated
     code, _, err = run(capsys, "train", *options)
     assert "emulated" not in err
+
+
+def test_what_the_page_that_is_served_has_no_use_for_is_refused(swept, capsys, tmp_path):
+    folder, _ = swept
+    for option, value in (("format", "json"), ("out", tmp_path / "o"), ("figures", tmp_path / "f")):
+        code, _, err = run(capsys, "report", folder, "--watch", f"--{option}", value)
+        assert code == 2
+        assert err == f"gcsr: {option}: {str(value)!r} is not allowed with --watch, which serves the page\n"
+
+
+def test_a_home_that_the_shell_did_not_expand_is_the_home(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code, _, err = run(capsys, "report", "~/runs")
+    assert code == 2
+    assert f"dir: '{tmp_path / 'home' / 'runs'}' holds no sweep" in err
 
 
 @pytest.mark.parametrize(

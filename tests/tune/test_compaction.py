@@ -12,7 +12,8 @@ import pytest
 
 from tests.tune.conftest import make_row
 from tune import compaction
-from tune.compaction import compact, recover
+from tune.compaction import compact, discard_leftovers, recover
+from tune.job import checkpoint_name
 from tune.store import Store
 
 
@@ -185,6 +186,20 @@ def test_a_part_whose_values_rot_is_put_aside_and_a_trial_whose_values_rot_runs_
     rows = fill(store, range(10))
     assert store.ended() == set(ids(rows))
     assert not store.read_trials().damaged
+    check(store, rows)  # the epochs of those that ran again are there once
+
+
+def test_of_merged_epochs_only_those_go_whose_rows_are_lost(tmp_path):
+    store = Store(str(tmp_path))
+    fill(store, range(8))
+    compact(store, singles=8)
+    (lost,) = names(store)
+    kept = fill(store, range(8, 16))
+    compact(store, singles=8)
+    (tmp_path / "trials" / lost).write_bytes(b"")
+    recover(store)
+    check(store, kept)
+    check(store, fill(store, range(8)) + kept)
 
 
 def test_a_trial_whose_epochs_are_damaged_runs_again_and_what_is_no_trial_is_put_aside(tmp_path):
@@ -311,3 +326,15 @@ def test_epochs_that_a_killed_merge_left_behind_are_merged_later(tmp_path, monke
     assert [len(names(store, folder)) for folder in ("trials", "epochs")] == [1, 2]
     store.write_trial(late, epochs_of(late))
     check(store, [*rows, late])
+
+
+def test_what_a_killed_run_would_have_removed_is_removed_by_the_next(tmp_path):
+    store = Store(str(tmp_path))
+    ended, waiting = fill(store, [0])[0]["trial_id"], make_row(seed=1)["trial_id"]
+    for trial_id in (ended, waiting):
+        store.write_bytes(checkpoint_name(trial_id), b"state")
+    half = tmp_path / "trials" / f".{ended}.parquet.0123456789abcdef.part"
+    half.write_bytes(b"PAR1")
+    discard_leftovers(store, store.ended())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"{waiting}.pt"]
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == [f"{ended}.parquet"]

@@ -21,7 +21,7 @@ from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trainable import UNIT, trials_of
+from tune.trainable import JOB, OUTCOME, UNIT, SweepTrainable, trials_of, unit_text
 
 
 @pytest.mark.parametrize("skew", [-1000, 1000])
@@ -41,6 +41,42 @@ def test_a_unit_is_given_up_after_three_workers_without_progress_whatever_the_cl
     assert losses.again(unit) == [unit[:1], unit[1:]]
     assert losses.again(unit[:1]) == []
     assert losses.again(unit[1:]) == [unit[1:]]
+
+
+@pytest.mark.parametrize(("resources", "device"), [({"CPU": 2.0}, "cpu"), ({"CPU": 2.0, "GPU": 1.0}, "cuda")])
+def test_workers_are_told_the_device_that_was_planned(resources, device, tmp_path, monkeypatch):
+    monkeypatch.setattr("tune.ray_executor.alive_nodes", lambda: [{"Resources": resources}])
+    executor = RayExecutor(SweepJob(experiment="test", store=str(tmp_path)), on_cluster=False)
+    assert executor._shared[JOB].device == device
+
+
+def test_a_cluster_that_has_not_grown_yet_starts_as_many_workers_as_it_holds(tmp_path):
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._job, executor._slots, executor._held = SweepJob(experiment="test", store=str(tmp_path)), 24, ((), 0)
+    node = {"NodeID": "a", "Resources": {"CPU": 4.0}}
+    watch = types.SimpleNamespace(nodes=(node,))
+    executor._watch = watch
+    assert executor._slots_now() == 4
+    watch.nodes = (node, node | {"NodeID": "b", "Resources": {"CPU": 40.0}})
+    assert executor._slots_now() == 24
+    watch.nodes = (node | {"NodeID": "c", "Resources": {"memory": 1.0}},)
+    assert executor._slots_now() == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "together"),
+    [({"device": "cpu"}, True), ({"device": "cpu", "trials_per_gpu": 2}, False), ({"device": "cuda"}, False)],
+)
+def test_only_short_trials_in_turn_wait_for_one_another(fields, together, tmp_path, monkeypatch):
+    trials = [TrialConfig(mode="baseline", lam=1e-3, seed=seed) for seed in range(3)]
+    outcomes = [[Outcome({"trial_id": config.trial_id}, [])] for config in trials]
+    monkeypatch.setattr("tune.trainable._run", lambda unit, job: iter(outcomes))
+    job = SweepJob(experiment="test", store=str(tmp_path), cohort=1, **fields)
+    results = []
+    trainable = SweepTrainable({UNIT: unit_text(trials), JOB: job})
+    while not results or not results[-1]["done"]:
+        results.append(trainable.step())
+    assert [len(result[OUTCOME]) for result in results] == ([3] if together else [1, 1, 1])
 
 
 def test_of_a_unit_that_is_lost_only_the_trial_that_kills_its_worker_is_given_up(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def test_the_oldest_waiting_trials_are_left_to_the_workers_that_start(slots, sta
     names = {"P": "PENDING", "R": "RUNNING"}
     trials = [SimpleNamespace(trial_id=f"x_{k:05}", status=names[s]) for k, s in enumerate(statuses)]
     controller = SimpleNamespace(get_live_trials=lambda: trials[1::2] + trials[::2])  # in no order, as Tune has them
-    found = SparingScheduler(slots).choose_trial_to_run(controller)
+    found = SparingScheduler(lambda: slots).choose_trial_to_run(controller)
     assert found is (None if chosen is None else trials[chosen])
 
 
@@ -60,7 +60,7 @@ def test_short_trials_do_not_keep_other_workers_from_starting(tmp_path):
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(Short, {"cpu": 1}),
             param_space={"k": ray_tune.grid_search(list(range(300))), "folder": str(tmp_path)},
-            tune_config=ray_tune.TuneConfig(scheduler=SparingScheduler(3), reuse_actors=True),
+            tune_config=ray_tune.TuneConfig(scheduler=SparingScheduler(lambda: 3), reuse_actors=True),
             run_config=ray_tune.RunConfig(storage_path=str(tmp_path), verbose=0),
         )
         workers = {result.metrics["worker"] for result in tuner.fit()}

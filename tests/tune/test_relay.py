@@ -7,8 +7,8 @@ import pytest
 from gcsr import TrialConfig
 from tune.cutting import UnitCutter
 from tune.job import SweepJob
-from tune.relay import NodeWatch
-from tune.trainable import UNIT, unit_text
+from tune.relay import NodeWatch, Relay, StopWhenOver
+from tune.trainable import OUTCOME, UNIT, unit_text
 
 UNITS = [[TrialConfig(seed=seed) for seed in range(number)] for number in (8, 3, 2)]
 
@@ -29,3 +29,19 @@ def test_the_pulse_counts_trials_that_are_under_way_and_none_that_wait_in_a_unit
     ]
     NodeWatch([], checks, None, cutter.under_way).look(trials, listener)
     assert heard[-1] == ("pulse", {"running": running, "nodes": 1})
+
+
+def test_once_time_is_over_and_nobody_is_at_work_no_unit_is_begun_to_find_that_out():
+    relay = Relay(types.SimpleNamespace(ended=lambda outcome: None), None, list)
+    stop = StopWhenOver(relay)
+    a, b, c = (types.SimpleNamespace(trial_id=name) for name in "abc")
+    for trial in (a, b):
+        relay.on_trial_start(0, [], trial)
+    relay.on_trial_result(0, [], a, {OUTCOME: []})  # the deadline has overtaken it
+    relay.on_trial_complete(0, [], a)
+    relay.on_trial_start(0, [], c)
+    assert not stop.stop_all(), "b is in its last epoch"
+    relay.on_trial_result(0, [], b, {OUTCOME: [None]})
+    assert not stop.stop_all()
+    relay.on_trial_complete(0, [], b)
+    assert stop.stop_all()

@@ -117,6 +117,62 @@ def test_regularization_is_not_blamed_for_what_happens_without_it(table, row):
     assert "Plain regularization stops" not in text
 
 
+def test_the_headline_says_what_holms_correction_took_away(table, row):
+    rows = []
+    for model, gain in (("mlp5", 0.007), ("mlp6", 0.0), ("mlp7", -0.01)):
+        for seed, noise in enumerate((0.0, 0.004, 0.008, 0.002)):
+            rows.append(row(0.80 + noise, mode="baseline", lam=1e-3, seed=seed, model=model))
+            rows.append(row(0.80 + gain + noise / 2, mode="ours", lam=1e-3, seed=seed, model=model))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert re.search(r"is significant after Holm's correction \(3 tested, 1 significant alone\)", text)
+
+
+def test_one_network_that_learns_nothing_is_not_all_of_them(table, row):
+    rows = [row(0.1, status="collapsed", mode=mode, lam=lam) for mode, lam in (("none", 0.0), ("baseline", 1e-3))]
+    rows += [row(0.9, mode=mode, lam=lam, model="mlp2") for mode, lam in (("none", 0.0), ("baseline", 1e-3))]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "In 1 of 2 sweeps networks do not learn without regularization either." in text
+
+
+def test_half_of_the_seeds_is_not_none(table, row):
+    rows = [row(None, status="diverged", mode="none", lam=0.0, seed=seed) for seed in range(2)]
+    rows += [row(0.97, mode="none", lam=0.0, seed=seed) for seed in range(2, 4)]
+    rows.append(row(0.1, status="collapsed", mode="baseline", lam=1e-3))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "as the network does without any" not in text
+    assert "2 trial(s) diverged; they count with their last finite epoch; 2 had none and are in no mean" in text
+
+
+def test_of_what_was_chosen_on_held_out_images_the_test_accuracies_are_named_as_such(table, row):
+    rows = []
+    for seed in range(3):
+        for mode, lam, chosen, told, sparsity in (
+            ("baseline", 1e-4, 0.90, 0.95, 0.1),
+            ("ours", 1e-3, 0.91, 0.93, 0.6),
+            ("ours", 2e-3, 0.895, 0.955, 0.9),
+        ):
+            one = row(told, mode=mode, lam=lam, seed=seed, regularizer="l1", sparsity=sparsity, holdout=0.1)
+            rows.append(one | {"val_accuracy": chosen})
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "At the baseline's validation accuracy, networks are up to 2.2 times smaller." in text
+    assert "keeps the best baseline's validation accuracy (93.00 % against 95.00 % on the test images)" in text
+    assert "for at most one point of validation accuracy (95.50 % on the test images), ours" in text
+
+
+def test_the_verdict_says_what_plain_regularization_reaches_for_the_same_price(table, row):
+    rows = []
+    for seed in range(3):
+        for mode, lam, accuracy, sparsity in (
+            ("baseline", 1e-4, 0.90, 0.0), ("baseline", 2e-4, 0.893, 0.5), ("ours", 1e-3, 0.892, 0.8),
+        ):  # fmt: skip
+            rows.append(row(accuracy, mode=mode, lam=lam, seed=seed, regularizer="l1", sparsity=sparsity))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "for 0.80 points of accuracy, ours at λ = 0.001 is 5.0 times smaller (sparsity 0.800), " in text
+    assert "and plain regularization at λ = 0.0002 is 2.0 times smaller within a point." in text
+    text = render(summarize(table([r for r in rows if r["lam"] != 2e-4])), "text", title="x", progress="p", width=400)
+    assert "and plain regularization is no smaller within a point." in text
+
+
 def test_json_has_the_contract(summary):
     report = json.loads(render(summary, "json", title="x", progress="p"))
     setting = {"dataset", "model", "regularizer", "mode", "lam", "mu", "gamma", "n", "accuracy_mean", "accuracy_ci95"}

@@ -258,11 +258,16 @@ def test_losing_settings_get_no_more_seeds(tmp_path):
 
 
 def test_optunas_pruners():
-    assert should_prune("median", [[0.9, 0.91]] * 4, [0.5])
-    assert not should_prune("median", [[0.9, 0.91]] * 4, [0.95])
-    assert not should_prune("median", [[0.9, 0.91]] * 2, [0.5]), "too little to compare with"
-    assert should_prune("wilcoxon", [[0.9, 0.91, 0.92, 0.93, 0.94]], [0.5, 0.51, 0.52, 0.5])
-    assert not should_prune("wilcoxon", [[0.9, 0.91]], [])
+    two = {0: 0.9, 1: 0.91}
+    assert should_prune("median", [two] * 4, {0: 0.5})
+    assert not should_prune("median", [two] * 4, {0: 0.95})
+    assert not should_prune("median", [two] * 2, {0: 0.5}), "too little to compare with"
+    assert should_prune("wilcoxon", [dict(enumerate((0.9, 0.91, 0.92, 0.93, 0.94)))], dict.fromkeys(range(4), 0.5))
+    assert not should_prune("wilcoxon", [two], {})
+    # better than its rival in each of its own seeds, of which the first failed
+    rival = dict(enumerate((0.95, 0.80, 0.81, 0.82, 0.83, 0.84, 0.85)))
+    better = {n: value + 0.001 for n, value in rival.items() if n}
+    assert not should_prune("wilcoxon", [rival], better)
 
 
 def test_the_best_are_trained_again_on_all_images(tmp_path):

@@ -13,10 +13,13 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
 from tests.tune.conftest import title
+from tests.tune.test_node_data import write
 from tune.aggregate import summarize
 from tune.cli import main
 from tune.job import SweepJob
@@ -211,6 +214,37 @@ def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_pa
 
 
 @pytest.mark.slow(40)
+@pytest.mark.parametrize("command", ["sweep", "tolerance", "search"])
+def test_trials_of_other_data_do_not_join_a_store(command, tmp_path, capsys):
+    for seed, name in enumerate(("first", "second")):
+        write(tmp_path / name, seed=seed)
+    fields = ("dataset=cifar10", "model=mlp1", "epochs=1", "mode=baseline", "regularizer=l2", "seed=[0]")
+    given = [command, "digits", "--executor", "inline", "--out", str(tmp_path / "out")]
+    given += [word for field in (*fields, "lam=[1e-4, 1e-3]") for word in ("--set", field)]
+    given += ["--trials", "2"] if command == "search" else []
+    assert main([*given, "--data", str(tmp_path / "first")]) == 0
+    before = (tmp_path / "out" / "sweep.json").read_bytes()
+    more = [word.replace("seed=[0]", "seed=[0, 1]") for word in given] if command != "search" else given
+    more = [word.replace("2", "3") if word == "2" else word for word in more]
+    assert main([*more, "--resume", "--data", str(tmp_path / "second")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("gcsr: data: cifar10 with the sha256 ") and "is not allowed; expected " in line
+    assert (tmp_path / "out" / "sweep.json").read_bytes() == before
+    assert main([*more, "--resume", "--data", str(tmp_path / "first")]) == 0
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "trials").mkdir()
+    theirs = tmp_path / "trials" / "patients.parquet"
+    pq.write_table(pa.table({"age": [40]}), theirs)
+    for arguments in ([], ["--resume"]):
+        assert main(["sweep", "digits", "--executor", "inline", "--out", str(tmp_path), *arguments]) == 2
+    assert "holds files of something else; expected a new folder or a sweep's" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["trials", "patients.parquet"]
+    assert main(["sweep", "digits", "--executor", "inline", "--out", "/"]) == 2
+    assert "out: '/' is not allowed" in capsys.readouterr().err
+
+
 def test_a_time_limit_on_ray_cuts_a_trial_that_goes_on(tmp_path):
     fields = {"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "seed": 0}
     began = time.monotonic()
@@ -220,6 +254,8 @@ def test_a_time_limit_on_ray_cuts_a_trial_that_goes_on(tmp_path):
     whole, pieces = Store(str(tmp_path / "whole")), Store(str(tmp_path / "pieces"))
     run_sweep(spec, whole, RunOptions(executor="inline", cohort=1))
     cut = run_sweep(spec, pieces, RunOptions(cohort=1, time_limit=0.8 * startup))
+    events = {event["event"]: event for event in map(json.loads, (tmp_path / "pieces" / "log.jsonl").open())}
+    assert events["time_limit"]["left"] == cut.left
     assert (cut.left, cut.ran, cut.failures) == (1, 0, ())
     run_sweep(spec, pieces, RunOptions(executor="inline", resume=True, cohort=1))
     assert rows(pieces) == rows(whole)

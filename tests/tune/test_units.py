@@ -16,6 +16,7 @@ from gcsr.parallel import run_workers
 from tune.cli import main
 from tune.inline_executor import InlineExecutor
 from tune.job import SweepJob, checkpoint_name
+from tune.node_data import UnfitNodeError
 from tune.recorder import Recorder
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
@@ -197,6 +198,14 @@ def test_a_gpu_that_failed_is_no_fault_of_the_trials(cohort, tmp_path, monkeypat
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gcsr: ")]
     assert "failed: CUDA error: an illegal memory access was encountered; every ended trial is stored; resume" in line
     assert len(Store(str(tmp_path / "o")).read_trials().table) == 0
+
+
+@pytest.mark.parametrize("cohort", [1, 4])
+def test_where_the_planned_gpu_is_not_there_nothing_is_trained_and_no_trial_has_failed(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: (_ for _ in ()).throw(RuntimeError("no CUDA here")))
+    configs = [TrialConfig(epochs=1, seed=seed) for seed in range(2)]
+    with pytest.raises(UnfitNodeError, match="device: 'cuda' is not allowed here"):
+        outcomes_of(configs, job(tmp_path, device="cuda", cohort=cohort))
 
 
 def test_a_checkpoint_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, capsys):
