@@ -220,7 +220,8 @@ class Pace:
             return True
         free, total = torch.cuda.mem_get_info(self._device)
         taken = torch.cuda.memory_reserved(self._device)
-        allowed = torch.cuda.get_per_process_memory_fraction(self._device) * total - taken  # with --gpu-share
+        share = torch.cuda.get_per_process_memory_fraction(self._device.index)  # with --gpu-share
+        allowed = share * total - taken
         return _SPARE * taken / self.width * more < min(free, allowed)
 
 

@@ -58,7 +58,7 @@ def test_there_are_as_many_as_the_memory_of_this_process_holds(taken, share, wid
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: taken * pace.width)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 - taken * pace.width, 80))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", {None: share}.get)
     epochs = 0
     while not pace.settled:
         epochs += 1
