@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gcsr.config import TrialConfig
 from gcsr.errors import CheckpointError
 from gcsr.files import write_atomically
 
@@ -87,16 +88,17 @@ class Checkpointer:
         """Whether the deadline has passed."""
         return self._deadline is not None and time.time() >= self._deadline
 
-    def save(self, trial_id: str, state: dict[str, Any]) -> None:
+    def save(self, config: TrialConfig, state: dict[str, Any]) -> None:
         """Write ``state`` (tensors and plain values) for the trial."""
         began = time.monotonic()
         buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "trial_id": trial_id, "state": state}, buffer)
+        about = {"format": FORMAT, "trial_id": config.trial_id, "config": config.to_dict()}
+        torch.save(about | {"state": state}, buffer)
         self.storage.write(buffer.getvalue())
         now = time.monotonic()
         self._next = now + max(self._min_seconds, (now - began) * (1 / self._max_share - 1))
 
-    def load(self, trial_id: str, device: torch.device) -> dict[str, Any] | None:
+    def load(self, config: TrialConfig, device: torch.device) -> dict[str, Any] | None:
         """The state last saved for this trial; None if there is none.
 
         Raises:
@@ -117,8 +119,15 @@ class Checkpointer:
             raise CheckpointError(
                 f"checkpoint: {self.storage} is damaged ({reason}); delete it to start the trial again"
             ) from None
-        if found != FORMAT or owner != trial_id:
-            raise CheckpointError(
-                f"checkpoint: {self.storage} is of trial {owner} in format {found}; expected {trial_id} in {FORMAT}"
-            )
+        if found != FORMAT:
+            raise CheckpointError(f"checkpoint: {self.storage} is in format {found}; expected {FORMAT}")
+        if owner != config.trial_id:
+            before, now = saved.get("config"), config.to_dict()
+            known = before if isinstance(before, dict) else {}  # older ones say only whose they are
+            others = [
+                f"{name} {known[name]} instead of {now[name]}"
+                for name in now
+                if name in known and known[name] != now[name]
+            ]
+            raise CheckpointError(f"checkpoint: {self.storage} is of another trial: {', '.join(others) or owner}")
         return state

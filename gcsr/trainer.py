@@ -92,7 +92,7 @@ def training(
     check_data(config, data)
     seed_generators(config.seed, data.train_images.device)
     run = _Run(config, data, workers)
-    state = _load(checkpointer, config.trial_id, data.train_images.device, workers)
+    state = _load(checkpointer, config, data.train_images.device, workers)
     if state is not None:
         try:
             run.load_state_dict(state)
@@ -113,7 +113,7 @@ def training(
         if workers.from_first(checkpointer is not None and checkpointer.due(run.epoch)):
             state = run.state_dict()
             if checkpointer is not None and workers.rank == 0:
-                checkpointer.save(config.trial_id, state)
+                checkpointer.save(config, state)
             out_of_time = workers.from_first(checkpointer is not None and checkpointer.out_of_time())
             if out_of_time and run.epoch < config.epochs:  # type: ignore[operator]
                 raise OutOfTimeError(f"stopped after epoch {run.epoch} of {config.epochs}")
@@ -122,13 +122,13 @@ def training(
 
 
 def _load(
-    checkpointer: Checkpointer | None, trial_id: str, device: torch.device, workers: Workers
+    checkpointer: Checkpointer | None, config: TrialConfig, device: torch.device, workers: Workers
 ) -> dict[str, Any] | None:
     """The checkpoint as rank 0 finds it: what other nodes see of a shared disk may be older."""
     state: dict[str, Any] | CheckpointError | None = None
     if checkpointer is not None and workers.rank == 0:
         try:
-            state = checkpointer.load(trial_id, torch.device("cpu") if workers.group else device)
+            state = checkpointer.load(config, torch.device("cpu") if workers.group else device)
         except CheckpointError as error:
             state = error
     state = workers.from_first(state)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -51,11 +52,18 @@ def connected(address: str | None) -> Iterator[None]:
         starting = thread.submit(_connect, address)
         try:
             starting.result()
+            _take_back_sigterm()
             _watch_head()
             yield
         finally:
             wait([starting])
             ray.shutdown()
+
+
+def _take_back_sigterm() -> None:
+    """Ray's library takes a SIGTERM for a crash, and prints where it hit before it calls the handler that was there."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _connect(address: str | None) -> None:

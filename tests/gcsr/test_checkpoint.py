@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gcsr import CheckpointError, checkpoint
+from gcsr import CheckpointError, TrialConfig, checkpoint
 from gcsr.checkpoint import Checkpointer, FileStorage
 
 
@@ -39,7 +39,7 @@ def _saved_in(seconds: int, clock, checkpointer) -> int:
         clock.now += 1
         epoch += 1
         if checkpointer.due(epoch):
-            checkpointer.save("x", {})
+            checkpointer.save(TrialConfig(), {})
             saved += 1
     return saved
 
@@ -73,16 +73,16 @@ def test_after_the_deadline_every_epoch_is_saved(clock):
 def test_a_single_wrong_bit_is_damage(tmp_path):
     storage = FileStorage(tmp_path / "c.pt")
     weights = torch.full((1000,), 0.5)
-    Checkpointer(storage).save("id", {"weights": weights})
+    Checkpointer(storage).save(TrialConfig(), {"weights": weights})
     whole = storage.path.read_bytes()
-    assert torch.equal(Checkpointer(storage).load("id", torch.device("cpu"))["weights"], weights)
+    assert torch.equal(Checkpointer(storage).load(TrialConfig(), torch.device("cpu"))["weights"], weights)
     middle = whole.index(weights.numpy().tobytes()) + 2000
     for position in (middle, *range(0, len(whole), 97)):
         wrong = bytearray(whole)
         wrong[position] ^= 1
         storage.write(bytes(wrong))
         try:
-            state = Checkpointer(storage).load("id", torch.device("cpu"))
+            state = Checkpointer(storage).load(TrialConfig(), torch.device("cpu"))
         except CheckpointError as error:
             assert "c.pt is damaged" in str(error)
         else:  # a byte that only fills up

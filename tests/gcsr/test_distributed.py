@@ -367,9 +367,7 @@ def dying(folder, group, device):
 def test_a_lost_worker_ends_the_trial_and_leaves_its_checkpoint(tmp_path):
     with pytest.raises(ProcessException):
         run_workers(functools.partial(dying, str(tmp_path)), 2, "cpu", threads=1)
-    state = Checkpointer(FileStorage(tmp_path / "ours.pt")).load(
-        trial("ours", epochs=10_000).trial_id, torch.device("cpu")
-    )
+    state = Checkpointer(FileStorage(tmp_path / "ours.pt")).load(trial("ours", epochs=10_000), torch.device("cpu"))
     assert len(state["records"]) >= 1
 
 

@@ -171,7 +171,7 @@ def test_damaged_checkpoints_are_named(digits, tmp_path, damage):
 def test_a_checkpoint_of_another_trial_is_refused(digits, tmp_path):
     checkpointer = Checkpointer(FileStorage(tmp_path / "c.pt"))
     train(TrialConfig(model="mlp1", epochs=1), digits, checkpointer=checkpointer)
-    with pytest.raises(CheckpointError, match="is of trial"):
+    with pytest.raises(CheckpointError, match=r"c\.pt is of another trial: seed 0 instead of 1$"):
         train(TrialConfig(model="mlp1", epochs=1, seed=1), digits, checkpointer=checkpointer)
 
 
@@ -187,8 +187,8 @@ def test_a_checkpoint_of_another_trial_is_refused(digits, tmp_path):
 def test_a_state_that_does_not_fit_is_refused(digits, tmp_path, change, words):
     config, checkpointer = TrialConfig(model="mlp1", epochs=2), Checkpointer(FileStorage(tmp_path / "c.pt"))
     train(config, digits, checkpointer=checkpointer)
-    state = checkpointer.load(config.trial_id, torch.device("cpu"))
-    checkpointer.save(config.trial_id, state | change)
+    state = checkpointer.load(config, torch.device("cpu"))
+    checkpointer.save(config, state | change)
     with pytest.raises(CheckpointError, match=f"its state is no trial's: .*{words}"):
         train(config, digits, checkpointer=checkpointer)
 

@@ -135,6 +135,7 @@ def test_on_ray_killed_at_three_places_and_resumed_it_ends_in_the_undisturbed_ta
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == 130, err
     assert "--resume" in err
+    assert "SIGTERM received" not in err, "that is what Ray says of a crash"
     # 3: SIGKILL to the workers: Tune runs their trials again.
     count = _stored(out)
     driver = _sweep_process(spec_file, out, *options)
