@@ -121,26 +121,37 @@ def _compression(found: Sequence[Compression]) -> TextTable:
     rows = tuple(
         (
             c.network,
-            f"{number(c.baseline_sparsity)} at {tuned_text(c.baseline_lam, c.baseline_tuned)}",
-            percent(c.baseline_accuracy),
-            _sparse(c.ours_mode, c.ours_sparsity, c.ours_lam, c.ours_tuned),
-            percent(c.ours_accuracy),
-            NONE if c.compression is None else f"{c.compression:.1f}×",
-            _sparse(c.near_mode, c.near_sparsity, c.near_lam, c.near_tuned),
-            percent(c.near_accuracy),
-            NONE if c.near_compression is None else f"{c.near_compression:.1f}×",
-            _sparse(c.plain_mode, c.plain_sparsity, c.plain_lam, c.plain_tuned),
-            NONE if c.plain_compression is None else f"{c.plain_compression:.1f}×",
+            _sparse("", c.baseline_sparsity, c.baseline_lam, c.baseline_tuned, c.baseline_accuracy),
+            _sparse(c.ours_mode, c.ours_sparsity, c.ours_lam, c.ours_tuned, c.ours_accuracy),
+            _times(c.compression),
+            _sparse(c.near_mode, c.near_sparsity, c.near_lam, c.near_tuned, c.near_accuracy),
+            _times(c.near_compression),
+            _sparse(c.plain_mode, c.plain_sparsity, c.plain_lam, c.plain_tuned, c.plain_accuracy),
+            _times(c.plain_compression),
         )
         for c in found
     )
-    near = ("sparsest within a point", "accuracy", "compression", "baseline within it", "compression")
-    columns = ("network", "baseline sparsity", "accuracy", "sparsest gated", "accuracy", "compression", *near)
-    return TextTable("Compression by L1 at the baseline's best accuracy (Table 3)", columns, rows)
+    columns = ("network", "best baseline", "sparsest gated", "smaller")
+    near = ("sparsest gated within a point", "smaller", "sparsest baseline within it", "smaller")
+    return TextTable(
+        "Compression by L1 at the baseline's best accuracy (Table 3; sparsity at λ, accuracy)", columns + near, rows
+    )
 
 
-def _sparse(mode: str | None, sparsity: float | None, lam: float | None, tuned: Mapping[str, Any] | None) -> str:
-    return NONE if mode is None else f"{mode} {number(sparsity)} at {tuned_text(lam, tuned)}"
+def _sparse(
+    mode: str | None,
+    sparsity: float | None,
+    lam: float | None,
+    tuned: Mapping[str, Any] | None,
+    accuracy: float | None,
+) -> str:
+    if mode is None:
+        return NONE
+    return f"{mode} {number(sparsity)} at {tuned_text(lam, tuned)} ({percent(accuracy)})".strip()
+
+
+def _times(compression: float | None) -> str:
+    return NONE if compression is None else f"{compression:.1f}×"
 
 
 def _paper(summary: Summary) -> TextTable:
@@ -166,8 +177,8 @@ def _paper(summary: Summary) -> TextTable:
     for k in summary.compression:
         rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None
         if rate:
-            ours = NONE if k.compression is None else f"{k.compression:.1f}×"
-            rows.append((k.network, "L1 compression", f"{rate.compression:.1f}×", ours, NONE, _not_the_papers(k)))
+            ours = _times(k.compression)
+            rows.append((k.network, "L1 compression", _times(rate.compression), ours, NONE, _not_the_papers(k)))
     columns = ("network", "what", "paper", "here", "n", "other than its recipe")
     return TextTable("Beside the paper", columns, tuple(rows))
 
