@@ -60,7 +60,7 @@ def plain_network(config: TrialConfig, weights: Mapping[str, Tensor]) -> PlainNe
     """
     if not is_written_out(config, next(iter(weights.values())).device):
         return None
-    if native_allowed() and NativeNetwork.available():
+    if native_allowed() and NativeNetwork.available() and all(w.dtype == torch.float32 for w in weights.values()):
         return NativeNetwork(weights)
     return TorchNetwork(weights)
 
