@@ -30,9 +30,7 @@ __all__ = [
     "RowSource",
     "RunOptions",
     "check_machine",
-    "check_same_data",
     "check_unused",
-    "digests_of",
     "job_of",
     "note_run",
     "open_executor",
@@ -117,20 +115,24 @@ class RowSource(UnitSource, Protocol):
 
 @contextlib.contextmanager
 def open_executor(
-    job: SweepJob, options: RunOptions, trials: Sequence[TrialConfig]
+    store: Store, job: SweepJob, options: RunOptions, trials: Sequence[TrialConfig]
 ) -> Iterator["InlineExecutor | RayExecutor"]:
     """The executor that the options ask for, and Ray with it; closed at the end of the block.
 
     What has been imported before this imports no torch, so that bad input is answered, and Ray started, at once.
 
     Args:
+        store: that the trials are run into.
         job: what the trials share.
         options: how to run them.
         trials: some that use every data set of the run.
 
     Raises:
-        InvalidInputError: it could never run a trial; or, of a cluster, it cannot be reached or has an unfit node.
+        InvalidInputError: it could never run a trial; the store's trials were trained on other data; or, of a cluster,
+            it cannot be reached or has an unfit node.
     """
+    if options.address is None:
+        _check_same_data(store, _digests(trials, job))  # a cluster's nodes are asked first
     if options.executor == "inline":
         from tune.inline_executor import InlineExecutor
 
@@ -149,13 +151,16 @@ def open_executor(
     with connected(options.address):
         from tune.ray_executor import RayExecutor
 
-        yield RayExecutor(
+        executor = RayExecutor(
             job,
             on_cluster=options.address is not None,
             wait=options.wait,
             max_concurrent=options.max_concurrent,
             datasets=sorted({config.dataset for config in trials}),
         )
+        if options.address is not None:
+            _check_same_data(store, _digests(trials, executor.cutter.job))
+        yield executor
 
 
 def _import_all(modules: Sequence[str]) -> None:
@@ -272,7 +277,7 @@ class _Feeding:
         self._recorder.noticed(event, **fields)
 
 
-def digests_of(trials: Sequence[TrialConfig], job: SweepJob) -> dict[str, str]:
+def _digests(trials: Sequence[TrialConfig], job: SweepJob) -> dict[str, str]:
     """SHA-256 of the content of each data set that the trials use, as a cluster's nodes agreed on it or as it is here.
 
     Raises:
@@ -282,7 +287,7 @@ def digests_of(trials: Sequence[TrialConfig], job: SweepJob) -> dict[str, str]:
     return {name: job.digests.get(name) or local_digest(job.data, name) for name in sorted(names)}
 
 
-def check_same_data(store: Store, digests: Mapping[str, str]) -> None:
+def _check_same_data(store: Store, digests: Mapping[str, str]) -> None:
     """Raise if trials of the store were trained on other data: no mean may be over both.
 
     Raises:
@@ -297,22 +302,19 @@ def check_same_data(store: Store, digests: Mapping[str, str]) -> None:
             )
 
 
-def note_run(store: Store, spec: SweepSpec, digests: Mapping[str, str], **more: Any) -> None:
+def note_run(store: Store, spec: SweepSpec, job: SweepJob, trained: Sequence[TrialConfig] = (), **more: Any) -> None:
     """Note in the store which spec is run into it, on what data, by what and when; what earlier runs noted stays.
 
     Args:
         store: the store.
         spec: the spec.
-        digests: of the data sets, see `digests_of`.
+        job: of the run, as its executor has it.
+        trained: some trials that use every data set of the run.
         more: further entries: ``trials``, the ids of planned trials, are added to those known; ``planned`` is a number.
-
-    Raises:
-        InvalidInputError: see `check_same_data`.
     """
-    check_same_data(store, digests)
     before = store.read_manifest() or {}
     more["trials"] = sorted(set(before.get("trials", [])) | set(more.get("trials", [])))
-    more["data"] = before.get("data", {}) | digests
+    more["data"] = before.get("data", {}) | _digests(trained, job)
     runs = [*before.get("runs", []), provenance()][-_NOTED_RUNS:]
     store.write_manifest(
         before | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json"), "runs": runs} | more

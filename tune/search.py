@@ -17,18 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import discard_leftovers, recover
 from tune.lines import Line, labels, lines_of
-from tune.runs import (
-    RunOptions,
-    check_machine,
-    check_same_data,
-    check_unused,
-    digests_of,
-    job_of,
-    note_run,
-    open_executor,
-    recording,
-    run_source,
-)
+from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.search_identity import (
     SearchIdentity,
     definition_of,
@@ -119,15 +108,13 @@ def run_search(
         identity = known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
-        if options.address is None:
-            check_same_data(store, digests_of(lowest, job))
-        with open_executor(job, options, lowest) as executor:
+        with open_executor(store, job, options, lowest) as executor:
             cutter = executor.cutter
             if identity is None:
                 identity = SearchIdentity(uuid.uuid4().hex, definition, window or cutter.slots + 1, frozenset(stored))
                 write_identity(store, identity)
             planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
-            note_run(store, spec, digests_of(lowest, cutter.job), planned=planned)
+            note_run(store, spec, cutter.job, lowest, planned=planned)
             search = _Search(
                 store=store,
                 lines=lines,

@@ -120,10 +120,18 @@ class Store:
 
     def _is_foreign(self, path: str) -> bool:
         try:
-            with self._parsing(path) as file:
-                return "trial_id" not in pq.read_schema(file).names
+            return not self._names_trials(path)
         except DamagedStoreError:
             return False
+
+    def _names_trials(self, path: str) -> bool:
+        """Whether a Parquet file says which trials its rows are of.
+
+        Raises:
+            DamagedStoreError: it is none.
+        """
+        with self._parsing(path) as file:
+            return "trial_id" in pq.read_schema(file).names
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Note which sweep this is: its spec and which trials it has."""
@@ -310,8 +318,7 @@ class Store:
                 for _ in self._pieces(path, folder):
                     pass
                 return True
-            with self._parsing(path) as file:
-                return "trial_id" in pq.read_schema(file).names
+            return self._names_trials(path)
         except DamagedStoreError:
             return False
 

@@ -3,17 +3,7 @@
 from dataclasses import dataclass
 
 from tune.compaction import discard_leftovers, recover
-from tune.runs import (
-    RunOptions,
-    check_machine,
-    check_same_data,
-    check_unused,
-    digests_of,
-    job_of,
-    note_run,
-    open_executor,
-    recording,
-)
+from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
 
@@ -59,14 +49,12 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
             if store.read_manifest() is None:
-                note_run(store, spec, {}, trials=[config.trial_id for config in trials])
+                note_run(store, spec, job, trials=[config.trial_id for config in trials])
             return SweepOutcome(len(trials), 0, 0, {}, ())
-        if options.address is None:
-            check_same_data(store, digests_of(missing, job))
         # The executor refuses what can never run before the store is touched.
-        with open_executor(job, options, missing) as executor:
+        with open_executor(store, job, options, missing) as executor:
             cutter = executor.cutter
-            note_run(store, spec, digests_of(missing, cutter.job), trials=[config.trial_id for config in trials])
+            note_run(store, spec, cutter.job, missing, trials=[config.trial_id for config in trials])
             work = cutter.cut(trials, {config.trial_id for config in missing})
             before = len(trials) - len(missing)
             with recording(

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import discard_leftovers, recover
-from tune.runs import (
-    RunOptions,
-    check_machine,
-    check_same_data,
-    check_unused,
-    digests_of,
-    job_of,
-    note_run,
-    open_executor,
-    recording,
-    run_source,
-)
+from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.spec import SweepSpec
 from tune.store import Store
 
@@ -88,11 +77,9 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         recover(store)
         stored = store.ended_rows()
         discard_leftovers(store, stored.keys())
-        if options.address is None:
-            check_same_data(store, digests_of(trials, job))
-        with open_executor(job, options, trials) as executor:
-            note_run(store, spec, digests_of(trials, executor.cutter.job))
+        with open_executor(store, job, options, trials) as executor:
             cutter = executor.cutter
+            note_run(store, spec, cutter.job, trials)
             source = _Bisections(methods, precision, stored, cutter)
             before = source.replay()
             at_one_lam = [config for config in methods[0] if config.lam == methods[0][0].lam]

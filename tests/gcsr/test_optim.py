@@ -445,16 +445,11 @@ def test_a_tied_weight_that_is_given_twice_is_one(inner):
     assert found[0] == found[1]
 
 
-def two_layers(dtype=torch.float32):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
-
-
 def steps(model, optimizer, count=3):
-    for step in range(count):
+    """Steps whose gradients stay where they are; the weights after them."""
+    for x, y in batches(count):
         optimizer.zero_grad(set_to_none=False)
-        batch = torch.randn(5, 6, generator=torch.Generator().manual_seed(step)).to(next(model.parameters()).dtype)
-        model(batch).square().sum().backward()
+        nn.functional.cross_entropy(model(x.to(next(model.parameters()).dtype)), y).backward()
         optimizer.step()
     return [p.detach().clone() for p in model.parameters()]
 
@@ -462,7 +457,7 @@ def steps(model, optimizer, count=3):
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copy", "pickle"])
 def test_a_copy_goes_on_as_the_original(inner, way):
-    model = two_layers()
+    model = network()
     options = {"momentum": 0.9} if inner is torch.optim.SGD else {}
     wrapped = GatedOptimizer(
         inner(model.parameters(), 0.1, **options),
@@ -482,7 +477,7 @@ def test_a_copy_goes_on_as_the_original(inner, way):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_whose_precision_changes_on_the_way_are_no_longer_fused(dtype):
-    model = two_layers()
+    model = network()
     wrapped = GatedOptimizer(
         torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
         regularized_parameters(model),
@@ -498,7 +493,7 @@ def test_weights_whose_precision_changes_on_the_way_are_no_longer_fused(dtype):
 
 
 def test_a_momentum_buffer_of_another_precision_is_refused():
-    model = two_layers()
+    model = network()
     inner = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     wrapped = GatedOptimizer(inner, regularized_parameters(model), regularizer="l2", mode="baseline", lam=1e-3)
     steps(model, wrapped, 1)
@@ -511,7 +506,7 @@ def test_a_momentum_buffer_of_another_precision_is_refused():
 
 
 def test_a_step_of_the_users_own_is_called_also_under_a_scheduler():
-    model, calls = two_layers(), []
+    model, calls = network(), []
     inner = torch.optim.SGD(model.parameters(), 0.1)
     torch.optim.lr_scheduler.StepLR(inner, 1)
     before = inner.step
@@ -548,7 +543,7 @@ def test_groups_that_are_joined_and_parted_keep_their_learning_rates():
 
 
 def test_another_default_device_is_no_matter():
-    model = two_layers()
+    model = network()
     with torch.device("meta"):
         wrapped = GatedOptimizer(
             torch.optim.Adam(model.parameters()), regularized_parameters(model), regularizer="l2", mode="none", lam=0.1
@@ -558,7 +553,7 @@ def test_another_default_device_is_no_matter():
 
 
 def test_what_an_optimizer_cannot_be_or_be_given_is_refused():
-    model = two_layers()
+    model = network()
     params = regularized_parameters(model)
 
     def wrapped(inner=None, **fields):
