@@ -61,7 +61,7 @@ class _Activated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (known,) = ctx.saved_tensors  # the result, or of a pool whose it is
+        (known,) = ctx.saved_tensors  # the output, or of a pool the place of each maximum
         n, channels, height, width = ctx.shape
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad.new_empty(n, height, width, channels).permute(0, 3, 1, 2)

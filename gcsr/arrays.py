@@ -258,6 +258,8 @@ def _write_npz(path: Path, arrays: Arrays) -> None:
 def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str | None:
     """Compare ``NAME.npz`` with the checksum that was written beside it (in the form of ``sha256sum``).
 
+    If there is none, it is written: from now on a damaged file can be told.
+
     Returns:
         The checksum of the file; None for digits, which has none.
 

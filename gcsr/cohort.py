@@ -24,9 +24,9 @@ from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
 from gcsr.graph import ReplayedStep, capture_for
-from gcsr.interleaving import seed_generators, undisturbed
-from gcsr.optim import regularized_parameters
+from gcsr.optim import GateMetrics, regularized_parameters
 from gcsr.precision import autocast
+from gcsr.randomness import seed_generators, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.trainer import check_data, new_network
 
@@ -198,19 +198,20 @@ class _Cohort:
             if not (math.isfinite(grad_sum) and math.isfinite(loss)):
                 ended[k] = "diverged"
                 continue
+            gate = GateMetrics.of_sums(steps, pi, imposed, grad_sum, lam=self.configs[k].lam, size=self.size)
             self.records[k].append(
                 EpochRecord(
                     epoch=epoch,
                     train_loss=loss / len(data.train_labels),
                     test_accuracy=correct / len(data.test_labels),
                     val_accuracy=None if data.val_labels is None else held / len(data.val_labels),
-                    pi=pi / steps,
-                    imposed_fraction=imposed / steps,
-                    grad_abs_mean=grad_sum / self.size / steps,
+                    pi=gate.pi,
+                    imposed_fraction=gate.imposed_fraction,
+                    grad_abs_mean=gate.grad_abs_mean,
                     weight_abs_mean=weight_mean,
                     sparsity=sparse,
                     lr=self.lrs[k],
-                    lam_effective=self.configs[k].lam * imposed / steps,
+                    lam_effective=gate.lam_effective,
                     seconds=seconds,
                 )
             )
@@ -244,11 +245,10 @@ class _Cohort:
         return [self.ended[place] for place in sorted(self.ended)]
 
     def _result(self, k: int, ended: Literal["diverged", "collapsed"] | None) -> TrialResult:
-        gate = self.gates[k]
         return summarized(
             self.records[k],
             self.data,
             ended=ended,
-            gamma_used=gate.gamma if gate.mode == "ours" else None,
+            gamma_used=self.gates[k].gamma_in_use,
             parameters=self.parameters,
         )

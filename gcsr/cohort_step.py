@@ -72,7 +72,7 @@ class TorchStep:
         self._device = next(iter(weights.values())).device
         self._lam = self._vector([config.lam for config in configs])
         self._momentum = self._vector([config.momentum for config in configs])
-        self._l2 = torch.tensor([config.regularizer != "l1" for config in configs], device=self._device)
+        self._l2 = torch.tensor([config.penalty == "l2" for config in configs], device=self._device)
         self._lr = self._vector([config.lr for config in configs])
         self._buffers = dict(momentum)
 
@@ -137,8 +137,7 @@ class PassStep:
         for k, config, name in self._places():
             size = weights[name][0].numel()
             counted = size if name in self._regularized else 0
-            penalty = "l1" if config.regularizer == "l1" else "l2"
-            tensors.append(PassTensor(elements=size, high=counted, lam=config.lam, regularizer=penalty, group=k))  # type: ignore[arg-type]
+            tensors.append(PassTensor(elements=size, high=counted, lam=config.lam, regularizer=config.penalty, group=k))
         self.memory = memory_pass(next(iter(weights.values())).device, tensors, groups=len(configs))
         for entry, (k, config, name) in zip(self.memory.table, self._places(), strict=True):
             entry.w, entry.m = weights[name][k].data_ptr(), self._buffers[name][k].data_ptr()
@@ -158,7 +157,7 @@ class PassStep:
         for entry, (k, config, name) in zip(self.memory.table, self._places(), strict=True):
             entry.lr = lrs[k]
             if name in self._regularized:
-                entry.l2, entry.l1 = (0.0, lrs[k]) if config.regularizer == "l1" else (2.0, 0.0)
+                entry.l2, entry.l1 = (0.0, lrs[k]) if config.penalty == "l1" else (2.0, 0.0)
         self.memory.refresh()
 
     def _point(self, grads: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from gcsr.names import (
     PRECISIONS,
     REGULARIZERS,
     Mode,
+    Regularizer,
     check_model_name,
     default_initialization,
     is_mlp,
@@ -26,9 +27,12 @@ __all__ = ["COHORT_FIELDS", "MOST_INTERLEAVED", "TrialConfig", "cohort_key"]
 
 MOST_INTERLEAVED = 16  # trials of a process, where `gcsr.interleaving` finds out how many; whoever plans needs no torch
 
+# fmt: off
 COHORT_FIELDS = (
-    *("dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "inputs", "precision", "holdout"),
+    "dataset", "model", "width", "epochs", "batch_size", "dropout", "augment", "inputs", "precision", "holdout",
 )
+"""What trials must have in common to be trained together by `gcsr.cohort.train_cohort`."""
+# fmt: on
 
 
 def _number(allowed: str, test: Callable[[float], bool]) -> Callable[[str, Any], float]:
@@ -196,6 +200,11 @@ class TrialConfig:
                 del fields[name]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def penalty(self) -> Regularizer:
+        """The Ω that π is measured with: L2's where there is no regularizer, as any would do for λ = 0."""
+        return "l1" if self.regularizer == "l1" else "l2"
 
     def gate(self) -> Gate:
         """When λ applies, as training begins."""

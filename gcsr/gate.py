@@ -48,6 +48,11 @@ class Gate:
             if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(name, getattr(self, name), "a number from 0 to 1")
 
+    @property
+    def gamma_in_use(self) -> int | None:
+        """γ as given, or as ``gamma: auto`` chose it; None before it chose and in modes without γ."""
+        return self.gamma if self.mode == "ours" else None
+
     def decides_by_pi(self) -> bool:
         """Whether the decision depends on the step's π, so that only the device knows it."""
         return self.mode == "ours_orig"

@@ -5,7 +5,6 @@ trainings wait for nobody: each training has a stream of its own, and the host g
 does not depend on who else is there: these are the same kernels on the same numbers.
 """
 
-import contextlib
 import time
 import traceback
 from collections import deque
@@ -16,9 +15,9 @@ from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 import torch
 
 from gcsr.config import MOST_INTERLEAVED
-from gcsr.precision import arithmetic
+from gcsr.randomness import gpu_generator, undisturbed
 
-__all__ = ["Ended", "Interleaved", "Steps", "finished", "seed_generators", "undisturbed"]
+__all__ = ["Ended", "Interleaved", "Pace", "Steps", "finished"]
 
 T = TypeVar("T")
 
@@ -31,21 +30,6 @@ Between its turns it relies on torch's generators of random numbers to stay as i
 _GAIN = 1.1  # a doubling that makes not even so many times the steps a second is taken back
 _WINDOW_SECONDS = 1.0
 _SPARE = 1.2  # of the memory that a training is expected to take
-
-
-@contextlib.contextmanager
-def undisturbed(device: torch.device, precision: str) -> Iterator[None]:
-    """Around trainings in ``precision``: the caller's random state and settings of arithmetic come back."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), arithmetic(precision):
-        yield
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed those of torch's generators that a training on ``device`` draws from, which `undisturbed` brings back."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        _gpu_generator(device).manual_seed(seed)
 
 
 def finished(steps: Steps[T]) -> T:
@@ -273,7 +257,7 @@ class _OnGpu:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))  # what the caller has begun there goes first
-        self._generator = _gpu_generator(device)
+        self._generator = gpu_generator(device)
         self._random = self._generator.clone_state()
 
     def __enter__(self) -> None:
@@ -285,11 +269,6 @@ class _OnGpu:
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(None, None, None)
         self._generator.graphsafe_set_state(self._outside)
-
-
-def _gpu_generator(device: torch.device) -> torch.Generator:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.default_generators[index]
 
 
 def _place_on(device: torch.device) -> _Place:

@@ -48,7 +48,8 @@ def build_model(
     elif input_shape != (3, 32, 32):
         raise ConfigError("model", name, f"an mlpK for images of shape {input_shape}; {name} takes (3, 32, 32)")
     else:
-        model = (_alexnet if name == "alexnet" else _vgg)(name, classes, _scaled(width), dropout)
+        scaled = _scaled(width)
+        model = _alexnet(classes, scaled, dropout) if name == "alexnet" else _vgg(name, classes, scaled, dropout)
     if (initialization or default_initialization(name)) == "vgg":
         _initialize_as_vgg(model)
     return model
@@ -118,7 +119,7 @@ def _mlp(hidden: int, input_shape: tuple[int, int, int], classes: int, scaled: C
     return nn.Sequential(layers)
 
 
-def _alexnet(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
+def _alexnet(classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
     """torchvision's AlexNet; §3's changes: max-pools 3→2, first padding 2→5, fully connected layers of 256."""
     from torchvision.models import alexnet  # only here: importing torchvision takes a second
 

@@ -10,21 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gcsr.coherence import (
-    CoherenceCounter,
-    Counts,
-    align_gradients,
-    check_group,
-    coherence_rate,
-    counted_slices,
-    local,
-)
+from gcsr.coherence import CoherenceCounter, Counts, coherence_rate
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
 from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate, is_number
 from gcsr.memory_pass import Decision, MemoryPass
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
+from gcsr.sharding import align_gradients, check_group, counted_slices, local
 
 __all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
 
@@ -36,7 +29,6 @@ _NORMALIZATION = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
     nn.LayerNorm,
-    nn.LocalResponseNorm,
     nn.RMSNorm,
 )
 
@@ -69,6 +61,28 @@ class GateMetrics:
     imposed_fraction: float
     lam_effective: float
     grad_abs_mean: float
+
+    @classmethod
+    def of_sums(
+        cls, steps: float, pi: float, imposed: float, grad_sum: float, *, lam: float, size: int
+    ) -> "GateMetrics":
+        """The means of what was summed over ``steps`` steps.
+
+        Args:
+            steps: their number.
+            pi, imposed: sums over the steps; of ``imposed``, 1 for each step at which λ was.
+            grad_sum: Σ|∂L/∂w| over R and the steps.
+            lam: target λ.
+            size: number of elements of R.
+        """
+        divisor = max(steps, 1)
+        return cls(
+            steps=int(steps),
+            pi=pi / divisor,
+            imposed_fraction=imposed / divisor,
+            lam_effective=lam * imposed / divisor,
+            grad_abs_mean=grad_sum / size / divisor,
+        )
 
 
 class GatedOptimizer:
@@ -209,7 +223,7 @@ class GatedOptimizer:
     @property
     def gamma(self) -> int | None:
         """γ in use: as given, or as ``gamma: auto`` chose it; None before it chose and in modes without γ."""
-        return self.gate.gamma if self.gate.mode == "ours" else None
+        return self.gate.gamma_in_use
 
     def start_epoch(self, epoch: int) -> None:
         """Tell the gate which epoch (from 0) the next steps belong to, and begin its sums anew.
@@ -258,7 +272,7 @@ class GatedOptimizer:
             self._decide(_Vote(fused.counts(), self._process_group))
 
     def prepared_pass(self) -> tuple[MemoryPass, Decision] | None:
-        """For who makes the next steps of this epoch himself: the pass over memory, ready to run, and the decision.
+        """For a caller that runs the next steps of this epoch itself: the pass over memory, and the decision.
 
         Gradients must stay where they are now. None where a step is not fused, or with several workers.
         """
@@ -350,14 +364,7 @@ class GatedOptimizer:
         steps, pi, imposed, grad_sum = sums.tolist()
         if not math.isfinite(grad_sum):
             raise NonFiniteGradientError(f"a gradient was NaN or infinite in epoch {self.epoch}")
-        steps_or_one = max(steps, 1)
-        return GateMetrics(
-            steps=int(steps),
-            pi=pi / steps_or_one,
-            imposed_fraction=imposed / steps_or_one,
-            lam_effective=self.lam * imposed / steps_or_one,
-            grad_abs_mean=grad_sum / self._size / steps_or_one,
-        )
+        return GateMetrics.of_sums(steps, pi, imposed, grad_sum, lam=self.lam, size=self._size)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and the gate's; tensors and plain values only (safe for ``weights_only``).

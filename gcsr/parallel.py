@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from gcsr.interleaving import seed_generators
+from gcsr.randomness import seed_generators
 
 __all__ = ["START_METHOD", "Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
 

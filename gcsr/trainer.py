@@ -20,7 +20,7 @@ from gcsr.errors import CheckpointError, ConfigError, NonFiniteGradientError, Ou
 from gcsr.evaluation import CorrectAnswers
 from gcsr.fused_sgd import QuickSGD
 from gcsr.graph import ReplayedStep, capture_for
-from gcsr.interleaving import Steps, finished, seed_generators, undisturbed
+from gcsr.interleaving import Steps, finished
 from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import ConvolutionalNetwork, build_model
 from gcsr.names import is_mlp
@@ -30,6 +30,7 @@ from gcsr.optim import GatedOptimizer, regularized_parameters
 from gcsr.parallel import Workers
 from gcsr.plain_network import PlainNetwork, plain_network
 from gcsr.precision import autocast
+from gcsr.randomness import seed_generators, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.triton_support import has_triton
 
@@ -87,7 +88,7 @@ def training(
     group: dist.ProcessGroup | None = None,
     stop_collapsed: bool = False,
 ) -> Steps[TrialResult]:
-    """`train`, step by step; to be taken inside of `gcsr.interleaving.undisturbed`, by `Interleaved` or `finished`."""
+    """`train`, step by step; to be taken inside of `gcsr.randomness.undisturbed`, by `Interleaved` or `finished`."""
     workers = Workers.of(group)
     check_data(config, data)
     seed_generators(config.seed, data.train_images.device)
@@ -200,7 +201,7 @@ class _Run:
         self.optimizer = GatedOptimizer(
             inner,
             self.params,
-            regularizer="l1" if config.regularizer == "l1" else "l2",
+            regularizer=config.penalty,
             mode=gate.mode,
             lam=config.lam,
             gamma="auto" if gate.gamma is None else gate.gamma,
@@ -233,7 +234,7 @@ class _Run:
         """The network without autograd, which leaves its gradients where the optimizer looks for them."""
         if self.workers.group is not None:
             return None
-        plain = plain_network(self.config, {name: p.detach() for name, p in self.model.named_parameters()})
+        plain = plain_network(self.config, dict(self.model.named_parameters()))
         if plain is not None:
             for name, p in self.model.named_parameters():
                 p.grad = plain.grads[name]
@@ -296,14 +297,14 @@ class _Run:
 
     def _step_by_step(self, order: Tensor) -> Steps[None]:
         # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
-        crops = draw_crops(len(order), self.generator) if self.inputs is None else order
+        drawn = (order,) if self.inputs is not None else (order, draw_crops(len(order), self.generator))
         batch_size, share, decided = self.config.batch_size, self.workers.share, self.optimizer.refresh()
-        for index, crop in zip(order.split(batch_size), crops.split(batch_size), strict=True):
-            self.step(self._step, decided, len(index), share(index), share(crop))
+        for batch in zip(*(each.split(batch_size) for each in drawn), strict=True):
+            self.step(self._step, decided, len(batch[0]), *map(share, batch))
             yield False
 
-    def _step(self, size: int, rows: Tensor, crops: Tensor) -> None:
-        """Train on this rank's ``rows`` of a batch of ``size`` images."""
+    def _step(self, size: int, rows: Tensor, crops: Tensor | None = None) -> None:
+        """Train on this rank's ``rows`` of a batch of ``size`` images, cropped if they are augmented."""
         images, labels = self._batch(rows, crops), self.data.train_labels[rows]
         loss = self._backward(images, labels, size) if self.plain is None else self.plain.loss(images, labels)
         self.optimizer.step()
@@ -319,10 +320,12 @@ class _Run:
         (loss if self.workers.group is None else loss * self.workers.world_size).backward()
         return loss.detach()
 
-    def _batch(self, rows: Tensor, crops: Tensor) -> Tensor:
+    def _batch(self, rows: Tensor, crops: Tensor | None) -> Tensor:
         """Network input for some rows of the training images."""
         if self.inputs is not None:
             images = self.inputs[rows]
+        elif crops is None:
+            raise AssertionError("images that are not ready yet are cropped")
         elif self.quick:
             from gcsr.batches import augmented  # importing Triton takes longer than all of gcsr
 
@@ -390,7 +393,7 @@ class _Run:
             return
         own = random[self.workers.rank]
         torch.set_rng_state(own["cpu"].cpu())
-        if self.device.type == "cuda" and "cuda" in own:
+        if self.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda"].cpu(), self.device)
 
     def result(self, ended: Literal["diverged", "collapsed"] | None = None) -> TrialResult:

@@ -42,9 +42,9 @@ def pass_kernel(
     numbers,  # float32: the table that all else is read from
     flags,  # int32: the same memory
     tensor_of,  # int32 [blocks]: index of the tensor that a block belongs to
-    first_block,  # int32 [tensors]: number of its first block
+    first_block,  # int32 [tensors + 1]: number of its first block, and the end of the last
     lam_t,  # float32 [groups]
-    counts,  # int32 [2, blocks]: coherent, n
+    counts,  # int32 [2, blocks + 1]: coherent, n
     sums,  # float32 [blocks]: of |g|
     stride,  # between the two rows of counts
     COUNT: tl.constexpr,
@@ -139,7 +139,7 @@ def _store(at, values, inside, WHOLE: tl.constexpr):
 
 @triton.jit
 def decision_kernel(
-    counts,  # int32 [2, blocks]: coherent, n
+    counts,  # int32 [2, blocks + 1]: coherent, n
     sums,  # float32 [blocks]: of |g|
     blocks,
     stride,  # between the two rows of counts

@@ -11,8 +11,9 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from gcsr.errors import OutOfTimeError
-from gcsr.interleaving import finished, undisturbed
+from gcsr.interleaving import finished
 from gcsr.parallel import backend
+from gcsr.randomness import undisturbed
 from tune.job import Outcome, SweepJob
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcsr import ConfigError
-from gcsr.coherence import CoherenceCounter, Counts, count_reference, flat_slices
+from gcsr.coherence import CoherenceCounter, Counts, count_reference
 
 pytestmark = pytest.mark.usefixtures("gate_path")
 
@@ -174,15 +174,6 @@ def test_counts_beyond_the_integers_of_float32():
     size = 2**24 + 3
     ones = torch.ones(1).expand(size)
     assert numbers(counted([ones], [ones], 0.1, "l2")) == (size, size)
-
-
-@given(st.lists(st.integers(0, 50), max_size=8), st.integers(1, 9))
-def test_shares_are_a_partition(sizes, world_size):
-    shares = [flat_slices(sizes, rank, world_size) for rank in range(world_size)]
-    elements = [(i, e) for share in shares for i, start, stop in share for e in range(start, stop)]
-    assert elements == [(i, e) for i, size in enumerate(sizes) for e in range(size)]
-    lengths = [sum(stop - start for _, start, stop in share) for share in shares]
-    assert max(lengths) - min(lengths) <= 1
 
 
 def test_two_random_vectors_are_coherent_by_half():
