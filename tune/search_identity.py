@@ -33,9 +33,9 @@ class SearchIdentity:
 
     Attributes:
         driver: distinguishes it from others that share an Optuna storage.
+        definition: what suggestions depend on, beside ``window`` and ``known``.
         window: at most so many settings are under way at once.
         known: ids of the trials that were in the store before it; suggestions are made with them in mind.
-        definition: everything else that suggestions depend on.
     """
 
     driver: str

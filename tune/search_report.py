@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 
 def definition_of(store: Store) -> dict[str, Any] | None:
-    """The definition of the search that filled a store, as `tune.search` keeps it; None if it was none.
+    """The definition of the search that filled a store, as `tune.search_identity` keeps it; None if it was none.
 
     Raises:
         DamagedStoreError: it cannot be read.
@@ -55,7 +55,7 @@ def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -
 
     Args:
         rows: of the table ``trials``.
-        definition: of the search, as `tune.search` keeps it.
+        definition: of the search, as `tune.search_identity` keeps it.
     """
     objective = definition["objectives"][0]
     panels: dict[tuple[Any, ...], list[Series]] = defaultdict(list)
