@@ -21,6 +21,7 @@ from ray.exceptions import AuthenticationError
 
 from cluster.package import SPEC_FOLDER, packed
 from gcsr import InvalidInputError
+from tune.filesystem import one_line
 
 __all__ = ["ENDED", "Job", "JobCommand", "Jobs", "LostJobError"]
 
@@ -180,7 +181,7 @@ class Jobs:
             except (RuntimeError, OSError, ClientError, InvalidInputError) as error:
                 failures += 1
                 if failures > _RECONNECTS:
-                    raise LostJobError(f"{self.address} no longer answers: {' '.join(str(error).split())}") from None
+                    raise LostJobError(f"{self.address} no longer answers: {one_line(error)}") from None
             time.sleep(_POLL_SECONDS if not failures else 2 * _POLL_SECONDS)
 
     async def _tail(self, name: str, once: "_Once") -> None:

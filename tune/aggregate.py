@@ -13,7 +13,7 @@ from tune.schema import CONFIG_FIELDS, FAMILY_FIELDS, METHOD_FIELDS
 from tune.summary import NEAR, Compared, Compression, Row, Setting, Summary, Tolerance
 from tune.words import network_texts
 
-__all__ = ["MEMORY", "compression_rate", "summarize"]
+__all__ = ["MEMORY", "best_setting", "compression_rate", "summarize"]
 
 _GATED = ("ours", "ours_orig")
 _ROUNDING = 1e-12  # of two means that are equal
@@ -121,7 +121,7 @@ def _setting(first: Row, group: list[Row], network: str, recipe_fields: Sequence
     )
 
 
-def _best(settings: Iterable[Setting]) -> Setting | None:
+def best_setting(settings: Iterable[Setting]) -> Setting | None:
     """The best-tuned setting: highest mean on the selection split; of equals the weakest λ.
 
     One of which a trial diverged at once is it only if there is no other: its mean is of those that were lucky.
@@ -165,7 +165,7 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
 def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> Iterator[Compared]:
     for regularizer in _regularizers(family):
         plain = _of(family, regularizer, "baseline")
-        baseline = _best(plain)
+        baseline = best_setting(plain)
         if baseline is None or baseline.accuracy_mean is None:
             continue
         level = next(
@@ -173,7 +173,7 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
         )
         for mode in _GATED:
             gated = _of(family, regularizer, mode)
-            ours = _best(gated)
+            ours = best_setting(gated)
             if ours is None or ours.accuracy_mean is None:
                 continue
             test = stats.compare(ours.accuracies, baseline.accuracies)
@@ -242,7 +242,7 @@ def _question(compared: Compared) -> str:
 
 
 def _compression(family: Sequence[Setting]) -> Compression | None:
-    baseline = _best(_of(family, "l1", "baseline"))
+    baseline = best_setting(_of(family, "l1", "baseline"))
     if baseline is None or baseline.accuracy_mean is None or baseline.sparsity_mean is None:
         return None
     level = baseline.selection

@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from tune.aggregate import MEMORY
+from tune.aggregate import MEMORY, best_setting
 from tune.filesystem import one_line
 from tune.store import Store
 from tune.summary import Setting, Summary
@@ -58,10 +58,9 @@ def chosen_settings(summary: Summary) -> list[Setting]:
         collapsed = [s for s in baseline if s.stopped]
         edge = min(collapsed, key=lambda s: s.lam, default=None)
         for mode in ("none", "baseline", "ours", "ours_orig"):
-            of_mode = [s for s in group if s.mode == mode and s.accuracy_mean is not None]
-            best = max(of_mode, key=lambda s: (s.selection or 0.0, -s.lam), default=None)
+            of_mode = [s for s in group if s.mode == mode]
             at_edge = [s for s in of_mode if edge is not None and s.lam == edge.lam]
-            wanted |= {id(setting): setting for setting in (best, *at_edge[:2]) if setting is not None}
+            wanted |= {id(s): s for s in (best_setting(of_mode), *at_edge[:2]) if s is not None}
         chosen += list(wanted.values())[:_MAX_PER_GROUP]
     return chosen
 

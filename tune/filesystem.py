@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from gcsr import InvalidInputError
+from gcsr.files import write_atomically
 
 __all__ = ["Files", "one_line"]
 
@@ -98,27 +99,20 @@ class Files:
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[IO[bytes]]:
         """A file that takes its name when the block ends well, and leaves nothing otherwise."""
+        if self.is_local:
+            with write_atomically(Path(path)) as file:
+                yield file
+            return
         parent, _, base = path.rpartition("/")
         self._make(parent)
-        if not self.is_local:
-            with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
-                yield spooled
-                if spooled.tell() <= _ONE_REQUEST:
-                    spooled.seek(0)
-                    content = io.BytesIO(spooled.read())
-                    _shielded(lambda: self._patiently(lambda: self._put(content, path)))
-                else:
-                    self._upload(spooled, path, f"{parent}/{_temporary(base)}")
-            return
-        part = Path(parent) / _temporary(base)
-        try:
-            with open(part, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
+            yield spooled
+            if spooled.tell() <= _ONE_REQUEST:
+                spooled.seek(0)
+                content = io.BytesIO(spooled.read())
+                _shielded(lambda: self._patiently(lambda: self._put(content, path)))
+            else:
+                self._upload(spooled, path, f"{parent}/.{base}.{uuid.uuid4().hex}.part")
 
     def _upload(self, content: IO[bytes], path: str, part: str) -> None:
         try:
@@ -178,10 +172,6 @@ class Files:
             attempt, pause = attempt + 1, 2 * pause
 
 
-def _temporary(base: str) -> str:
-    return f".{base}.{uuid.uuid4().hex}.part"
-
-
 def _shielded(work: Callable[[], None]) -> None:
     """Do it in a thread that Ctrl-C does not reach: it would leave half of the work done."""
     if threading.current_thread() is not threading.main_thread():
@@ -197,6 +187,6 @@ def _in_one_request(location: str) -> str:
     return f"{location}{'&' if '?' in location else '?'}{_DELAYED}"
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text as one short line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+def one_line(error: BaseException, length: int = 160) -> str:
+    """An error's text as one line of at most ``length`` characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:length]

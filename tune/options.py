@@ -67,19 +67,6 @@ class _Count(click.ParamType[int | Literal["auto"]]):
         return int(value)
 
 
-class _Share(click.ParamType[float]):
-    name = "SHARE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            share = float(value)
-        except ValueError:
-            share = 0.0
-        if not 0.01 <= share <= 1:
-            raise InvalidInputError(f"{_named(param)}: {value!r} is not allowed; expected a number from 0.01 to 1")
-        return share
-
-
 class _Location(click.ParamType[str]):
     """A path or a URI."""
 
@@ -116,7 +103,7 @@ class _Assignment(click.ParamType[tuple[str, Any]]):
 def _named(param: click.Parameter | None) -> str:
     if isinstance(param, click.Argument) and param.metavar:
         return param.metavar.lower()
-    return "value" if param is None or param.name is None else param.name.replace("_", "-")
+    return "value" if param is None or param.name is None else param.name
 
 
 TIME, LOCATION, LOCAL_PATH = _Time(), _Location(), _Local()
@@ -205,7 +192,12 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         threads_option,
         click.option(
-            "--gpu-share", type=_Share(), default=1.0, show_default=True, help="Of a GPU, that a worker takes."
+            "--gpu-share",
+            type=float,
+            default=1.0,
+            show_default=True,
+            metavar="SHARE",
+            help="Of a GPU, that a worker takes.",
         ),
         _count_option("--cohort", "Trials trained as one batch, with no checkpoints."),
         _count_option("--trials-per-gpu", "Trials that a process interleaves, at most."),

@@ -40,13 +40,12 @@ def worker_resources(job: SweepJob, nodes: Sequence[Resources]) -> dict[str, flo
     """
     for name in ("cohort", "trials_per_gpu"):
         if job.workers > 1 and getattr(job, name) not in ("auto", 1):
-            option = name.replace("_", "-")
             raise InvalidInputError(
-                f"{option}: {getattr(job, name)} is not allowed with {job.workers} workers a trial; expected 1"
+                f"{name}: {getattr(job, name)} is not allowed with {job.workers} workers a trial; expected 1"
             )
     if job.workers > 1 and job.gpu_share < 1:
         raise InvalidInputError(
-            f"gpu-share: {job.gpu_share:g} is not allowed with {job.workers} workers a trial; expected 1, as NCCL "
+            f"gpu_share: {job.gpu_share:g} is not allowed with {job.workers} workers a trial; expected 1, as NCCL "
             "refuses two workers of a trial on one GPU"
         )
     resources: dict[str, float] = {"CPU": job.threads}

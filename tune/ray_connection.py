@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsr import InvalidInputError
+from tune.filesystem import one_line
 from tune.terminal import complain
 
 # Ray reads these when it is imported or started, and its workers inherit them.
@@ -80,8 +81,7 @@ def _connect(address: str | None) -> None:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InvalidInputError(f"address: {address!r} cannot be reached: {reason}") from None
+            raise InvalidInputError(f"address: {address!r} cannot be reached: {one_line(error)}") from None
 
 
 def _keep_token_private() -> None:

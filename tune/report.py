@@ -1,4 +1,4 @@
-"""A store's report as text, Markdown, CSV or JSON: the same numbers in every format."""
+"""A store's report as text, Markdown, LaTeX, CSV or JSON: the same numbers in every format."""
 
 import csv
 import io

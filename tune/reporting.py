@@ -11,7 +11,7 @@ from tune.figures import figures
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
-from tune.search_report import definition_of, history_figures, importance_table, tuned_fields
+from tune.search_report import history_figures, importance_table, stored_definition, tuned_fields
 from tune.store import DamagedStoreError, Store
 
 __all__ = ["Report"]
@@ -40,7 +40,7 @@ class Report:
         except DamagedStoreError as error:
             self.damaged += (str(error),)
         try:
-            self._search = definition_of(store)
+            self._search = stored_definition(store)
         except DamagedStoreError as error:
             self.damaged += (str(error),)
         self._summary = summarize(trials.table, tuned_fields(self._search))

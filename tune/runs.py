@@ -45,7 +45,10 @@ EXECUTORS: tuple[Executor, ...] = get_args(Executor)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """How to run trials. Only ``stop_collapsed`` and ``cohort`` (rounding) change what they measure.
+    """How to run trials.
+
+    ``stop_collapsed`` may end a trial early; ``device``, ``threads`` and ``cohort`` change the rounding of what it
+    measures. Nothing else changes results.
 
     Attributes:
         resume: go on with a store that is there already.
@@ -86,12 +89,13 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ConfigError("executor", self.executor, "one of " + ", ".join(EXECUTORS))
-        for name in ("threads", "cohort", "trials_per_gpu", "max_concurrent"):
-            value, empty = getattr(self, name), None if name == "max_concurrent" else "auto"
-            if value != empty and not (type(value) is int and value >= 1):
-                raise ConfigError(name, value, f"{empty}, or an integer of at least 1")
-        if not 0 < self.gpu_share <= 1:
-            raise ConfigError("gpu_share", self.gpu_share, "a number above 0 and up to 1")
+        for name in ("threads", "cohort", "trials_per_gpu"):
+            if getattr(self, name) != "auto" and not _is_count(getattr(self, name)):
+                raise ConfigError(name, getattr(self, name), "auto, or an integer of at least 1")
+        if self.max_concurrent is not None and not _is_count(self.max_concurrent):
+            raise ConfigError("max_concurrent", self.max_concurrent, "an integer of at least 1")
+        if not 0.01 <= self.gpu_share <= 1:
+            raise ConfigError("gpu_share", self.gpu_share, "a number from 0.01 to 1")
         if self.time_limit is not None and self.time_limit <= 0:
             raise ConfigError("time_limit", self.time_limit, "a number of seconds above 0")
         if self.time_limit is not None and self.cohort not in ("auto", 1):
@@ -100,10 +104,13 @@ class RunOptions:
                 "expected auto or 1"
             )
         if self.executor == "inline":
-            given = {"address": self.address, "max-concurrent": self.max_concurrent, "wait": self.wait}
-            for option, value in given.items():
-                if value:
-                    raise InvalidInputError(f"{option}: {value!r} is not allowed; expected it with --executor ray")
+            for name in ("address", "max_concurrent", "wait"):
+                if value := getattr(self, name):
+                    raise InvalidInputError(f"{name}: {value!r} is not allowed; expected it with --executor ray")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
 
 
 class RowSource(UnitSource, Protocol):

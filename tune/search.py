@@ -20,7 +20,7 @@ from tune.lines import Line, labels, lines_of
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.search_identity import (
     SearchIdentity,
-    definition_of,
+    asked_definition,
     known_identity,
     known_suggestions,
     write_identity,
@@ -104,7 +104,7 @@ def run_search(
         recover(store)
         stored = store.ended_rows()
         discard_leftovers(store, stored.keys())
-        definition = definition_of(lines, spec, options)
+        definition = asked_definition(lines, spec, options)
         identity = known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts

@@ -11,18 +11,17 @@ from gcsr import InvalidInputError
 from tune.lines import Line
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
-from tune.store import DamagedStoreError, Store, StoreError
+from tune.store import SEARCH, DamagedStoreError, Store, StoreError
 
 __all__ = [
     "SearchIdentity",
-    "definition_of",
+    "asked_definition",
     "known_identity",
     "known_suggestions",
     "write_identity",
     "write_suggestions",
 ]
 
-_MANIFEST = "search.json"
 _SUGGESTIONS = "suggestions.json"
 _ANEW = "; delete it, and the search makes its suggestions anew, with the trials that are there in mind"
 
@@ -33,9 +32,9 @@ class SearchIdentity:
 
     Attributes:
         driver: distinguishes it from others that share an Optuna storage.
+        definition: what suggestions depend on, beside ``window`` and ``known``.
         window: at most so many settings are under way at once.
         known: ids of the trials that were in the store before it; suggestions are made with them in mind.
-        definition: everything else that suggestions depend on.
     """
 
     driver: str
@@ -44,7 +43,7 @@ class SearchIdentity:
     known: frozenset[str]
 
 
-def definition_of(lines: Sequence[Line], spec: SweepSpec, options: RunOptions) -> dict[str, Any]:
+def asked_definition(lines: Sequence[Line], spec: SweepSpec, options: RunOptions) -> dict[str, Any]:
     """Everything that suggestions depend on, as JSON has it."""
     search = spec.search
     return {
@@ -73,7 +72,7 @@ def known_identity(store: Store, window: int | None, definition: dict[str, Any])
         DamagedStoreError: it cannot be read.
         StoreError, InvalidInputError: it is another search.
     """
-    found = _read(store, _MANIFEST)
+    found = _read(store, SEARCH)
     if found is None:
         return None
     try:
@@ -81,7 +80,7 @@ def known_identity(store: Store, window: int | None, definition: dict[str, Any])
         identity = SearchIdentity(str(found["driver"]), dict(found["definition"]), int(found["window"]), known)
     except (KeyError, TypeError, ValueError):
         raise DamagedStoreError(
-            f"{store.path(_MANIFEST)} is damaged: expected driver, definition, window, known{_ANEW}"
+            f"{store.path(SEARCH)} is damaged: expected driver, definition, window, known{_ANEW}"
         ) from None
     for name, value in definition.items():
         if identity.definition.get(name) != value:
@@ -105,7 +104,7 @@ def _read(store: Store, name: str) -> dict[str, Any] | None:
 
 def write_identity(store: Store, identity: SearchIdentity) -> None:
     """Keep it, for `known_identity`."""
-    store.write_json(_MANIFEST, asdict(identity) | {"known": sorted(identity.known)})
+    store.write_json(SEARCH, asdict(identity) | {"known": sorted(identity.known)})
 
 
 def known_suggestions(store: Store, identity: SearchIdentity, lines: Sequence[Line]) -> list[list[dict[str, Any]]]:

@@ -9,11 +9,11 @@ from typing import Any
 from tune.figures import Figure, Series
 from tune.filesystem import one_line
 from tune.schema import METHOD_FIELDS, TRIALS
-from tune.store import DamagedStoreError, Store
+from tune.store import SEARCH, DamagedStoreError, Store
 from tune.tables import TextTable
 from tune.words import fields_text, method_text, told_apart
 
-__all__ = ["definition_of", "history_figures", "importance_table", "tuned_fields"]
+__all__ = ["history_figures", "importance_table", "stored_definition", "tuned_fields"]
 
 _NAMING = ("dataset", "model", "regularizer", "mode")
 _LEAST = 8  # settings of a line before the importance of its parameters says anything
@@ -21,13 +21,13 @@ _LEAST = 8  # settings of a line before the importance of its parameters says an
 Row = Mapping[str, Any]
 
 
-def definition_of(store: Store) -> dict[str, Any] | None:
-    """The definition of the search that filled a store, as `tune.search` keeps it; None if it was none.
+def stored_definition(store: Store) -> dict[str, Any] | None:
+    """The definition of the search that filled a store, as `tune.search_identity` keeps it; None if it was none.
 
     Raises:
         DamagedStoreError: it cannot be read.
     """
-    found = store.read_json("search.json")
+    found = store.read_json(SEARCH)
     if found is None:
         return None
     try:
@@ -40,7 +40,7 @@ def definition_of(store: Store) -> dict[str, Any] | None:
         if definition["objectives"][0] not in TRIALS.names:
             raise KeyError("objectives")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DamagedStoreError(f"{store.path('search.json')} is damaged: {one_line(error)}") from None
+        raise DamagedStoreError(f"{store.path(SEARCH)} is damaged: {one_line(error)}") from None
     return definition
 
 
@@ -55,7 +55,7 @@ def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -
 
     Args:
         rows: of the table ``trials``.
-        definition: of the search, as `tune.search` keeps it.
+        definition: of the search, as `tune.search_identity` keeps it.
     """
     objective = definition["objectives"][0]
     panels: dict[tuple[Any, ...], list[Series]] = defaultdict(list)

@@ -23,7 +23,7 @@ _EXPECTED: dict[str | int, str] = {
     "description": "text",
     "grid": "a mapping from fields to values",
     "include": "a list of mappings from fields to values",
-    "search": "a mapping with some of the keys space, sampler, objectives and sampler_seed",
+    "search": f"a mapping with some of the keys {', '.join(SearchSpec.model_fields)}",
     "workers": f"an integer from 1 to {_MAX_WORKERS}",
 }
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"

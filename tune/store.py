@@ -28,12 +28,13 @@ from tune.schema import EPOCHS, TRIALS
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
-__all__ = ["CONCURRENT", "MANIFEST", "DamagedStoreError", "Store", "StoreError", "Trials"]
+__all__ = ["CONCURRENT", "MANIFEST", "SEARCH", "DamagedStoreError", "Store", "StoreError", "Trials"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 CONCURRENT = 16  # requests to an object store at once
 MANIFEST = "sweep.json"
+SEARCH = "search.json"  # what a search is (`tune.search_identity`)
 _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
     "experiment": lambda value: isinstance(value, str),
     "spec": lambda value: isinstance(value, dict),

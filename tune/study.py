@@ -26,6 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from gcsr import InvalidInputError
+from tune.filesystem import one_line
 from tune.lines import Line
 from tune.passwords import without_password
 from tune.search_spec import Pruner, Sampler
@@ -102,7 +103,7 @@ class StudyStorage:
                 _check_journal(Path(url))
                 self.storage = JournalStorage(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))
         except Exception as error:  # a driver of any database may raise anything
-            raise InvalidInputError(f"storage: {without_password(url)} cannot be opened: {_line(error)}") from None
+            raise InvalidInputError(f"storage: {without_password(url)} cannot be opened: {one_line(error)}") from None
 
     @classmethod
     def journal(cls, path: Path) -> "StudyStorage":
@@ -147,7 +148,7 @@ def storage_failures() -> Iterator[None]:
     try:
         yield
     except StorageInternalError as error:
-        raise OSError(f"storage: the database failed: {_line(error.__cause__ or error)}") from None
+        raise OSError(f"storage: the database failed: {one_line(error.__cause__ or error)}") from None
 
 
 class LineStudy:
@@ -256,7 +257,3 @@ def _identity(line: Line, objectives: Sequence[str]) -> str:
     space: dict[str, BaseDistribution] = line.space
     parts = [line.fixed, line.seeds, {name: distribution_to_json(each) for name, each in space.items()}, objectives]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from tune.summary import Compared, Compression, Setting, Summary, Tolerance
+from tune.tables import method_of
 from tune.words import lam_text, percent, probability, tuned_text
 
 __all__ = ["caveats", "headline", "sentences"]
@@ -126,14 +127,16 @@ def _is_lost_anyway(level: Tolerance, summary: Summary) -> bool:
 
 
 def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
-    """What the gated modes did where plain regularization collapses."""
-    survivors: dict[str, float] = {}
+    """What the gated modes did where plain regularization collapses; each with the μ or γ that reaches furthest."""
+    survivors: dict[str, tuple[float, str]] = {}
     for other in _gated(level, summary.tolerance):
         reach = other.tolerance_lam
-        if reach is not None and reach >= lam:
-            survivors[_mode(other)] = max(reach, survivors.get(_mode(other), 0.0))
+        if reach is None or reach < lam:
+            continue
+        if other.mode not in survivors or reach > survivors[other.mode][0]:
+            survivors[other.mode] = reach, method_of(other)
     if survivors:
-        return ", ".join(f"{mode} still learns at {lam_text(reach)}" for mode, reach in survivors.items())
+        return ", ".join(f"{method} still learns at {lam_text(reach)}" for reach, method in survivors.values())
     tried = any(
         s.mode not in ("none", "baseline") and s.lam >= lam and (s.n or s.diverged)
         for s in summary.settings
@@ -145,10 +148,6 @@ def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
 def _but_failed(settings: Sequence[Setting]) -> str:
     """What a sentence about these settings must add if trials failed, which show nothing."""
     return ", in the trials that did not fail" if any(s.failed for s in settings) else ""
-
-
-def _mode(level: Tolerance) -> str:
-    return f"ours (γ={level.gamma})" if level.mode == "ours" and level.gamma != "5" else level.mode
 
 
 def _comparison(c: Compared) -> str:

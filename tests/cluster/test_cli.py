@@ -57,8 +57,8 @@ BAD = {
     "value": (["digits", *OUT, "--set", "lam=-1"], "lam: -1 is not allowed"),
     "field twice": (["digits", *OUT, "--set", "seed=0", "--set", "seed=1"], "seed is given twice"),
     "option": (["digits", *OUT, "--fast"], "No such option"),
-    "time": (["digits", *OUT, "--time-limit", "9"], "time-limit: '9' is not allowed"),
-    "share": (["digits", *OUT, "--gpu-share", "2"], "gpu-share: '2' is not allowed; expected a number from 0.01 to 1"),
+    "time": (["digits", *OUT, "--time-limit", "9"], "time_limit: '9' is not allowed"),
+    "share": (["digits", *OUT, "--gpu-share", "2"], "gpu_share: 2.0 is not allowed; expected a number from 0.01 to 1"),
     "executor": (["digits", *OUT, "--executor", "inline"], "executor: is not allowed in a job"),
     "password": (["digits", "--out", "s3://key:secret@bucket/x"], "a URL with a password is not allowed"),
     "storage": (

@@ -476,8 +476,10 @@ def test_what_the_cluster_cannot_do_leaves_nothing_behind(arguments, words, tmp_
     [
         ({"executor": "slurm"}, "executor: 'slurm' is not allowed; expected one of ray, inline"),
         ({"cohort": 0}, "cohort: 0 is not allowed; expected auto, or an integer of at least 1"),
-        ({"max_concurrent": 1.5}, "max_concurrent: 1.5 is not allowed; expected None, or an integer of at least 1"),
-        ({"gpu_share": 7}, "gpu_share: 7 is not allowed"),
+        ({"max_concurrent": 1.5}, "max_concurrent: 1.5 is not allowed; expected an integer of at least 1"),
+        ({"gpu_share": 7}, "gpu_share: 7 is not allowed; expected a number from 0.01 to 1"),
+        ({"gpu_share": 0.001}, "gpu_share: 0.001 is not allowed"),
+        ({"gpu_share": float("nan")}, "gpu_share: nan is not allowed"),
         ({"time_limit": -1.0}, "time_limit: -1.0 is not allowed"),
         ({"time_limit": 1.0, "cohort": 4}, "cohort: 4 is not allowed with a time limit"),
         ({"executor": "inline", "wait": 5.0}, "wait: 5.0 is not allowed; expected it with --executor ray"),

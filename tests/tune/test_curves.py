@@ -37,6 +37,15 @@ def test_a_failed_trial_does_not_mark_where_the_baseline_collapses(table, row):
     assert [setting.lam for setting in chosen_settings(summarize(table(rows)))] == [2e-3, 3e-3]
 
 
+def test_the_best_setting_is_that_of_the_tables(table, row):
+    rows = [row(0.90, mode="ours", lam=1e-3, seed=seed) for seed in range(2)]
+    rows += [row(0.95, mode="ours", lam=2e-3), row(None, status="diverged", mode="ours", lam=2e-3, seed=1)]
+    rows += [row(0.80, mode="baseline", lam=1e-3, seed=seed) for seed in range(2)]
+    summary = summarize(table(rows))
+    assert [each.ours_lam for each in summary.comparisons] == [1e-3]
+    assert [s.lam for s in chosen_settings(summary) if s.mode == "ours"] == [1e-3]
+
+
 @pytest.mark.parametrize("is_local", [True, False], ids=["DuckDB", "Arrow"])
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
 def test_a_damaged_file_is_named_and_the_others_are_read(filled, is_local, share):

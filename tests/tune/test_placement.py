@@ -40,7 +40,7 @@ def test_what_fits(nodes, fields, resources, slots):
         (
             [{"CPU": 4}],
             {"workers": 2, "trials_per_gpu": 4},
-            "trials-per-gpu: 4 is not allowed with 2 workers",
+            "trials_per_gpu: 4 is not allowed with 2 workers",
         ),
     ],
 )

@@ -39,11 +39,19 @@ def test_every_format_shows_the_means(summary, form):
 
 def test_the_verdict_follows_from_the_numbers(summary):
     text = render(summary, "text", title="x", progress="18 of 18", width=400)
-    assert "learns up to λ = 0.001 and collapses at 0.01; ours still learns at 0.01" in text
+    assert "learns up to λ = 0.001 and collapses at 0.01; ours γ=5 still learns at 0.01" in text
     assert "+6.24% relative" in text  # 0.851 / 0.801
     assert "5.0 times fewer" in text  # (1 − 0.5) / (1 − 0.9)
     assert "chosen on the test split" in text
     assert "1 trial(s) failed" in text
+
+
+def test_of_many_methods_of_a_mode_the_verdict_names_the_one_that_reaches_furthest(table, row):
+    rows = [row(0.8, mode="baseline", lam=1e-3), row(0.1, status="collapsed", mode="baseline", lam=2e-3)]
+    rows += [row(0.8, mode="ours", lam=2e-3), row(0.8, mode="ours", lam=4e-3, gamma=20)]
+    rows += [row(0.8, mode="ours_orig", lam=3e-3, mu=mu) for mu in (0.5, 0.6, 0.7)]
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "collapses at 0.002; ours γ=20 still learns at 0.004, ours_orig μ=0.5 still learns at 0.003." in text
 
 
 def test_what_is_sparser_and_better_costs_no_accuracy(summary):
@@ -71,7 +79,7 @@ def test_lam_0_is_a_level_without_a_multiple_and_no_edge_of_the_grid(table, row)
     rows += [row(0.1, status="collapsed", mode="baseline", lam=1e-2), row(0.7, mode="ours", lam=1e-2)]
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
     assert "Plain regularization stops learning. " in text
-    assert "learns up to λ = 0 and collapses at 0.01; ours still learns at 0.01" in text
+    assert "learns up to λ = 0 and collapses at 0.01; ours γ=5 still learns at 0.01" in text
     assert "outside the grid" not in text
     report = json.loads(render(summarize(table(rows)), "json", title="x", progress="p"))
     assert [level["tolerance_lam"] for level in report["tolerance"]] == [0, 1e-2]

@@ -114,6 +114,13 @@ WRONG = {
 }
 
 
+def test_the_keys_of_a_search_are_all_named(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text("experiment: x\nsearch: 5\n")
+    with pytest.raises(InvalidInputError, match="some of the keys space, sampler, objectives, sampler_seed, pruner"):
+        load_spec(str(path))
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_spec_is_one_clear_line(case, tmp_path):
     path = tmp_path / "spec.yaml"

@@ -270,4 +270,4 @@ def test_a_time_limit_ends_with_the_command_that_resumes(tmp_path, capsys):
     assert "the time limit left" in capsys.readouterr().err.splitlines()[-1]
     for wrong in ("9", "0s", "m", "1h 3m", "-1s"):
         assert main([*arguments[:-1], wrong]) == 2
-        assert f"time-limit: {wrong!r} is not allowed" in capsys.readouterr().err
+        assert f"time_limit: {wrong!r} is not allowed" in capsys.readouterr().err
