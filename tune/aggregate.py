@@ -17,6 +17,7 @@ __all__ = ["MEMORY", "best_setting", "compression_rate", "summarize"]
 
 _GATED = ("ours", "ours_orig")
 _ROUNDING = 1e-12  # of two means that are equal
+_DIGITS = 12  # of those, after the point
 _TRIAL_FIELDS = (
     *("trial_id", "seed", "status", "error", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction"),
     *("gamma_used", "seconds"),
@@ -127,7 +128,7 @@ def best_setting(settings: Iterable[Setting]) -> Setting | None:
     One of which a trial diverged at once is it only if there is no other: its mean is of those that were lucky.
     """
     usable = [setting for setting in settings if setting.selection is not None]
-    return max(usable, key=lambda s: (s.unmeasured == 0, s.selection, -s.lam), default=None)
+    return max(usable, key=lambda s: (s.unmeasured == 0, round(s.selection or 0.0, _DIGITS), -s.lam), default=None)
 
 
 def _of(family: Sequence[Setting], regularizer: str, *modes: str) -> list[Setting]:
@@ -245,6 +246,8 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
     baseline = best_setting(_of(family, "l1", "baseline"))
     if baseline is None or baseline.accuracy_mean is None or baseline.sparsity_mean is None:
         return None
+    if baseline.n == baseline.collapsed + baseline.diverged:
+        return None  # it learned nothing, and a network that knows nothing can be as small as one likes
     level = baseline.selection
     assert level is not None
     found: Row = {}

@@ -15,7 +15,8 @@ __all__ = ["COLORS", "Figure", "Series", "figures"]
 COLORS = {"none": "#8c8c8c", "baseline": "#d55e00", "ours": "#0072b2", "ours_orig": "#009e73"}
 _MAX_POINTS = 2_000  # of a figure's series; more are thinned out evenly
 _MOST_PERCENT = 103.0  # an interval may reach beyond, no accuracy can
-_TICK_GAP = 0.1  # of an axis: labels that are nearer to each other overlap
+_TICK_GAP = 0.1  # of an axis, and of it for each character: labels that are nearer to each other overlap
+_CHARACTER = 0.022
 _MAX_LINES = 8  # of one figure; with more settings they become one cloud of points a mode
 
 
@@ -144,7 +145,8 @@ def _from_0(series: Sequence[Series], levels: Sequence[tuple[str, float, float]]
 
 def _apart(values: Sequence[float]) -> tuple[float, ...]:
     """Those of ascending values that have room for a label on a logarithmic axis."""
-    gap = (values[-1] / values[0]) ** _TICK_GAP
+    widest = max(len(f"{value:g}") for value in values)
+    gap = (values[-1] / values[0]) ** max(_TICK_GAP, _CHARACTER * widest)
     kept: list[float] = []
     for value in values:
         if not kept or value >= gap * kept[-1]:
@@ -239,6 +241,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
             caption="The largest λ at which every seed learns (the paper's Figure 7).",
             x_title="layers",
             y_title="λ",
+            x_ticks=tuple(sorted({depth for line in series for depth in line.x if depth is not None})),
             y_log=True,
             series=tuple(series),
         )

@@ -136,6 +136,11 @@ _LATEX |= {
     "α": r"$\alpha$",
     "–": "--",
     "…": r"\dots{}",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "∇": r"$\nabla$",
+    "→": r"$\rightarrow$",
+    "|": r"\textbar{}",
 }
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "−": "$-$"}
 

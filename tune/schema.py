@@ -121,7 +121,7 @@ def check_rows(trials: pa.Table) -> None:
         unknown = [value for value in trials[name].unique().to_pylist() if value not in known]
         if unknown:
             raise ValueError(f"{name} is {unknown[0]!r:.60}")
-    for name in ("lam", "test_accuracy", "val_accuracy", "sparsity"):
+    for name in ("lam", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction", "seconds"):
         if pc.all(pc.is_finite(trials[name])).as_py() is False:  # nulls are passed over
             raise ValueError(f"{name} is not finite")
 

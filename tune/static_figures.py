@@ -1,5 +1,6 @@
 """Figures as files for a paper: SVG, PNG and PDF."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from tune.figures import COLORS, Figure
 __all__ = ["write_figures"]
 
 _MARKERS = {"none": "x", "baseline": "s", "ours": "o", "ours_orig": "D"}
+_TITLE = 64  # characters of a line of a title
 _DASHES = ("-", "--", ":", "-.")
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -62,7 +64,7 @@ def write_figures(figures: list[Figure], folder: Path) -> list[Path]:
             if figure.y_range:
                 axes.set_ylim(*figure.y_range)
             axes.set(xlabel=figure.x_title, ylabel=figure.y_title)
-            axes.set_title(figure.title, fontsize=9)
+            axes.set_title(textwrap.fill(figure.title, _TITLE), fontsize=9)
             axes.legend(fontsize=7, framealpha=0.7)
             for kind in ("svg", "png", "pdf"):
                 path = folder / f"{figure.name}.{kind}"

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcsr import TrialConfig
+from gcsr.gate import GAMMA
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
 from tune.summary import Compared, Compression, Setting, Summary, Tolerance
-from tune.words import NONE, lam_text, method_text, number, percent, probability, tuned_text
+from tune.words import NONE, fields_text, lam_text, method_text, number, percent, probability, tuned_text
 
 __all__ = ["TextTable", "method_of", "setting_cells", "text_tables"]
 
@@ -35,9 +36,14 @@ def text_tables(summary: Summary) -> list[TextTable]:
     if beside.rows:
         tables.append(beside)
     if summary.failures:
-        rows = tuple((trial_id, " ".join(error.split())) for trial_id, error in summary.failures)
+        rows = tuple((trial_id, _printable(error)) for trial_id, error in summary.failures)
         tables.append(TextTable("Failed trials", ("trial", "error"), rows))
     return tables
+
+
+def _printable(text: str) -> str:
+    """As one line without control characters, which an error may have brought."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def method_of(of: Setting | Compared | Tolerance) -> str:
@@ -166,19 +172,22 @@ def _paper(summary: Summary) -> TextTable:
         accuracy = TABLE2.get((c.dataset, c.model, c.regularizer)) if c.mode == "ours" and c.width == 1 else None
         if accuracy:
             reg, runs, other = c.regularizer.upper(), f"{c.baseline_n}, {c.ours_n}", _not_the_papers(c)
+            gamma = "" if c.ours_gamma == str(GAMMA) else method_of(c)
             rows += [
                 (c.network, f"{reg} baseline accuracy", f"{accuracy.baseline:.2f} ± {accuracy.baseline_ci95:.2f} %",
                  percent(c.baseline_accuracy, c.baseline_ci95), str(c.baseline_n), other),
                 (c.network, f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
-                 percent(c.ours_accuracy, c.ours_ci95), str(c.ours_n), other),
+                 percent(c.ours_accuracy, c.ours_ci95), str(c.ours_n), _joined(other, gamma)),
                 (c.network, f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
-                 NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %", runs, other),
+                 NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %", runs,
+                 _joined(other, gamma)),
             ]  # fmt: skip
     for k in summary.compression:
         rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None
         if rate:
-            ours = _times(k.compression)
-            rows.append((k.network, "L1 compression", _times(rate.compression), ours, NONE, _not_the_papers(k)))
+            mode = "" if k.ours_mode in (None, "ours") else str(k.ours_mode)
+            other = _joined(_not_the_papers(k), mode)
+            rows.append((k.network, "L1 compression", _times(rate.compression), _times(k.compression), NONE, other))
     columns = ("network", "what", "paper", "here", "n", "other than its recipe")
     return TextTable("Beside the paper", columns, tuple(rows))
 
@@ -186,4 +195,8 @@ def _paper(summary: Summary) -> TextTable:
 def _not_the_papers(of: Setting | Compared | Compression) -> str:
     """What is not as in the paper's recipe (§3)."""
     paper = TrialConfig(dataset=of.dataset, model=of.model).to_dict()
-    return ", ".join(f"{name} {value}" for name, value in of.recipe.items() if value != paper[name])
+    return fields_text({name: value for name, value in of.recipe.items() if value != paper[name]})
+
+
+def _joined(*texts: str) -> str:
+    return ", ".join(filter(None, texts))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from tune.aggregate import best_setting
 from tune.summary import Compared, Compression, Setting, Summary, Tolerance
 from tune.tables import method_of
 from tune.words import lam_text, percent, probability, tuned_text
@@ -13,10 +14,15 @@ _NOTICEABLE = 1.05  # times smaller
 
 def headline(summary: Summary) -> str:
     """The whole verdict in a few short sentences."""
-    if not any(s.n for s in summary.settings):
+    if not summary.settings:
         return "No trial has ended yet."
+    if not any(s.n for s in summary.settings):
+        counts = {status: sum(getattr(s, status) for s in summary.settings) for status in ("failed", "diverged")}
+        ends = {"failed": "failed", "diverged": "diverged in their first epoch"}
+        reasons = " and ".join(f"{count} {ends[status]}" for status, count in counts.items() if count)
+        return f"Nothing was measured: of the trials, {reasons}."
     said = []
-    plain = [level for level in summary.tolerance if level.mode == "baseline"]
+    plain = _plain_levels(summary)
     stopped = [level for level in plain if level.collapse_lam is not None]
     collapsed = [level for level in stopped if not _is_lost_anyway(level, summary)]
     if stopped and not collapsed:
@@ -65,14 +71,37 @@ def headline(summary: Summary) -> str:
     if said:
         return " ".join(said)
     missing = "baseline" if any(s.mode != "none" for s in summary.settings) else "regularized trial"
-    return f"No {missing} has ended yet, so there is nothing to compare."
+    return f"No {missing} is here to compare with{_best_of(summary.settings)}."
+
+
+def _best_of(settings: Sequence[Setting]) -> str:
+    best = best_setting(settings)
+    if best is None:
+        return ""
+    regularized = (
+        "" if best.mode == "none" else f" with {best.regularizer.upper()} at λ = {tuned_text(best.lam, best.tuned)}"
+    )
+    split = "validation " if best.val_accuracy_mean is not None else ""
+    return (
+        f"; the best {split}accuracy, {percent(best.selection)}, has {method_of(best)}{regularized} on {best.network}"
+    )
+
+
+def _plain_levels(summary: Summary) -> list[Tolerance]:
+    """The levels of plain regularization; of a search not those of its refits, which have one λ each."""
+    plain = [level for level in summary.tolerance if level.mode == "baseline"]
+    return [level for level in plain if level.tried > 1] or plain
 
 
 def _reach(level: Tolerance, levels: Sequence[Tolerance]) -> float:
-    """How many times the plain tolerance level the gated modes bear; 0.0 where that level is 0 or there is none."""
-    if not level.tolerance_lam:
+    """How many times the plain tolerance level the gated modes bear.
+
+    0.0 where they do not learn at the λ at which plain regularization stops, or where there is no such level.
+    """
+    reach = max((other.tolerance_lam or 0.0 for other in _gated(level, levels)), default=0.0)
+    if not level.tolerance_lam or level.collapse_lam is None or reach < level.collapse_lam:
         return 0.0
-    return max((other.tolerance_lam or 0.0 for other in _gated(level, levels)), default=0.0) / level.tolerance_lam
+    return reach / level.tolerance_lam
 
 
 def _gated(level: Tolerance, levels: Sequence[Tolerance]) -> Iterator[Tolerance]:
@@ -84,9 +113,8 @@ def _gated(level: Tolerance, levels: Sequence[Tolerance]) -> Iterator[Tolerance]
 
 def sentences(summary: Summary) -> Iterator[str]:
     """One sentence a finding, in the order in which a reader asks."""
-    for level in summary.tolerance:
-        if level.mode == "baseline":
-            yield _collapse(level, summary)
+    for level in _plain_levels(summary):
+        yield _collapse(level, summary)
     for compared in summary.comparisons:
         yield _comparison(compared)
     for found in summary.compression:
@@ -161,7 +189,7 @@ def _comparison(c: Compared) -> str:
         holm = "its refit stands for it in Holm's correction" if c.refitted else f"Holm {probability(c.p_value_holm)}"
         sure = f"{word}, p = {probability(c.p_value)}, {holm}"
     return (
-        f"{c.network}, {c.regularizer.upper()}: best {c.mode} {percent(c.ours_accuracy, c.ours_ci95)} at "
+        f"{c.network}, {c.regularizer.upper()}: best {method_of(c)} {percent(c.ours_accuracy, c.ours_ci95)} at "
         f"λ = {tuned_text(c.ours_lam, c.ours_tuned)} against best baseline "
         f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {tuned_text(c.baseline_lam, c.baseline_tuned)}{size}; "
         f"{sure}."
@@ -235,6 +263,7 @@ def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
             s.lam
             for s in settings
             if (s.recipe, s.regularizer, s.mode) == (compared.recipe, compared.regularizer, mode)
+            and (s.n or s.diverged)
         }
         if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
             side = "smallest" if best == min(tried) else "largest"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tune.aggregate import compression_rate, summarize
+from tune.aggregate import best_setting, compression_rate, summarize
 from tune.paper import TABLE3
 from tune.stats import t_half_width
 
@@ -191,3 +191,14 @@ def test_the_papers_seven_compression_rates_from_records_with_its_sparsities(tab
     (found,) = summarize(table(rows)).compression
     assert round(found.compression, 1) == paper.compression
     assert paper.compression in (4.2, 1.9, 2.4, 2.6, 3.1, 2.7, 9.9)
+
+
+def test_of_equal_means_the_weakest_lam_is_the_best_however_they_were_summed(table, row):
+    weak, strong = ((435, 435, 440), (435, 437, 438))  # of 450, in an order in which sums of floats differ
+    rows = [
+        row(correct / 450, mode="baseline", lam=lam, seed=seed)
+        for lam, counts in ((1e-4, weak), (1e-3, strong))
+        for seed, correct in enumerate(counts)
+    ]
+    best = best_setting(summarize(table(rows)).settings)
+    assert best is not None and best.lam == 1e-4

@@ -10,6 +10,8 @@ import pytest
 from tune.aggregate import summarize
 from tune.formats import FORMATS
 from tune.report import render
+from tune.tables import text_tables
+from tune.verdict import caveats, headline
 
 TEXT_FORMATS = [form for form in FORMATS if form != "html"]  # the page is looked at in tests/tune/test_html.py
 
@@ -69,9 +71,57 @@ def test_one_run_each_is_too_few_to_test(table, row):
 def test_without_regularization_there_is_nothing_to_compare(table, row):
     none = [row(0.8, mode="none", lam=0, regularizer="none", seed=seed) for seed in range(3)]
     ours = [row(0.8, mode="ours", lam=1e-3, seed=seed) for seed in range(3)]
-    for rows, missing in ((none, "No regularized trial"), (ours, "No baseline"), (none + ours, "No baseline")):
-        text = render(summarize(table(rows)), "text", title="x", progress="p")
-        assert f"{missing} has ended yet, so there is nothing to compare" in text
+    best = "the best accuracy, 80.00 %, has"
+    for rows, told in (
+        (none, f"No regularized trial is here to compare with; {best} none on mlp6 on digits."),
+        (ours, f"No baseline is here to compare with; {best} ours γ=5 with L2 at λ = 0.001 on mlp6 on digits."),
+        (none + ours, "No baseline is here to compare with;"),
+    ):
+        text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+        assert told in text
+
+
+def test_that_nothing_was_measured_is_not_that_nothing_ended(table, row):
+    lost = {"test_accuracy": None, "sparsity": None}
+    failed = [row(0.0, status="failed", mode="ours", seed=seed) | lost for seed in range(2)]
+    diverged = [row(0.0, status="diverged", mode="baseline", seed=seed) | lost for seed in range(3)]
+    for rows, told in ((failed, "2 failed."), (failed + diverged, "2 failed and 3 diverged in their first epoch.")):
+        assert headline(summarize(table(rows))) == f"Nothing was measured: of the trials, {told}"
+
+
+def test_gated_modes_survive_only_where_plain_regularization_stops(table, row):
+    rows = [row(0.9, mode="baseline", lam=1e-4), row(0.1, status="collapsed", mode="baseline", lam=1e-2)]
+    rows += [row(0.9, mode="ours", lam=5e-3)]
+    assert "times the λ" not in headline(summarize(table(rows)))
+    assert "up to 100 times the λ" in headline(summarize(table([*rows, row(0.9, mode="ours", lam=1e-2)])))
+
+
+def test_a_network_that_knows_nothing_is_not_called_compressed(table, row):
+    rows = [
+        row(0.1, status="collapsed", mode=mode, regularizer="l1", lam=1e-2, seed=seed) | {"sparsity": sparsity}
+        for mode, sparsity in (("baseline", 0.0), ("ours", 0.9))
+        for seed in range(3)
+    ]
+    summary = summarize(table(rows))
+    assert summary.compression == () and "smaller" not in headline(summary)
+
+
+def test_an_edge_of_the_grid_is_of_what_was_measured(table, row):
+    failed = [row(0.0, status="failed", mode=m, lam=1e-4) | {"test_accuracy": None} for m in ("baseline", "ours")]
+    rows = [row(a, mode=mode, lam=lam) for mode in ("baseline", "ours") for a, lam in ((0.9, 3e-4), (0.8, 1e-3))]
+    told = list(caveats(summarize(table(failed + rows))))
+    assert any("(0.0003) is the smallest tried" in line for line in told)
+
+
+def test_beside_the_paper_stands_what_is_not_the_papers(table, row):
+    rows = [
+        row(0.7, dataset="cifar10", model="alexnet", epochs=300, regularizer="l1", mode=mode, seed=seed, gamma=gamma)
+        for mode, gamma in (("baseline", None), ("ours", 20))
+        for seed in range(3)
+    ]
+    (beside,) = (t for t in text_tables(summarize(table(rows))) if t.title == "Beside the paper")
+    told = {cells[1]: cells[-1] for cells in beside.rows}
+    assert "γ=20" in told["L1 ours accuracy"] and "γ=20" not in told["L1 baseline accuracy"]
 
 
 def test_lam_0_is_a_level_without_a_multiple_and_no_edge_of_the_grid(table, row):
@@ -257,7 +307,8 @@ def test_what_a_search_chose_stands_beside_lam(table, row):
     summary = summarize(table(rows), {"lr"})
     text = render(summary, "text", title="x", progress="p", width=400)
     assert (
-        "best ours 84.00 ± 0.00 % at λ = 0.001, lr 0.04 against best baseline 84.00 ± 0.00 % at 0.001, lr 0.04" in text
+        "best ours γ=5 84.00 ± 0.00 % at λ = 0.001, lr 0.04 against best baseline 84.00 ± 0.00 % at 0.001, lr 0.04"
+        in text
     )
     assert "baseline  0.001, lr 0.03" in text
     (setting, *_) = json.loads(render(summary, "json", title="x", progress="p"))["settings"]
