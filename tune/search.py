@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gcsr import InvalidInputError, TrialConfig
-from tune.compaction import discard_leftovers, recover
+from tune.compaction import take_up
 from tune.lines import Line, labels, lines_of
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.search_identity import (
@@ -101,9 +101,7 @@ def run_search(
     check_machine(lowest, options)
     job = job_of(spec, store, options)
     with storage_failures(), store.exclusive():
-        recover(store)
-        stored = store.ended_rows()
-        discard_leftovers(store, stored.keys())
+        stored = {row["trial_id"]: row for row in take_up(store).to_pylist()}
         definition = asked_definition(lines, spec, options)
         identity = known_identity(store, window, definition)
         if storage is not None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tune.compaction import discard_leftovers, recover
+from tune.compaction import take_up
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
@@ -43,9 +43,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
     check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
-        recover(store)
-        ended = store.ended()
-        discard_leftovers(store, ended)
+        ended = set(take_up(store)["trial_id"].to_pylist())
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
             if store.read_manifest() is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
-from tune.compaction import discard_leftovers, recover
+from tune.compaction import take_up
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.spec import SweepSpec
 from tune.store import Store
@@ -74,9 +74,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
-        recover(store)
-        stored = store.ended_rows()
-        discard_leftovers(store, stored.keys())
+        stored = {row["trial_id"]: row for row in take_up(store).to_pylist()}
         with open_executor(store, job, options, trials) as executor:
             cutter = executor.cutter
             note_run(store, spec, cutter.job, trials)
