@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cluster.run import COMMANDS
 from gcsr import InvalidInputError
 from tune.cli import cli as tune_cli
 from tune.endings import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main"]
 
-_COMMANDS = ("sweep", "search", "tolerance")
 _DASHBOARD = "http://127.0.0.1:8265"
 _RUN_OPTIONS = {str(option.name) for option in tune_cli.commands["sweep"].params} - {"out"}
 
@@ -73,7 +73,7 @@ def submit() -> None:
 @click.argument("spec")
 @click.option("--out", required=True, metavar="URI", help="Store that every node reaches.")
 @_address_option
-@click.option("--command", type=click.Choice(_COMMANDS), default="sweep", show_default=True, help="What to run.")
+@click.option("--command", type=click.Choice(COMMANDS), default="sweep", show_default=True, help="What to run.")
 @click.option("--no-wait", is_flag=True, help="Print the job's name and return.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def run_command(spec: str, out: str, address: str, command: str, no_wait: bool, options: tuple[str, ...]) -> int:

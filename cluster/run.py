@@ -13,16 +13,16 @@ from tune.cli import cli
 from tune.endings import run_as_program
 from tune.passwords import without_password
 
-__all__ = ["cluster_arguments"]
+__all__ = ["COMMANDS", "cluster_arguments"]
 
-_ON_THE_CLUSTER = ("sweep", "search", "tolerance")
+COMMANDS = ("sweep", "search", "tolerance")  # that run trials, and so can run them on a cluster
 
 
 def cluster_arguments(arguments: list[str]) -> list[str]:
     """The command line for a process on the cluster: trials run on the cluster that is there, unless told otherwise."""
     inline = "--executor=inline" in arguments or ("--executor", "inline") in itertools.pairwise(arguments)
     elsewhere = inline or any(word == "--address" or word.startswith("--address=") for word in arguments)
-    if arguments[:1] and arguments[0] in _ON_THE_CLUSTER and not elsewhere:
+    if arguments[:1] and arguments[0] in COMMANDS and not elsewhere:
         return [*arguments, "--address", "auto"]
     return arguments
 

@@ -180,7 +180,7 @@ def search_command(
         say(f"best of {best.label}: {found}: {values}")
     if outcome.saved_epochs:
         say(f"{outcome.saved_epochs} epochs were not trained: their trials had collapsed")
-    done = f"{outcome.total} trials, {sum(outcome.statuses.values())} run now: {_counted(outcome.statuses)}"
+    done = f"{outcome.total} trials, {outcome.ran} run now: {_counted(outcome.statuses)}"
     say(f"{done}. Next: gcsr report {shlex.quote(out)}")
     _report_failures(outcome.failures, outcome.total, out)
 

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 
 from tune.store import MANIFEST, DamagedStoreError, Store
 
-__all__ = ["SINGLES", "compact", "discard_leftovers", "recover"]
+__all__ = ["SINGLES", "compact", "recover", "take_up"]
 
 SINGLES = 256  # single-trial files before they are merged
 _HELD = 1024  # single-trial files whose rows are in memory at once
@@ -47,6 +47,25 @@ def compact(store: Store, *, singles: int = SINGLES) -> None:
             if len(parts) >= _FAN_IN:
                 _merge_parts(store, folder, parts, level + 1)
             level += 1
+
+
+def take_up(store: Store) -> pa.Table:
+    """Make a store ready for a run, whatever an earlier one left there when it was killed.
+
+    Args:
+        store: the store, held by this run.
+
+    Returns:
+        The rows of the trials that need no run: all but the failed ones and those whose file is damaged.
+
+    Raises:
+        OSError: the store cannot be read at the moment.
+    """
+    recover(store)  # first: what it puts out of the way has not ended
+    rows = store.read_trials().table
+    ended = rows.filter(pc.not_equal(rows["status"], "failed"))
+    _discard_leftovers(store, set(ended["trial_id"].to_pylist()))
+    return ended
 
 
 def recover(store: Store) -> None:
@@ -78,18 +97,6 @@ def recover(store: Store) -> None:
         _forget_epochs(store)
 
 
-def discard_leftovers(store: Store, ended: Set[str]) -> None:
-    """Remove what a killed run would have removed: checkpoints of trials that have ended, and halves of files.
-
-    Args:
-        store: the store, held by this run.
-        ended: ids of the trials that need no run.
-    """
-    for path in map(PurePosixPath, store.leftovers()):
-        if path.stem in ended or path.suffix == ".part":
-            store.remove(str(path))
-
-
 def _forget_epochs(store: Store) -> None:
     """Take out of merged epochs those without a row: their trials run again, and their epochs would be there twice."""
     rows = store.read_trials().table["trial_id"].combine_chunks()
@@ -104,6 +111,13 @@ def _forget_epochs(store: Store) -> None:
                 part = f"part-{name.split('-')[1]}-{uuid.uuid4().hex}.parquet"
                 store.write_merged("epochs", part, [name], kept(name))
                 _finish(store, "epochs", part, [name])
+
+
+def _discard_leftovers(store: Store, ended: Set[str]) -> None:
+    """Remove what a killed run would have removed: checkpoints of trials that have ended, and halves of files."""
+    for path in map(PurePosixPath, store.leftovers()):
+        if path.stem in ended or path.suffix == ".part":
+            store.remove(str(path))
 
 
 def _readable_by_name(store: Store, folder: str) -> dict[str, bool]:

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -10,7 +11,25 @@ from tune.job import Outcome
 from tune.store import Store
 from tune.store_writer import StoreWriter
 
-__all__ = ["Listener", "Observer", "Recorder"]
+__all__ = ["Listener", "Observer", "Recorder", "RunOutcome"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOutcome:
+    """How a run ended; commands add what else they found.
+
+    Attributes:
+        statuses: how many of the trials that this call ran ended how.
+        failures: one line for each that failed.
+    """
+
+    statuses: dict[str, int]
+    failures: tuple[str, ...]
+
+    @property
+    def ran(self) -> int:
+        """How many trials this call ran to their end."""
+        return sum(self.statuses.values())
 
 
 class Listener(Protocol):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gcsr import InvalidInputError, TrialConfig
-from tune.compaction import discard_leftovers, recover
+from tune.compaction import take_up
 from tune.lines import Line, labels, lines_of
+from tune.recorder import RunOutcome
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.search_identity import (
     SearchIdentity,
@@ -48,23 +49,17 @@ class Best(NamedTuple):
     values: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOutcome:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchOutcome(RunOutcome):
     """How a search ended.
 
     Attributes:
         total: trials of all its settings.
-        ran: how many of them this call ran.
-        statuses: how many trials of this call ended how.
-        failures: one line for each trial that failed in this call.
         best: of every line that has one.
         saved_epochs: epochs that were not trained because a trial had collapsed, in the whole search.
     """
 
     total: int
-    ran: int
-    statuses: dict[str, int]
-    failures: tuple[str, ...]
     best: tuple[Best, ...]
     saved_epochs: int
 
@@ -101,9 +96,7 @@ def run_search(
     check_machine(lowest, options)
     job = job_of(spec, store, options)
     with storage_failures(), store.exclusive():
-        recover(store)
-        stored = store.ended_rows()
-        discard_leftovers(store, stored.keys())
+        stored = {row["trial_id"]: row for row in take_up(store).to_pylist()}
         definition = asked_definition(lines, spec, options)
         identity = known_identity(store, window, definition)
         if storage is not None:
@@ -145,12 +138,11 @@ def run_search(
                     missing = {config.trial_id for config in refits} - stored.keys() - search.rows.keys()
                     executor.run(cutter.cut(refits, missing), recorder)
             return SearchOutcome(
-                search.total + extra,
-                sum(recorder.statuses.values()),
-                recorder.statuses,
-                tuple(recorder.failures),
-                tuple(search.best()),
-                _saved_epochs(search.rows),
+                total=search.total + extra,
+                statuses=recorder.statuses,
+                failures=tuple(recorder.failures),
+                best=tuple(search.best()),
+                saved_epochs=_saved_epochs(search.rows),
             )
 
 

@@ -236,16 +236,6 @@ class Store:
         table = first_of_each(pa.concat_tables(tables)) if tables else pa.Table.from_batches([], TRIALS)
         return Trials(table.sort_by("trial_id"), tuple(each for each in read if isinstance(each, str)))
 
-    def ended(self) -> set[str]:
-        """Ids of the trials that need no run: all but the failed ones and those whose file is damaged."""
-        table = self.read_trials().table  # whole: what a report calls damaged is to run again
-        rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
-        return {trial_id for trial_id, status in rows if status != "failed"}
-
-    def ended_rows(self) -> dict[str, dict[str, Any]]:
-        """The rows of the trials that need no run, by id."""
-        return {row["trial_id"]: row for row in self.read_trials().table.to_pylist() if row["status"] != "failed"}
-
     def epochs(self, files: list[str] | None = None) -> "pads.Dataset":
         """``epochs/``, or these of `epoch_files`, as an Arrow data set."""
         found = self.epoch_files() if files is None else files

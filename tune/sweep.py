@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from tune.compaction import discard_leftovers, recover
+from tune.compaction import take_up
+from tune.recorder import RunOutcome
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
@@ -10,23 +11,17 @@ from tune.store import Store
 __all__ = ["SweepOutcome", "run_sweep"]
 
 
-@dataclass(frozen=True, slots=True)
-class SweepOutcome:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepOutcome(RunOutcome):
     """How a sweep ended.
 
     Attributes:
         total: trials of the spec.
-        ran: how many of them this call ran to their end.
         left: how many the time limit left for another call.
-        statuses: how many trials of this call ended how.
-        failures: one line for each trial that failed in this call.
     """
 
     total: int
-    ran: int
     left: int
-    statuses: dict[str, int]
-    failures: tuple[str, ...]
 
 
 def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcome:
@@ -43,14 +38,12 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
     check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
-        recover(store)
-        ended = store.ended()
-        discard_leftovers(store, ended)
+        ended = set(take_up(store)["trial_id"].to_pylist())
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
             if store.read_manifest() is None:
                 note_run(store, spec, job, trials=[config.trial_id for config in trials])
-            return SweepOutcome(len(trials), 0, 0, {}, ())
+            return SweepOutcome(total=len(trials), left=0, statuses={}, failures=())
         # The executor refuses what can never run before the store is touched.
         with open_executor(store, job, options, missing) as executor:
             cutter = executor.cutter
@@ -69,8 +62,9 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             ) as recorder:
                 executor.run(work, recorder)
                 recorder.wait()
-                ran = sum(recorder.statuses.values())
-                left = len(missing) - ran
+                left = len(missing) - sum(recorder.statuses.values())
                 if left:
                     recorder.noticed("time_limit", left=left)
-            return SweepOutcome(len(trials), ran, left, recorder.statuses, tuple(recorder.failures))
+            return SweepOutcome(
+                total=len(trials), left=left, statuses=recorder.statuses, failures=tuple(recorder.failures)
+            )

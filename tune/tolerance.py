@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
-from tune.compaction import discard_leftovers, recover
+from tune.compaction import take_up
+from tune.recorder import RunOutcome
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.spec import SweepSpec
 from tune.store import Store
@@ -37,23 +38,17 @@ class Level:
     trials: int
 
 
-@dataclass(frozen=True, slots=True)
-class ToleranceOutcome:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToleranceOutcome(RunOutcome):
     """How a search for tolerance levels ended.
 
     Attributes:
-        levels: one for each method of the spec.
+        levels: one for each method of the spec; of one with a failed trial it says nothing.
         grid: how many trials the spec's grid has for these methods.
-        ran: how many trials this call ran.
-        statuses: how many of them ended how.
-        failures: one line for each trial that failed in this call; its method has no level.
     """
 
     levels: tuple[Level, ...]
     grid: int
-    ran: int
-    statuses: dict[str, int]
-    failures: tuple[str, ...]
 
 
 def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precision: float) -> ToleranceOutcome:
@@ -74,9 +69,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     check_machine(trials, options)
     job = job_of(spec, store, options)
     with store.exclusive():
-        recover(store)
-        stored = store.ended_rows()
-        discard_leftovers(store, stored.keys())
+        stored = {row["trial_id"]: row for row in take_up(store).to_pylist()}
         with open_executor(store, job, options, trials) as executor:
             cutter = executor.cutter
             note_run(store, spec, cutter.job, trials)
@@ -95,11 +88,10 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
             ) as recorder:
                 run_source(executor, source, recorder)
             return ToleranceOutcome(
-                tuple(each.level() for each in source.bisections),
-                len(trials),
-                sum(recorder.statuses.values()),
-                recorder.statuses,
-                tuple(recorder.failures),
+                levels=tuple(each.level() for each in source.bisections),
+                grid=len(trials),
+                statuses=recorder.statuses,
+                failures=tuple(recorder.failures),
             )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.tune.conftest import wait_for_cpus
-from tests.tune.test_placement import job
+from tests.tune.stores import job
 from tune.capacity import Launched, plan_on_cluster
 from tune.placement import TooSmallError, plan_trials
 

@@ -19,7 +19,7 @@ from gcsr import InvalidInputError, TrialConfig
 from gcsr.errors import OutOfTimeError
 from tests.gcsr.test_dependencies import loaded
 from tests.tune.conftest import title
-from tests.tune.test_node_data import write
+from tests.tune.data_sets import write_data_set
 from tune.cli import cli, main
 from tune.runs import RunOptions
 from tune.trial import warn_of_precision
@@ -291,7 +291,7 @@ def test_idle_tensor_cores_are_warned_of(capability, given, warned, capsys, monk
 def test_train_fetches_data_from_a_uri(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("GCSR_DATA", (tmp_path / "shared").as_uri())
-    write(tmp_path / "shared")
+    write_data_set(tmp_path / "shared")
     trained = run(capsys, "train", "--dataset", "cifar10", "--model", "mlp1", "--epochs", 1, "--json")
     assert trained[0] == 0
     assert list((tmp_path / "cache").rglob("cifar10.npz"))

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tune.conftest import make_row
+from tests.tune.stores import ended
 from tune import compaction
-from tune.compaction import compact, discard_leftovers, recover
+from tune.compaction import compact, recover, take_up
 from tune.job import checkpoint_name
 from tune.store import Store
 
@@ -161,11 +162,11 @@ def test_a_damaged_file_is_not_merged_and_a_damaged_part_is_put_aside(tmp_path):
     bad.write_bytes(b"PAR1 is what it is not")
     compact(store, singles=7)
     assert len(store.read_trials().damaged) == 1
-    assert len(store.ended()) == 7
+    assert len(ended(store)) == 7
     (part,) = [name for name in names(store) if name.startswith("part-")]
     (tmp_path / "trials" / part).write_bytes(b"")
     recover(store)
-    assert not store.ended()  # all of them run again
+    assert not ended(store)  # all of them run again
     put_aside = sorted(path.name for path in (tmp_path / "damaged").iterdir())
     assert put_aside == sorted([f"trials-{part}", f"trials-{bad.name}"])
 
@@ -182,9 +183,9 @@ def test_a_part_whose_values_rot_is_put_aside_and_a_trial_whose_values_rot_runs_
     recover(store)
     put_aside = sorted(path.name for path in (tmp_path / "damaged").iterdir())
     assert put_aside == sorted([f"trials-{part}", f"trials-{alone[0]['trial_id']}.parquet"])
-    assert store.ended() == {alone[1]["trial_id"]}
+    assert ended(store) == {alone[1]["trial_id"]}
     rows = fill(store, range(10))
-    assert store.ended() == set(ids(rows))
+    assert ended(store) == set(ids(rows))
     assert not store.read_trials().damaged
     check(store, rows)  # the epochs of those that ran again are there once
 
@@ -212,7 +213,7 @@ def test_a_trial_whose_epochs_are_damaged_runs_again_and_what_is_no_trial_is_put
     recover(store)
     put_aside = sorted(path.name for path in (tmp_path / "damaged").iterdir())
     assert put_aside == sorted(["trials-other.parquet", f"trials-{name}", f"epochs-{name}"])
-    assert store.ended() == set(ids(rows[1:]))
+    assert ended(store) == set(ids(rows[1:]))
     check(store, [*fill(store, [0]), *rows[1:]])
 
 
@@ -301,7 +302,7 @@ def test_a_merge_loses_no_trial_whose_epochs_are_damaged(tmp_path):
     compact(store, singles=10)
     assert len(names(store)) == 2
     recover(store)
-    assert rows[3]["trial_id"] not in store.ended()
+    assert rows[3]["trial_id"] not in ended(store)
     fill(store, [3])
     check(store, rows)
 
@@ -330,11 +331,11 @@ def test_epochs_that_a_killed_merge_left_behind_are_merged_later(tmp_path, monke
 
 def test_what_a_killed_run_would_have_removed_is_removed_by_the_next(tmp_path):
     store = Store(str(tmp_path))
-    ended, waiting = fill(store, [0])[0]["trial_id"], make_row(seed=1)["trial_id"]
-    for trial_id in (ended, waiting):
+    stored, waiting = fill(store, [0])[0]["trial_id"], make_row(seed=1)["trial_id"]
+    for trial_id in (stored, waiting):
         store.write_bytes(checkpoint_name(trial_id), b"state")
-    half = tmp_path / "trials" / f".{ended}.parquet.0123456789abcdef.part"
+    half = tmp_path / "trials" / f".{stored}.parquet.0123456789abcdef.part"
     half.write_bytes(b"PAR1")
-    discard_leftovers(store, store.ended())
+    assert take_up(store)["trial_id"].to_pylist() == [stored]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"{waiting}.pt"]
-    assert [path.name for path in (tmp_path / "trials").iterdir()] == [f"{ended}.parquet"]
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == [f"{stored}.parquet"]

@@ -1,40 +1,25 @@
 """Data behind a URI: fetched once a machine, checked, and fetched again only when it is another."""
 
-import hashlib
 import multiprocessing
 import pickle
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from gcsr import DataError, TrialConfig
 from gcsr.arrays import digest, load_arrays
+from tests.tune.data_sets import write_data_set
 from tune.job import SweepJob
 from tune.node_data import UnfitNodeError, local_digest, local_root
 from tune.trainable import JOB, OUTCOME, UNIT, SweepTrainable, unit_text
 from tune.trial import is_machines_fault
 
 
-def write(folder, seed=0, name="cifar10"):
-    random = np.random.default_rng(seed)
-    folder.mkdir(exist_ok=True)
-    arrays = {
-        f"{split}_{kind}": random.integers(0, 10 if kind == "labels" else 256, shape, dtype=np.uint8)
-        for split, n in (("train", 20), ("test", 10))
-        for kind, shape in (("images", (n, 32, 32, 3)), ("labels", (n,)))
-    }
-    np.savez(folder / f"{name}.npz", **arrays)
-    found = hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest()
-    (folder / f"{name}.npz.sha256").write_text(f"{found}  {name}.npz\n")
-    return arrays
-
-
 @pytest.fixture
 def shared(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GCSR_DATA", raising=False)
-    write(tmp_path / "shared")
+    write_data_set(tmp_path / "shared")
     return tmp_path / "shared"
 
 
@@ -53,7 +38,7 @@ def test_it_is_fetched_once_and_again_when_it_is_another(shared):
     written = npz.stat().st_mtime_ns
     assert local_root(uri, "cifar10") == root
     assert npz.stat().st_mtime_ns == written
-    other = write(shared, seed=1)
+    other = write_data_set(shared, seed=1)
     assert digest(load_arrays("cifar10", local_root(uri, "cifar10"))) == digest(other) != digest(first)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gcsr import InvalidInputError, TrialConfig
 from tests.benchmarks.scaling import outcome
-from tests.tune.test_sweep import GRID, rows
+from tests.tune.stores import GRID, ended, rows
 from tune import filesystem, lease
 from tune.cli import main
 from tune.compaction import compact, recover
@@ -260,7 +260,7 @@ def test_a_run_whose_lease_was_taken_over_ends_and_leaves_it_to_the_other(bucket
             time.sleep(0.05)
             recorder.noticed("pulse")
     assert store.read_json("lease.json") == OTHER
-    assert len(store.ended()) == 1
+    assert len(ended(store)) == 1
 
 
 def test_a_bucket_that_is_not_there_is_one_line(bucket, capsys):

@@ -1,12 +1,8 @@
 import pytest
 
 from gcsr import InvalidInputError
-from tune.job import SweepJob
+from tests.tune.stores import job
 from tune.placement import plan_trials
-
-
-def job(**fields):
-    return SweepJob(experiment="test", store="/nowhere", **fields)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from gcsr import TrialConfig
 from tests.benchmarks.scaling import outcome
+from tests.tune.stores import ended
 from tune.job import Outcome
 from tune.recorder import Recorder
 from tune.schema import failed_row
@@ -127,7 +128,7 @@ def test_an_interrupted_run_keeps_what_it_was_given(tmp_path):
         for config in CONFIGS:
             recorder.ended(outcome(config))
         raise KeyboardInterrupt
-    assert store.ended() == {config.trial_id for config in CONFIGS}
+    assert ended(store) == {config.trial_id for config in CONFIGS}
 
 
 def test_an_outcome_is_short_where_it_is_printed():

@@ -18,7 +18,7 @@ import pytest
 from gcsr import InvalidInputError
 from gcsr.cohort import train_cohort
 from gcsr.trainer import training
-from tests.tune.test_sweep import rows
+from tests.tune.stores import rows
 from tune.cli import main
 from tune.lines import lines_of
 from tune.runs import RunOptions

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.tune.conftest import title
-from tests.tune.test_node_data import write
-from tests.tune.test_sweep import rows
+from tests.tune.data_sets import write_data_set
+from tests.tune.stores import rows
 from tune.cli import main
 from tune.store import Store
 
@@ -134,7 +134,7 @@ def test_nodes_that_join_with_other_data_or_none_run_no_trial(tmp_path, cluster,
     grid = {"dataset": "cifar10", "model": "mlp2", "mode": "baseline", "lam": 1e-3, "epochs": 250}
     spec.write_text(f"experiment: test\ngrid: {grid | {'seed': list(range(10))}}\n")
     for seed, folder in enumerate(("data", "other")):
-        write(tmp_path / folder, seed)
+        write_data_set(tmp_path / folder, seed)
     expected = undisturbed("sweep", spec, tmp_path / "undisturbed", "--data", str(tmp_path / "data"))
     where = {name: {"GCSR_DATA": str(tmp_path / name)} for name in ("data", "other", "nowhere")}
     first, (fit,) = cluster(1, env_vars=where["data"])

@@ -19,7 +19,8 @@ import pytest
 from scipy import stats
 
 from tests.tune.conftest import title
-from tests.tune.test_node_data import write
+from tests.tune.data_sets import write_data_set
+from tests.tune.stores import GRID, rows
 from tune.aggregate import summarize
 from tune.cli import main
 from tune.job import SweepJob
@@ -28,24 +29,7 @@ from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
 
-GRID = {
-    "model": "mlp2",
-    "regularizer": ["l1", "l2"],
-    "mode": ["none", "baseline", "ours", "ours_orig"],
-    "lam": [1e-3, 1e-2],
-    "seed": [0, 1],
-    "epochs": 3,
-    "gamma": 1,
-}
 SPEC = SweepSpec(experiment="test", grid=GRID)
-# What an undisturbed run and a disturbed one may differ in.
-VOLATILE = {"seconds", "finished_at"}
-
-
-def rows(store: Store) -> list[dict]:
-    table = store.read_trials()
-    assert not table.damaged
-    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in table.table.to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +203,7 @@ def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_pa
 @pytest.mark.parametrize("command", ["sweep", "tolerance", "search"])
 def test_trials_of_other_data_do_not_join_a_store(command, tmp_path, capsys):
     for seed, name in enumerate(("first", "second")):
-        write(tmp_path / name, seed=seed)
+        write_data_set(tmp_path / name, seed=seed)
     fields = ("dataset=cifar10", "model=mlp1", "epochs=1", "mode=baseline", "regularizer=l2", "seed=[0]")
     given = [command, "digits", "--executor", "inline", "--out", str(tmp_path / "out")]
     given += [word for field in (*fields, "lam=[1e-4, 1e-3]") for word in ("--set", field)]

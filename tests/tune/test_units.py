@@ -13,6 +13,7 @@ from gcsr import TrialConfig
 from gcsr.errors import OutOfTimeError
 from gcsr.interleaving import finished
 from gcsr.parallel import run_workers
+from tests.tune.stores import ended
 from tune.cli import main
 from tune.inline_executor import InlineExecutor
 from tune.job import SweepJob, checkpoint_name
@@ -129,7 +130,7 @@ def test_after_the_deadline_nothing_is_begun(tmp_path):
 def stored(configs, job):
     """Run as an executor does; returns how many trials ended how."""
     store = Store(job.store)
-    with Recorder(store, store.ended(), []) as recorder:
+    with Recorder(store, ended(store), []) as recorder:
         for outcome in outcomes_of(configs, job):
             recorder.ended(outcome)
     return recorder.statuses
