@@ -241,7 +241,12 @@ def _jobs(address: str) -> "Jobs":
         from cluster.jobs import Jobs  # only here: Ray takes a second to import
     except ImportError as error:
         raise InvalidInputError(f"submit: needs pip install 'gcsr[cluster]': {error}") from None
-    host = urllib.parse.urlsplit(address).hostname
+    try:
+        host = urllib.parse.urlsplit(address).hostname
+    except ValueError:
+        raise InvalidInputError(
+            f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
+        ) from None
     if address.startswith("http://") and host not in ("localhost", "127.0.0.1", "::1"):
         complain(f"gcsr: the cluster's token goes to {host} unencrypted; an ssh tunnel would hide it")
     return Jobs(address)

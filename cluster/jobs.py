@@ -29,6 +29,8 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _METADATA = "gcsr"
 _PROBE_SECONDS = 10.0
 _POLL_SECONDS = 1.0
+# Loggers of Ray that tell of uploads and closed sockets, each at a level of its own.
+_TALKATIVE = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
 _RECONNECTS = 30  # of a log stream, a few seconds apart
 
 
@@ -114,7 +116,8 @@ class Jobs:
                 f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
             )
         headers = _authorization(self.address)
-        logging.getLogger("ray").setLevel(logging.WARNING)  # uploads and closed sockets are no news
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._refused():
             self._client = job_submission.JobSubmissionClient(self.address, headers=headers)
 

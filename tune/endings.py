@@ -97,6 +97,9 @@ def run_as_program(group: click.Group, arguments: Sequence[str] | None = None) -
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _interrupt)
     code = main_of(group, arguments)
+    if code == INTERRUPTED:  # batch systems signal twice; while the interpreter ends, that would be the exit code
+        for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(again, signal.SIG_IGN)
     gc.freeze()  # the interpreter's last collections would walk through all of torch and Ray, for more than a second
     sys.exit(code)
 

@@ -73,7 +73,7 @@ def _connect(address: str | None) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost worker is our line, not its traceback
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
-    if address is None:
+    if address in (None, "local"):
         _keep_token_private()
         # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
         ray.init(address="local", include_dashboard=False, **quiet)

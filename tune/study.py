@@ -100,8 +100,10 @@ class StudyStorage:
             if "://" in url:
                 self.storage = RDBStorage(url)
             else:
+                lock = JournalFileOpenLock(url)
+                _drop_half_line(Path(url), lock)
                 _check_journal(Path(url))
-                self.storage = JournalStorage(JournalFileBackend(url, lock_obj=JournalFileOpenLock(url)))
+                self.storage = JournalStorage(JournalFileBackend(url, lock_obj=lock))
         except Exception as error:  # a driver of any database may raise anything
             raise InvalidInputError(f"storage: {without_password(url)} cannot be opened: {one_line(error)}") from None
 
@@ -113,7 +115,6 @@ class StudyStorage:
         """
         Path(f"{path}.lock").unlink(missing_ok=True)
         if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a kill may have cut off the last line
             try:
                 _check_journal(path)
             except ValueError:
@@ -128,6 +129,17 @@ class StudyStorage:
         if study.metric_names != list(objectives):
             study.set_metric_names(list(objectives))
         return study
+
+
+def _drop_half_line(path: Path, lock: JournalFileOpenLock) -> None:
+    """Cut off a last line that a kill or a full disk has left unfinished: the next would be written behind it."""
+    if not path.is_file() or path.read_bytes().endswith(b"\n"):
+        return
+    lock.acquire()  # another search may be in the middle of it
+    try:
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _check_journal(path: Path) -> None:

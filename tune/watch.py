@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gcsr import InvalidInputError
 from tune.reporting import Report
@@ -57,8 +58,16 @@ class _Page:
         return Report(self._store, fallback_title=self._title).render("html", version=version)
 
 
+@web.middleware
+async def _asked_by_its_own_name(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests to another host: a page of somebody whose name leads here could read the report through them."""
+    if request.url.host not in ("127.0.0.1", "localhost"):
+        raise web.HTTPForbidden
+    return await handler(request)
+
+
 async def _serve(page: _Page, port: int, on_ready: Callable[[str], None]) -> None:
-    application = web.Application()
+    application = web.Application(middlewares=[_asked_by_its_own_name])
     application.add_routes([web.get("/", page.page), web.get("/version", page.version)])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()

@@ -130,6 +130,7 @@ def test_without_a_token_nothing_is_asked(tmp_path):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
+        ("http://[::1", "address: 'http://[::1' is not allowed; expected http"),
         ("10.0.0.1:8265", "address: '10.0.0.1:8265' is not allowed; expected http"),
         ("http://127.0.0.1:9", "http://127.0.0.1:9 cannot be reached"),
     ],

@@ -197,6 +197,9 @@ def test_watch_follows_a_store_that_grows(browser, tmp_path):
         assert len(browser.find_elements("css selector", "#settings tbody tr")) == 2
         with urllib.request.urlopen(url + "version") as answer:
             assert len(answer.read()) == 16
+        foreign = urllib.request.Request(url, headers={"Host": "somebody.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(foreign)
     finally:
         server.terminate()
         server.communicate(timeout=20)

@@ -12,24 +12,24 @@ import pytest
 from tests.tune.conftest import title
 
 STARTED = """
-import os
+import os, sys
 os.umask(0o022)
 from tune.ray_connection import connected
 import ray
-with connected(None):
+with connected(sys.argv[1] or None):
     assert ray.get(ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
 """
 
 
-@pytest.mark.parametrize("before", [None, "0" * 64])
-def test_its_secret_is_for_its_owner_only(before, tmp_path):
+@pytest.mark.parametrize(("before", "address"), [(None, "local"), ("0" * 64, "")])
+def test_its_secret_is_for_its_owner_only(before, address, tmp_path):
     token = tmp_path / ".ray" / "auth_token"
     if before is not None:  # as Ray itself leaves it
         token.parent.mkdir()
         token.write_text(before)
         token.chmod(0o644)
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-c", STARTED]
+    command = [sys.executable, "-c", STARTED, address]
     subprocess.run(command, env=known | {"HOME": str(tmp_path)}, check=True, timeout=300)
     assert token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) == 64

@@ -319,6 +319,16 @@ def test_the_journal_holds_every_setting_once_and_is_made_anew_if_lost(tmp_path)
         assert [[(t.params, t.values, t.state) for t in study.trials] for study in studies(tmp_path)] == expected
 
 
+def test_a_journal_of_others_that_a_full_disk_has_cut_off_goes_on(tmp_path):
+    storage = tmp_path / "shared.log"
+    search(tmp_path / "one", storage=str(storage))
+    whole = storage.read_bytes()
+    storage.write_bytes(whole + b'{"op_code": 4, "wor')
+    search(tmp_path / "two", storage=str(storage))
+    assert storage.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in storage.read_bytes().splitlines())
+
+
 def test_two_drivers_that_share_a_storage_learn_from_each_other(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     search(tmp_path / "one", storage=url)
