@@ -48,8 +48,8 @@ def train(
 ) -> TrialResult:
     """Train one network by the paper's recipe (§3).
 
-    Runs on the data's device. Deterministic for a given config, device, number of workers and library versions; the
-    caller's random state is left as it was.
+    Runs on the data's device. Deterministic for a given config, device, number of workers and library versions,
+    whatever the caller's random state, default dtype, ``torch.no_grad`` and ``autocast``, which are left as they were.
 
     Args:
         config: the trial.
@@ -176,7 +176,7 @@ def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
         width=config.width,
         dropout=config.dropout or 0.0,
         initialization=config.initialization,
-    ).to(data.train_images.device, torch.float32)  # whatever torch.set_default_dtype says
+    ).to(data.train_images.device)
 
 
 class _Run:
