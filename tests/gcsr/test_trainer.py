@@ -259,6 +259,8 @@ def test_data_of_another_trial_are_refused(digits, fields, words):
         ),
         (lambda d: {"train_labels": d.train_labels.int()}, "train_labels: 'torch.int32.*expected torch.int64"),
         (lambda d: {"train_images": d.train_images[:0], "train_labels": d.train_labels[:0]}, "train_images: .0, 1, 8"),
+        (lambda d: {"scale": d.scale.flatten()}, r"scale: \[1\] is not allowed; expected \[1, 1, 1, 1\]"),
+        (lambda d: {"shift": d.shift.expand(1, 3, 1, 1)}, r"shift: \[1, 3, 1, 1\] is not allowed"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(digits, changed, words):
