@@ -47,6 +47,8 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
     Raises:
         ConfigError: the trials differ in what they must have in common, or the data are not theirs.
     """
+    if not configs:
+        return []
     for config in configs:
         for name in COHORT_FIELDS:
             if getattr(config, name) != getattr(configs[0], name):

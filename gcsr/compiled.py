@@ -5,6 +5,7 @@ update to rounding, only slower.
 """
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -21,6 +22,7 @@ from gcsr.files import cache_folder
 __all__ = ["compiled", "native_allowed"]
 
 _FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
+_DIGEST_SIZE = hashlib.sha256().digest_size  # bytes that stand behind the library
 
 
 def native_allowed() -> bool:
@@ -50,8 +52,9 @@ def compiled(name: str, contract: Literal["fast", "off"]) -> ctypes.CDLL | None:
             continue
         try:
             return ctypes.CDLL(str(library))
-        except OSError:  # damaged: to be built again
-            library.unlink(missing_ok=True)
+        except OSError:  # whole, but of another machine's kind: to be built again
+            with contextlib.suppress(OSError):
+                library.unlink()
     return None
 
 
@@ -60,27 +63,39 @@ def _built(source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
     text = source.read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join((text, compiler, *flags, _processor())).encode()).hexdigest()[:16]
     try:
-        cache = cache_folder()
+        cache = cache_folder() / "compiled"  # a folder of its own: others may be given the data beside it, not code
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not os.access(cache, os.W_OK) or cache.stat().st_uid != os.getuid():
+        found = cache.stat()
+        if not os.access(cache, os.W_OK) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise OSError  # what others may write is not ours to load
     except (OSError, RuntimeError):
         cache = Path(tempfile.mkdtemp(prefix="gcsr-"))
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
     target = cache / f"{source.stem}-{key}.so"
-    if not target.exists():
+    if not _is_whole(target):
         handle, part = tempfile.mkstemp(dir=cache, suffix=".so")
         os.close(handle)
         try:
             command = [compiler, *flags, "-o", part, str(source), "-lm"]
             # However long it takes: other flags round otherwise, so none are taken because this machine stood still.
             subprocess.run(command, check=True, capture_output=True)
-            with open(part, "rb") as file:
+            with open(part, "r+b") as file:
+                file.write(hashlib.sha256(file.read()).digest())  # behind what the linker reads
+                file.flush()
                 os.fsync(file.fileno())  # or a power cut might leave the name and no library
             os.replace(part, target)
         finally:
             Path(part).unlink(missing_ok=True)
     return target
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether it is there as `_built` wrote it: to load one that is cut short kills the process."""
+    try:
+        data = library.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(data[:-_DIGEST_SIZE]).digest() == data[-_DIGEST_SIZE:]
 
 
 def _processor() -> str:

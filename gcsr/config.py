@@ -39,7 +39,7 @@ def _number(allowed: str, test: Callable[[float], bool]) -> Callable[[str, Any],
     def check(field: str, value: Any) -> float:
         if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max or not test(value):
             raise ConfigError(field, value, allowed)
-        return float(value)
+        return float(value) + 0.0  # not -0.0, which is equal and written otherwise: one trial, one identity
 
     return check
 

@@ -15,7 +15,9 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     """Around the forward pass: bf16 activations for ``bf16``, nothing otherwise."""
     if precision != "bf16":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    # Uncached: only the outermost autocast clears the cache, and in `gcsr.randomness.undisturbed` this is none, so that
+    # weights would stay what they were in the first step. No weight is used twice in a pass.
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def lowered(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Torch's generators of random numbers: a training seeds its own, and the caller's state comes back."""
+"""What of torch's state a training sets for itself, generators of random numbers above all; the caller's comes back."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,10 +12,31 @@ __all__ = ["gpu_generator", "seed_generators", "undisturbed"]
 
 @contextlib.contextmanager
 def undisturbed(device: torch.device, precision: str) -> Iterator[None]:
-    """Around trainings in ``precision``: the caller's random state and settings of arithmetic come back."""
+    """Around trainings in ``precision``: they go as in a fresh process, and the caller's state comes back.
+
+    That is the random state, settings of arithmetic, the default dtype, and what the caller's own ``torch.no_grad``,
+    ``inference_mode`` and ``autocast`` set.
+    """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), arithmetic(precision):
+    with (
+        torch.random.fork_rng(devices=devices),
+        arithmetic(precision),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),  # around backward passes, too, which an outer one would lower
+        _default_dtype(torch.float32),
+    ):
         yield
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

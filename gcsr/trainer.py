@@ -48,8 +48,8 @@ def train(
 ) -> TrialResult:
     """Train one network by the paper's recipe (§3).
 
-    Runs on the data's device. Deterministic for a given config, device, number of workers and library versions; the
-    caller's random state is left as it was.
+    Runs on the data's device. Deterministic for a given config, device, number of workers and library versions,
+    whatever the caller's random state, default dtype, ``torch.no_grad`` and ``autocast``, which are left as they were.
 
     Args:
         config: the trial.
@@ -141,7 +141,7 @@ def _load(
 def check_data(config: TrialConfig, data: Dataset) -> None:
     """Raise `ConfigError` unless ``data`` is the trial's data set, with hold-out and inputs as the trial wants them.
 
-    Images and labels are looked at, too: neither C nor a GPU's kernels ask whether they exist.
+    Tensors are looked at, too: neither C nor a GPU's kernels ask whether what they read exists.
     """
     if data.name != config.dataset:
         raise ConfigError("dataset", config.dataset, f"{data.name}, which is the data given")
@@ -154,6 +154,11 @@ def check_data(config: TrialConfig, data: Dataset) -> None:
         images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
         if labels is not None:
             _check_split(split, images, labels, data)
+    expected = [1, data.train_images.shape[1], 1, 1]
+    for name in ("scale", "shift"):
+        found = list(getattr(data, name).shape)
+        if found != expected:
+            raise ConfigError(name, found, f"{expected}: one number a channel")
 
 
 def _check_split(split: str, images: Tensor, labels: Tensor, data: Dataset) -> None:
@@ -176,7 +181,7 @@ def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
         width=config.width,
         dropout=config.dropout or 0.0,
         initialization=config.initialization,
-    ).to(data.train_images.device, torch.float32)  # whatever torch.set_default_dtype says
+    ).to(data.train_images.device)
 
 
 class _Run:

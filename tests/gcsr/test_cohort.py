@@ -100,6 +100,10 @@ def test_dropout_differs_between_trials_and_from_step_to_step():
     assert one.train_loss != two.train_loss
 
 
+def test_no_trials_are_no_results(digits):
+    assert train_cohort([], digits) == []
+
+
 def test_data_of_another_trial_are_refused(digits):
     with pytest.raises(ConfigError, match=r"holdout: 0\.2 is not allowed; expected 0, as in the data given"):
         train_cohort([TrialConfig(holdout=0.2)], digits)

@@ -11,6 +11,11 @@ from gcsr.compiled import compiled
 needs_compiler = pytest.mark.skipif(compiled("memory_pass.c", "off") is None, reason="no C compiler here")
 
 
+def libraries(cache):
+    """What is in the package's own folder below the user's cache folder."""
+    return list((cache / "gcsr" / "compiled").iterdir())
+
+
 def test_without_a_compiler_everything_works(tmp_path):
     code = (
         "import torch; from gcsr import TrialConfig, load_dataset, train; from gcsr.parameter_pass import can_pass;"
@@ -32,7 +37,7 @@ def test_a_broken_compiler_is_as_good_as_none(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert compiled.__wrapped__("memory_pass.c", "off") is None
-    assert not list((tmp_path / "cache" / "gcsr").iterdir()), "nothing half-built is left"
+    assert not libraries(tmp_path / "cache"), "nothing half-built is left"
 
 
 @needs_compiler
@@ -54,8 +59,49 @@ def test_a_compiler_that_is_killed_once_is_asked_again_for_the_same(tmp_path, mo
 def test_it_is_built_once_and_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compiled.__wrapped__("memory_pass.c", "off") is not None
-    built = list((tmp_path / "gcsr").iterdir())
+    built = libraries(tmp_path)
     assert len(built) == 1
     when = built[0].stat().st_mtime_ns
     assert compiled.__wrapped__("memory_pass.c", "off") is not None
     assert built[0].stat().st_mtime_ns == when
+
+
+@needs_compiler
+def test_one_that_is_cut_short_is_built_again(tmp_path):
+    """In processes of their own: a library that is cut short kills the process that loads it."""
+    code = "from gcsr.compiled import compiled; assert compiled('memory_pass.c', 'off') is not None"
+
+    def load():
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)}, check=True)
+
+    load()
+    (library,) = libraries(tmp_path)
+    whole = library.stat().st_size
+    for size in (0, whole // 2, whole - 1):
+        os.truncate(library, size)
+        load()
+        assert library.stat().st_size == whole
+
+
+@needs_compiler
+def test_a_folder_in_its_place_is_no_library_and_no_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiled.__wrapped__("memory_pass.c", "off") is not None
+    (library,) = libraries(tmp_path)
+    library.unlink()
+    library.mkdir()
+    compiled.__wrapped__("memory_pass.c", "off")  # with other flags or not at all
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_folder_that_others_may_write_is_not_used(mode, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "gcsr" / "compiled"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    assert compiled.__wrapped__("memory_pass.c", "off") is not None
+    assert not libraries(tmp_path)
+    folder.chmod(0o700)
+    assert compiled.__wrapped__("memory_pass.c", "off") is not None
+    assert libraries(tmp_path)

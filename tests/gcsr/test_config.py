@@ -12,6 +12,7 @@ def test_the_identity_is_stable():
     # If this changes, every existing store is orphaned: change it knowingly.
     assert TrialConfig(mode="ours", lam=6e-3).trial_id == "4206606bfdd6f811"
     assert TrialConfig(lam=1).trial_id == TrialConfig(lam=1.0).trial_id
+    assert TrialConfig(lam=-0.0).trial_id == TrialConfig(lam=0.0).trial_id
 
 
 def test_fields_that_a_mode_does_not_read_cannot_tell_trials_apart():

@@ -1,5 +1,6 @@
 """The trainer: the paper's claim on real digits, exact resume, and how trials end."""
 
+import contextlib
 import dataclasses
 import os
 import stat
@@ -133,6 +134,46 @@ def test_the_callers_random_state_is_left_alone(digits):
     assert torch.equal(torch.rand(3), expected)
 
 
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype, "the caller's comes back"
+    finally:
+        torch.set_default_dtype(before)
+
+
+AMBIENT = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("state", AMBIENT)
+@pytest.mark.parametrize("written_out", [True, False])
+def test_the_callers_torch_state_is_no_matter(state, written_out, digits, request):
+    if not written_out:
+        request.getfixturevalue("by_autograd")
+    config = TrialConfig(model="mlp2", mode="ours_orig", lam=1e-3, epochs=2)
+    expected = measured(train(config, digits)), [measured(r) for r in train_cohort([config], digits)]
+    with AMBIENT[state]():
+        found = measured(train(config, digits)), [measured(r) for r in train_cohort([config], digits)]
+    assert found == expected
+
+
+def test_bf16_weights_are_those_of_the_step(digits):
+    """Where autocast is nested, torch keeps the copies that it made of them."""
+    full, half = (train(TrialConfig(model="mlp2", precision=p, epochs=3), digits) for p in ("fp32", "bf16"))
+    with torch.autocast("cpu", torch.bfloat16):
+        nested = train(TrialConfig(model="mlp2", precision="bf16", epochs=3), digits)
+    assert measured(nested) == measured(half)
+    assert half.train_loss == pytest.approx(full.train_loss, rel=0.05)
+
+
 def test_seeds_differ_and_repeat(digits):
     one, again, other = (train(TrialConfig(model="mlp1", epochs=1, seed=s), digits) for s in (0, 0, 1))
     assert measured(one) == measured(again)
@@ -218,6 +259,8 @@ def test_data_of_another_trial_are_refused(digits, fields, words):
         ),
         (lambda d: {"train_labels": d.train_labels.int()}, "train_labels: 'torch.int32.*expected torch.int64"),
         (lambda d: {"train_images": d.train_images[:0], "train_labels": d.train_labels[:0]}, "train_images: .0, 1, 8"),
+        (lambda d: {"scale": d.scale.flatten()}, r"scale: \[1\] is not allowed; expected \[1, 1, 1, 1\]"),
+        (lambda d: {"shift": d.shift.expand(1, 3, 1, 1)}, r"shift: \[1, 3, 1, 1\] is not allowed"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(digits, changed, words):
