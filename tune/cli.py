@@ -145,12 +145,16 @@ def sweep_command(out: str, **given: Any) -> None:
 @click.option(
     "--objective", "objectives", type=click.Choice(OBJECTIVES), multiple=True, help="Give two for a Pareto front."
 )
-@click.option("--pruner", type=click.Choice(PRUNERS), help="Give losing settings no more seeds [default: none].")
+@click.option(
+    "--pruner",
+    type=click.Choice(PRUNERS),
+    help="Give losing settings no more seeds; for one objective [default: none].",
+)
 @click.option(
     "--window", type=click.IntRange(1, 10_000), metavar="N", help="Settings under way at once [default: slots + 1]."
 )
 @click.option("--storage", metavar="URL", help="Of Optuna: a database or a journal file [default: DIR/study.journal].")
-@click.option("--refit", is_flag=True, help="Train the best settings again, without hold-out.")
+@click.option("--refit", is_flag=True, help="Train the best settings, by the first objective, again without hold-out.")
 @stop_option(True)
 def search_command(
     out: str,
@@ -172,12 +176,13 @@ def search_command(
         outcome = run_search(
             spec, Store(out), asked.options, trials=trials, window=window, storage=storage, refit=refit
         )
+    kind = "best" if len(spec.search.objectives) == 1 else "Pareto front"
     for best in outcome.best:
         found = ", ".join(f"{name} {value:g}" for name, value in best.params.items())
         values = ", ".join(
             f"{name} {value:.4f}" for name, value in zip(spec.search.objectives, best.values, strict=True)
         )
-        say(f"best of {best.label}: {found}: {values}")
+        say(f"{kind} of {best.label}: {found}: {values}")
     if outcome.saved_epochs:
         say(f"{outcome.saved_epochs} epochs were not trained: their trials had collapsed")
     done = f"{outcome.total} trials, {outcome.ran} run now: {_counted(outcome.statuses)}"

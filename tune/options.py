@@ -78,7 +78,7 @@ class _Location(click.ParamType[str]):
             raise InvalidInputError(
                 f"{_named(param)}: '' is not allowed; expected a folder, or a URI as s3://bucket/name"
             )
-        return os.path.expanduser(str(value))  # shells leave the ~ of --out=~/runs
+        return _expanded(str(value), param)
 
 
 class _Local(click.ParamType[Path]):
@@ -90,7 +90,7 @@ class _Local(click.ParamType[Path]):
         if not value or "://" in str(value):
             shown = repr(str(value)[:80])
             raise InvalidInputError(f"{_named(param)}: {shown} is not allowed; expected a path on this machine")
-        return Path(value).expanduser()
+        return Path(_expanded(str(value), param))
 
 
 class _Assignment(click.ParamType[tuple[str, Any]]):
@@ -98,6 +98,15 @@ class _Assignment(click.ParamType[tuple[str, Any]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
         return value if isinstance(value, tuple) else parse_assignment(value)
+
+
+def _expanded(value: str, param: click.Parameter | None) -> str:
+    """With the home folder in place of a leading ``~``, which shells leave in ``--out=~/runs``."""
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        user = path[1:].partition("/")[0]
+        raise InvalidInputError(f"{_named(param)}: {value!r:.80} is not allowed; there is no user {user:.40}")
+    return path
 
 
 def _named(param: click.Parameter | None) -> str:

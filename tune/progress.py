@@ -7,13 +7,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from tune.job import Outcome
 from tune.terminal import Terminal
+from tune.words import counted
 
 __all__ = ["SweepProgress"]
 
 _LINE_EVERY = 5.0  # seconds, where the output is no terminal
+_BAR_WIDTH = 20
 
 
 _EVENTS = {
@@ -42,17 +45,23 @@ class SweepProgress:
         self._timed_from = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("trials"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            BarColumn(_BAR_WIDTH),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            # The note takes what the others leave, and alone is cut where the terminal is narrow.
+            TextColumn(
+                "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            ),
             console=self.console,
+            expand=True,
             disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total, completed=ended, note="starting")
 
     def __enter__(self) -> "SweepProgress":
         self._bar.start()
+        if not self.console.is_terminal:  # the first trial may take minutes, and until it ends nothing else is said
+            self.console.print(self._opening(), markup=False, soft_wrap=True)
         return self
 
     def __exit__(
@@ -80,6 +89,12 @@ class SweepProgress:
             self._running = int(str(fields["running"]))
         elif event in _EVENTS:
             self.console.print(_EVENTS[event].format_map(fields), markup=False, soft_wrap=True)
+
+    def _opening(self) -> str:
+        left = self._total - self._before
+        before = f", {self._before} ended before" if self._before else ""
+        at_once = f", {min(left, self._at_once)} at once" if left else ""
+        return counted(self._total, "trial") + before + at_once
 
     def _note(self) -> str:
         counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")

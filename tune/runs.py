@@ -19,6 +19,7 @@ from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
 from tune.store import Store, StoreError
 from tune.sweep_log import SweepLog
+from tune.terminal import complain
 
 if TYPE_CHECKING:
     from tune.inline_executor import InlineExecutor
@@ -198,6 +199,8 @@ def recording(
         at_once: how many trials those are, at most.
         before: how many had ended before.
     """
+    if options.resume and not stored and not any(store.files("trials")):  # perhaps DIR is mistyped
+        complain(f"gcsr: nothing is stored in {store.location} yet: it begins")
     started = {"experiment": spec.experiment, "trials": total, "ended_before": before, "slots": slots}
     observers: list[Observer] = [SweepLog(store, started | {"executor": options.executor, "address": options.address})]
     if options.tensorboard:

@@ -42,7 +42,7 @@ _JOURNAL = "study.journal"
 
 
 class Best(NamedTuple):
-    """The best setting of a line: by the first objective."""
+    """The best setting of a line; with two objectives, one that no other beats in both."""
 
     label: str
     params: dict[str, Any]
@@ -55,7 +55,7 @@ class SearchOutcome(RunOutcome):
 
     Attributes:
         total: trials of all its settings.
-        best: of every line that has one.
+        best: of every line that has one; with two objectives, its Pareto front from the best by the first one on.
         saved_epochs: epochs that were not trained because a trial had collapsed, in the whole search.
     """
 
@@ -83,7 +83,8 @@ def run_search(
         trials: how many trainings; a setting takes one for each seed.
         window: at most so many settings at once; None for one more than run at once when the search starts.
         storage: of Optuna; None for a journal in the store, if that is a local folder.
-        refit: train each line's best setting once more, on all training images; these trials come on top.
+        refit: train each line's best setting, by the first objective, once more, on all training images; these
+            trials come on top.
 
     Raises:
         InvalidInputError: the spec, the data, the store or the storage cannot be used; nothing was started.
@@ -296,26 +297,43 @@ class _Search:
         return should_prune(self._pruner, [h for h in history if h], setting.of_seeds(self._objectives[0]))
 
     def best(self) -> Iterator[Best]:
-        """The best setting of each line."""
+        """The best setting of each line, or its Pareto front."""
         names = labels(self._lines)
-        for line, setting, values in self._best():
-            fields = setting.configs[0].to_dict()
-            yield Best(names[setting.line], {name: fields[name] for name in line.space}, values)
+        for line in self._lines_ended():
+            for setting, values in _front(line):
+                fields = setting.configs[0].to_dict()
+                space = self._lines[setting.line].space
+                yield Best(names[setting.line], {name: fields[name] for name in space}, values)
 
     def refits(self) -> list[TrialConfig]:
-        """The best settings' trials without hold-out."""
-        return [replace(config, holdout=0.0) for _, setting, _ in self._best() for config in setting.configs]
+        """The trials of each line's best setting, by the first objective, without hold-out."""
+        best = (_front(line)[0][0] for line in self._lines_ended())
+        return [replace(config, holdout=0.0) for setting in best for config in setting.configs]
 
-    def _best(self) -> Iterator[tuple[Line, _Setting, tuple[float, ...]]]:
-        for number, line in enumerate(self._lines):
-            ended = [
-                (s, s.values(self._objectives))
-                for s in self._settings
-                if s.line == number and s.complete and not s.pruned
-            ]
-            found = [(line, setting, values) for setting, values in ended if values is not None]
+    def _lines_ended(self) -> Iterator[list[tuple[_Setting, tuple[float, ...]]]]:
+        """Of each line the settings that have ended, and what they reached; no line without any."""
+        for number in range(len(self._lines)):
+            ended = [s for s in self._settings if s.line == number and s.complete and not s.pruned]
+            reached = ((setting, setting.values(self._objectives)) for setting in ended)
+            found = [(setting, values) for setting, values in reached if values is not None]
             if found:
-                yield max(found, key=lambda each: each[2])
+                yield found
+
+
+def _front(found: Sequence[tuple[_Setting, tuple[float, ...]]]) -> list[tuple[_Setting, tuple[float, ...]]]:
+    """The settings that no other beats, from the best by the first objective on; of one objective the best alone."""
+    ordered = sorted(found, key=lambda each: each[1], reverse=True)
+    if len(ordered[0][1]) == 1:
+        return ordered[:1]
+    front: list[tuple[_Setting, tuple[float, ...]]] = []
+    for setting, values in ordered:  # whatever beats it comes before it
+        if not any(_beats(other, values) or same.configs == setting.configs for same, other in front):
+            front.append((setting, values))
+    return front
+
+
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:

@@ -59,7 +59,8 @@ class SearchSpec(BaseModel):
         objectives: one, or two for a Pareto front; all are maximized.
         sampler_seed: of the sampler.
         pruner: of Optuna; with one, the seeds of a setting run one after the other, and a setting that loses against
-            earlier ones gets no more seeds. None runs every seed, as comparisons of significance need.
+            earlier ones gets no more seeds. None runs every seed, as comparisons of significance need. Not with two
+            objectives.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -88,7 +89,7 @@ class SearchSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "SearchSpec":
-        _check_objectives(self.objectives, self.sampler)
+        _check_objectives(self.objectives, self.sampler, self.pruner)
         return self
 
     def replace(self, **fields: Any) -> "SearchSpec":
@@ -98,13 +99,15 @@ class SearchSpec(BaseModel):
             ConfigError: they do not go together.
         """
         replaced = self.model_copy(update=fields)
-        _check_objectives(replaced.objectives, replaced.sampler)
+        _check_objectives(replaced.objectives, replaced.sampler, replaced.pruner)
         return replaced
 
 
-def _check_objectives(objectives: tuple[Objective, ...], sampler: Sampler) -> None:
+def _check_objectives(objectives: tuple[Objective, ...], sampler: Sampler, pruner: Pruner | None) -> None:
     if not 1 <= len(objectives) <= 2 or len(set(objectives)) < len(objectives):
         raise ConfigError("search.objectives", list(objectives), "one, or two different ones")
     if sampler == "cmaes" and len(objectives) > 1:
         others = ", ".join(name for name in SAMPLERS if name != sampler)
         raise ConfigError("search.sampler", sampler, f"one of {others} for two objectives")
+    if pruner is not None and len(objectives) > 1:  # it judges by one, and would lose points of the Pareto front
+        raise ConfigError("search.pruner", pruner, "none for two objectives")

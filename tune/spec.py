@@ -1,8 +1,9 @@
 """A sweep's specification: YAML in, trial configs out."""
 
+import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,26 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
-from tune.search_spec import Range, SearchSpec
+from tune.search_spec import OBJECTIVES, Range, SearchSpec
 
 __all__ = ["MAX_TRIALS", "SweepSpec", "load_spec", "parse_assignment", "parse_yaml", "shipped_specs"]
 
 MAX_TRIALS = 1_000_000
 _MAX_BYTES = 1 << 20
 _MAX_WORKERS = 1024
-_EXPECTED: dict[str | int, str] = {
+_EXPECTED = {
     "experiment": "a name of 1 to 80 letters, digits and . _ - that begins with a letter or digit",
     "description": "text",
     "grid": "a mapping from fields to values",
     "include": "a list of mappings from fields to values",
+    "include.*": "a mapping from fields to values",
     "search": f"a mapping with some of the keys {', '.join(SearchSpec.model_fields)}",
+    "search.objectives": f"a list of one or two of {', '.join(OBJECTIVES)}",
+    "search.space": "a mapping from fields to their ranges",
+    "search.space.*": "a mapping with low, high and, if wanted, log",
+    "search.space.*.low": "a number",
+    "search.space.*.high": "a number",
+    "search.space.*.log": "true or false",
     "workers": f"an integer from 1 to {_MAX_WORKERS}",
 }
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
@@ -62,6 +70,7 @@ class SweepSpec(BaseModel):
     @classmethod
     def _check_grid(cls, grid: dict[str, Any]) -> dict[str, Any]:
         for name, value in grid.items():
+            _check_known(name, value, TrialConfig.field_names())
             _check_values(name, value)
         return grid
 
@@ -83,6 +92,7 @@ class SweepSpec(BaseModel):
             raise ConfigError("workers", own["workers"], f"an integer from 1 to {_MAX_WORKERS}")
         fields = {name: value for name, value in fields.items() if name not in own}
         for name, value in fields.items():
+            _check_known(name, value, (*TrialConfig.field_names(), "workers"))
             _check_values(name, value)
         include = tuple({k: v for k, v in grid.items() if k not in fields} for grid in self.include)
         return self.model_copy(update={"grid": {**self.grid, **fields}, "include": include, **own})
@@ -122,6 +132,13 @@ class SweepSpec(BaseModel):
 
 def _values(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _check_known(name: str, value: Any, known: Collection[str]) -> None:
+    if name not in known:
+        meant = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        raise ConfigError(name, value, f"one of the fields {', '.join(known)}{hint}")
 
 
 def _check_values(name: str, value: Any) -> None:
@@ -171,6 +188,9 @@ def _size(space: dict[str, list[Any]]) -> int:
 # -- reading ----------------------------------------------------------------------------------------------------
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it: ``1e-3`` is a number and ``010`` ten, no key is repeated, and nothing can be expanded."""
 
@@ -182,6 +202,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for node_of_key, _ in node.value:
+            if node_of_key.tag == _MERGE:
+                raise InvalidInputError("merge keys (<<) are not allowed")
             key = self.construct_object(node_of_key, deep=True)
             if not isinstance(key, str):
                 raise InvalidInputError(f"the key {key!r:.60} is not a name")
@@ -243,10 +265,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def shipped_specs() -> dict[str, str]:
     """Names of the specs that come with gcsr, and their text."""
     found = (item for item in (files("tune") / "specs").iterdir() if item.name.endswith(".yaml"))
-    return {
-        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
-        for item in sorted(found, key=lambda item: item.name)
-    }
+    texts = {item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8") for item in found}
+    return dict(sorted(texts.items()))
 
 
 def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepSpec:
@@ -260,24 +280,7 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         InvalidInputError: there is no such spec, or it is not valid; one line.
     """
     shipped = shipped_specs()
-    if name in shipped:
-        text = shipped[name]
-    else:
-        path = Path(name)
-        try:
-            if path.exists() and not path.is_file():
-                raise InvalidInputError(f"spec: {name!r:.80} is not allowed; expected a YAML file")
-            if path.stat().st_size > _MAX_BYTES:
-                raise InvalidInputError(f"spec: {name} has {path.stat().st_size} bytes; expected at most {_MAX_BYTES}")
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            if isinstance(error, InvalidInputError):
-                raise
-            reason = getattr(error, "strerror", None) or "no text file"
-            known = ", ".join(n for n in shipped if not n.startswith("paper-")) + ", paper-… (gcsr specs lists all)"
-            raise InvalidInputError(
-                f"spec: {name!r:.80} ({reason}) is not allowed; expected a YAML file, or {known}"
-            ) from None
+    text = shipped[name] if name in shipped else _read(name, shipped)
     raw = parse_yaml(text, f"spec: {name}")
     if not isinstance(raw, dict):
         raise InvalidInputError(f"spec: {name}: expected a mapping with experiment and grid")
@@ -285,17 +288,49 @@ def load_spec(name: str, assignments: Mapping[str, Any] | None = None) -> SweepS
         spec = SweepSpec.model_validate(raw)
         return spec.replace(assignments) if assignments else spec
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        field = ".".join(str(part) for part in first["loc"])
-        expected = _EXPECTED.get(field, first["msg"].removeprefix("Input should be "))
-        message = f"{field}: {first['input']!r:.60} is not allowed; expected {expected}"
-        if isinstance(cause, InvalidInputError):
-            message = str(cause)
-        if first["type"] == "missing":
-            message = f"{field} is missing; expected {expected}"
-        if first["type"] == "extra_forbidden":
-            models: dict[int, type[BaseModel]] = {1: SweepSpec, 2: SearchSpec}
-            allowed = ", ".join(models.get(len(first["loc"]), Range).model_fields)
-            message = f"{field}: {first['input']!r:.60} is not allowed; expected only the keys {allowed}"
-        raise InvalidInputError(f"spec: {name}: {message}") from None
+        raise InvalidInputError(f"spec: {name}: {_first_of(error)}") from None
+
+
+def _read(name: str, shipped: Collection[str]) -> str:
+    path = Path(name)
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidInputError(f"spec: {name!r:.80} is not allowed; expected a YAML file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise InvalidInputError(f"spec: {name} has {path.stat().st_size} bytes; expected at most {_MAX_BYTES}")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"spec: {name!r:.80} is not UTF-8; expected a YAML file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        reason = getattr(error, "strerror", None) or "no path"
+        known = ", ".join(n for n in shipped if not n.startswith("paper-")) + ", paper-… (gcsr specs lists all)"
+        raise InvalidInputError(
+            f"spec: {name!r:.80} ({reason}) is not allowed; expected a YAML file, or {known}"
+        ) from None
+
+
+def _first_of(error: ValidationError) -> str:
+    """The first of pydantic's complaints, as one of ours."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidInputError):
+        return str(cause)
+    loc = first["loc"]
+    field = ".".join(str(part) for part in loc)
+    if first["type"] == "extra_forbidden":
+        models: dict[int, type[BaseModel]] = {1: SweepSpec, 2: SearchSpec}
+        allowed = ", ".join(models.get(len(loc), Range).model_fields)
+        return f"{field}: {first['input']!r:.60} is not allowed; expected only the keys {allowed}"
+    expected = _EXPECTED.get(_kind(loc), first["msg"].removeprefix("Input should be "))
+    if first["type"] == "missing":
+        return f"{field} is missing; expected {expected}"
+    return f"{field}: {first['input']!r:.60} is not allowed; expected {expected}"
+
+
+def _kind(loc: tuple[int | str, ...]) -> str:
+    """Where in a spec something is, with * for whichever included grid or searched field."""
+    parts = [str(part) for part in loc]
+    named = 1 if parts[0] == "include" else 2 if parts[:2] == ["search", "space"] else len(parts)
+    return ".".join("*" if n == named else part for n, part in enumerate(parts))

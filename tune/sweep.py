@@ -1,5 +1,6 @@
 """A sweep from spec to store: what is missing is run, every outcome is stored at once."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from tune.compaction import take_up
@@ -7,6 +8,8 @@ from tune.recorder import RunOutcome
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
+from tune.terminal import complain
+from tune.words import counted
 
 __all__ = ["SweepOutcome", "run_sweep"]
 
@@ -39,15 +42,18 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
     job = job_of(spec, store, options)
     with store.exclusive():
         ended = set(take_up(store)["trial_id"].to_pylist())
+        others = ended - {config.trial_id for config in trials}
         missing = [config for config in trials if config.trial_id not in ended]
         if not missing:
             if store.read_manifest() is None:
                 note_run(store, spec, job, trials=[config.trial_id for config in trials])
+            _say_what_else_is_there(store, others)
             return SweepOutcome(total=len(trials), left=0, statuses={}, failures=())
         # The executor refuses what can never run before the store is touched.
         with open_executor(store, job, options, missing) as executor:
             cutter = executor.cutter
             note_run(store, spec, cutter.job, missing, trials=[config.trial_id for config in trials])
+            _say_what_else_is_there(store, others)
             work = cutter.cut(trials, {config.trial_id for config in missing})
             before = len(trials) - len(missing)
             with recording(
@@ -68,3 +74,10 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             return SweepOutcome(
                 total=len(trials), left=left, statuses=recorder.statuses, failures=tuple(recorder.failures)
             )
+
+
+def _say_what_else_is_there(store: Store, others: Set[str]) -> None:
+    # Another spec's folder, or a field that was set otherwise: nothing of it would be seen until the report.
+    if others:
+        stay = "it stays in its report" if len(others) == 1 else "they stay in its report"
+        complain(f"gcsr: {store.location} holds {counted(len(others), 'trial')} that this spec does not name; {stay}")

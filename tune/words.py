@@ -5,6 +5,7 @@ from typing import Any
 
 __all__ = [
     "NONE",
+    "counted",
     "distinctions",
     "fields_text",
     "lam_text",
@@ -19,6 +20,11 @@ __all__ = [
 
 NONE = "–"
 """In place of a number that is not there."""
+
+
+def counted(count: int, noun: str) -> str:
+    """As ``1 trial`` and ``2 trials``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def lam_text(lam: float | None) -> str:

@@ -105,6 +105,8 @@ BAD = {
     "checkpoint uri": ["train", "--epochs", "1", "--checkpoint", "s3://bucket/c.pt"],
     "checkpoint device": ["train", "--epochs", "1", "--checkpoint", "/dev/full"],
     "checkpoint place": ["train", "--epochs", "1", "--checkpoint", "/proc/nowhere/c.pt"],
+    "checkpoint of nobody": ["train", "--epochs", "1", "--checkpoint", "~nosuchuser/c.pt"],
+    "out of nobody": ["sweep", "digits", "--out", "~nosuchuser/z"],
     "report of an empty name": ["report", ""],
     "data download": ["data", "cifar10", "--data", "/dev/null/x", "--download"],
 }

@@ -144,6 +144,10 @@ def test_a_wrong_search_is_one_clear_line(text, words, tmp_path, capsys):
             ["--trials", "8", "--sampler", "cmaes", "--objective", "val_accuracy", "--objective", "sparsity"],
             "search.sampler: 'cmaes' is not allowed",
         ),
+        (
+            ["--trials", "8", "--pruner", "median", "--objective", "val_accuracy", "--objective", "sparsity"],
+            "search.pruner: 'median' is not allowed; expected none for two objectives",
+        ),
         (["--trials", "8", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/db"], "storage: "),
         (["--trials", "8", "--storage", "nonsense://x"], "storage: nonsense://x cannot be opened"),
         (["--trials", "8", "--storage", "BINARY"], "binary cannot be opened: "),
@@ -231,6 +235,17 @@ def test_seeds_are_averaged_and_the_best_is_the_best(tmp_path):
         mode = best.label.rpartition("/")[2]
         assert best.values[0] == pytest.approx(means[mode].max())
         assert means[mode].idxmax()[0] == best.params["lam"]
+
+
+def test_of_two_objectives_the_pareto_front_is_found_and_its_first_end_trained_again(tmp_path):
+    outcome = search(tmp_path, ONE_LINE, objectives=("val_accuracy", "sparsity"), sampler="random", refit=True)
+    table = Store(str(tmp_path)).read_trials().table.to_pandas()
+    means = table[table["holdout"] > 0].groupby(["lam", "mu"])[["val_accuracy", "sparsity"]].mean()
+    reached = [tuple(pair) for pair in means.to_numpy()]
+    front = [pair for pair in reached if not any(o != pair and o[0] >= pair[0] and o[1] >= pair[1] for o in reached)]
+    assert [best.values for best in outcome.best] == [pytest.approx(pair) for pair in sorted(front, reverse=True)]
+    assert len(front) > 1, "of one setting nothing would be seen"
+    assert set(table[table["holdout"] == 0]["lam"]) == {outcome.best[0].params["lam"]}
 
 
 def test_earlier_trials_are_not_run_again_and_are_learned_from(tmp_path):

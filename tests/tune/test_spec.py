@@ -121,6 +121,44 @@ def test_the_keys_of_a_search_are_all_named(tmp_path):
         load_spec(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"include: [3]", "include.0: 3 is not allowed; expected a mapping from fields to values"),
+        (
+            b"search: {objectives: val_accuracy}",
+            "search.objectives: 'val_accuracy' is not allowed; "
+            "expected a list of one or two of val_accuracy, test_accuracy, sparsity",
+        ),
+        (b"search: {space: {lam: {low: 0.1, hi: 0.1}}}", "search.space.lam.high is missing; expected a number"),
+        (b"search: {space: {lam: 3}}", "search.space.lam: 3 is not allowed; expected a mapping with low, high and"),
+        (b"grid: {<<: {lam: 1}}", "merge keys (<<) are not allowed"),
+        (b"description: caf\xe9", "is not UTF-8"),
+        ("grid: {}".encode("utf-16"), "is not UTF-8"),
+        (b"grid: {lamm: 1}", "holdout; did you mean lam?"),
+    ],
+)
+def test_what_is_wrong_is_said_in_plain_words(text, words, tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(b"experiment: x\n" + text)
+    with pytest.raises(InvalidInputError) as caught:
+        load_spec(str(path))
+    assert words in str(caught.value)
+
+
+def test_a_field_to_set_that_is_unknown_is_answered_with_all_that_are_known():
+    with pytest.raises(ConfigError, match=r"lamm: 1 is not allowed; .* holdout, workers; did you mean lam\?$"):
+        load_spec("digits", {"lamm": 1})
+    with pytest.raises(ConfigError, match=r"colour: 1 is not allowed; .* holdout, workers$"):
+        load_spec("digits", {"colour": 1})
+
+
+def test_shipped_specs_are_in_the_order_of_their_names():
+    names = list(shipped_specs())
+    assert names == sorted(names)
+    assert names.index("digits") < names.index("digits-depth")
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_spec_is_one_clear_line(case, tmp_path):
     path = tmp_path / "spec.yaml"

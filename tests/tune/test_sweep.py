@@ -66,6 +66,21 @@ def test_epochs_and_trials_belong_together(undisturbed):
     assert all(last[row["trial_id"]]["test_accuracy"] == row["test_accuracy"] for row in trials)
 
 
+def test_resume_says_where_it_goes_on_from_nothing_or_beside_other_trials(tmp_path, capsys):
+    def said(seed):
+        spec = SPEC.replace({"mode": "none", "seed": seed, "epochs": 1})
+        run_sweep(spec, Store(str(tmp_path / "out")), RunOptions(executor="inline", resume=True))
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("gcsr: ")]
+
+    assert said([0, 1]) == [f"gcsr: nothing is stored in {tmp_path / 'out'} yet: it begins"]
+    assert said([0, 1]) == []
+    stay = "1 trial that this spec does not name; it stays in its report"
+    assert said([1]) == [f"gcsr: {tmp_path / 'out'} holds {stay}"]
+    assert said([1, 2]) == [f"gcsr: {tmp_path / 'out'} holds {stay}"]
+    stay = "3 trials that this spec does not name; they stay in its report"
+    assert said([3]) == [f"gcsr: {tmp_path / 'out'} holds {stay}"]
+
+
 def test_resume_runs_only_what_is_missing(undisturbed, tmp_path):
     store = Store(str(tmp_path / "out"))
     half = SPEC.replace({"seed": [0]})
