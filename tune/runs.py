@@ -309,7 +309,15 @@ def _check_same_data(store: Store, digests: Mapping[str, str]) -> None:
             )
 
 
-def note_run(store: Store, spec: SweepSpec, job: SweepJob, trained: Sequence[TrialConfig] = (), **more: Any) -> None:
+def note_run(
+    store: Store,
+    spec: SweepSpec,
+    job: SweepJob,
+    trained: Sequence[TrialConfig] = (),
+    *,
+    trials: Sequence[str] = (),
+    planned: int | None = None,
+) -> None:
     """Note in the store which spec is run into it, on what data, by what and when; what earlier runs noted stays.
 
     Args:
@@ -317,12 +325,17 @@ def note_run(store: Store, spec: SweepSpec, job: SweepJob, trained: Sequence[Tri
         spec: the spec.
         job: of the run, as its executor has it.
         trained: some trials that use every data set of the run.
-        more: further entries: ``trials``, the ids of planned trials, are added to those known; ``planned`` is a number.
+        trials: ids of planned trials, added to those that are noted.
+        planned: how many trials there will be, where their ids are not known yet.
     """
-    before = store.read_manifest() or {}
-    more["trials"] = sorted(set(before.get("trials", [])) | set(more.get("trials", [])))
-    more["data"] = before.get("data", {}) | _digests(trained, job)
-    runs = [*before.get("runs", []), provenance()][-_NOTED_RUNS:]
-    store.write_manifest(
-        before | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json"), "runs": runs} | more
-    )
+    noted = store.read_manifest() or {}
+    new: dict[str, Any] = {
+        "experiment": spec.experiment,
+        "spec": spec.model_dump(mode="json"),
+        "runs": [*noted.get("runs", []), provenance()][-_NOTED_RUNS:],
+        "trials": sorted({*noted.get("trials", []), *trials}),
+        "data": noted.get("data", {}) | _digests(trained, job),
+    }
+    if planned is not None:
+        new["planned"] = planned
+    store.write_manifest(noted | new)
