@@ -253,10 +253,6 @@ class LineStudy:
 
 def _identity(line: Line, objectives: Sequence[str]) -> str:
     """The same for drivers that search the same, so that strangers who share a storage do not mix."""
-    parts = [
-        line.fixed,
-        line.seeds,
-        {name: distribution_to_json(each) for name, each in line.space.items()},
-        objectives,
-    ]
+    space = {name: distribution_to_json(each) for name, each in line.space.items()}
+    parts = [line.fixed, line.seeds, space, objectives]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
