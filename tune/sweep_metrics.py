@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 from ray.util.metrics import Counter, Gauge
@@ -45,9 +44,7 @@ class SweepMetrics:
         self._set("left", self._left)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._set("running", 0)
 
     def ended(self, outcome: Outcome) -> None:
