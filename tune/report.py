@@ -116,36 +116,38 @@ def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-}
-_LATEX |= {
-    "λ": r"$\lambda$",
-    "π": r"$\pi$",
-    "γ": r"$\gamma$",
-    "μ": r"$\mu$",
-    "α": r"$\alpha$",
-    "–": "--",
-    "…": r"\dots{}",
-}
-_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "−": "$-$"}
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "λ": r"$\lambda$",
+        "π": r"$\pi$",
+        "γ": r"$\gamma$",
+        "μ": r"$\mu$",
+        "α": r"$\alpha$",
+        "–": "--",
+        "…": r"\dots{}",
+        "<": "$<$",
+        ">": "$>$",
+        "−": "$-$",
+    }
+)
 
 
 def _latex(table: TextTable) -> str:
     """A table for LaTeX with the package booktabs."""
 
     def row(cells: tuple[str, ...]) -> str:
-        return " & ".join("".join(_LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+        return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
 
-    caption = "".join(_LATEX.get(character, character) for character in table.title)
     lines = [
         r"\begin{table}",
         r"\centering",
-        f"\\caption{{{caption}}}",
+        f"\\caption{{{table.title.translate(_LATEX)}}}",
         f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}",
     ]
     lines += [r"\toprule", row(table.columns), r"\midrule", *map(row, table.rows), r"\bottomrule"]
