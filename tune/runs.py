@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXECUTORS",
-    "Executor",
+    "ExecutorName",
     "RowSource",
     "RunOptions",
     "check_machine",
@@ -38,9 +38,9 @@ __all__ = [
     "run_source",
 ]
 
-Executor = Literal["ray", "inline"]
+ExecutorName = Literal["ray", "inline"]
 _NOTED_RUNS = 50
-EXECUTORS: tuple[Executor, ...] = get_args(Executor)
+EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class RunOptions:
     """
 
     resume: bool = False
-    executor: Executor = "ray"
+    executor: ExecutorName = "ray"
     address: str | None = None
     wait: float | None = None
     max_concurrent: int | None = None
@@ -184,7 +184,7 @@ def recording(
     stored: Set[str],
     slots: int,
     at_once: int,
-    before: int,
+    ended_before: int,
 ) -> Recorder:
     """The recorder of a run, with all who are to be told.
 
@@ -196,9 +196,9 @@ def recording(
         stored: ids of those that had ended before.
         slots: how many units run at once.
         at_once: how many trials those are, at most.
-        before: how many had ended before.
+        ended_before: how many of the run's trials had ended before.
     """
-    started = {"experiment": spec.experiment, "trials": total, "ended_before": before, "slots": slots}
+    started = {"experiment": spec.experiment, "trials": total, "ended_before": ended_before, "slots": slots}
     observers: list[Observer] = [SweepLog(store, started | {"executor": options.executor, "address": options.address})]
     if options.tensorboard:
         from tune.tensorboard import TensorBoardRuns  # only here: it takes half a second to import
@@ -207,8 +207,8 @@ def recording(
     if options.address is not None:
         from tune.sweep_metrics import SweepMetrics  # only here: it imports Ray
 
-        observers.append(SweepMetrics(spec.experiment, total, before))
-    return Recorder(store, stored, [*observers, SweepProgress(total, before, at_once)])
+        observers.append(SweepMetrics(spec.experiment, total, ended_before))
+    return Recorder(store, stored, [*observers, SweepProgress(total, ended_before, at_once)])
 
 
 def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:

@@ -49,7 +49,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             cutter = executor.cutter
             note_run(store, spec, cutter.job, missing, trials=[config.trial_id for config in trials])
             work = cutter.cut(trials, {config.trial_id for config in missing})
-            before = len(trials) - len(missing)
+            ended_before = len(trials) - len(missing)
             with recording(
                 store,
                 spec,
@@ -58,7 +58,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
                 stored=ended,
                 slots=cutter.slots,
                 at_once=cutter.at_once(work),
-                before=before,
+                ended_before=ended_before,
             ) as recorder:
                 executor.run(work, recorder)
                 recorder.wait()

@@ -23,12 +23,12 @@ class SweepMetrics:
     Args:
         experiment: the sweep's name.
         total: its trials.
-        before: how many of them had ended before this run.
+        ended_before: how many of them had ended before this run.
     """
 
-    def __init__(self, experiment: str, total: int, before: int) -> None:
+    def __init__(self, experiment: str, total: int, ended_before: int) -> None:
         self._experiment = {"experiment": experiment}
-        self._left = total - before
+        self._left = total - ended_before
         self._statuses: dict[str, int] = {}
         self._ends: deque[float] = deque()
         self._pi: dict[tuple[str, str], deque[float]] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gcsr import TrialConfig
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
 from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
-from tune.words import NONE, lam_text, method_text, number, percent, probability, tuned_text
+from tune.words import NONE, float_text, method_text, number, percent, probability, tuned_text
 
 __all__ = ["TextTable", "method_of", "setting_cells", "text_tables"]
 
@@ -112,7 +112,8 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def _tolerance(levels: Sequence[Tolerance]) -> TextTable:
     rows = tuple(
-        (t.network, t.regularizer, method_of(t), lam_text(t.tolerance_lam), lam_text(t.collapse_lam)) for t in levels
+        (t.network, t.regularizer, method_of(t), float_text(t.tolerance_lam), float_text(t.collapse_lam))
+        for t in levels
     )
     columns = ("network", "reg.", "mode", "largest λ at which all seeds learn", "smallest at which one does not")
     return TextTable("Tolerance level (Figures 1 and 7)", columns, rows)

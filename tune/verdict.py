@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
 from tune.tables import method_of
-from tune.words import lam_text, number, percent, probability, tuned_text
+from tune.words import float_text, number, percent, probability, tuned_text
 
 __all__ = ["caveats", "headline", "sentences"]
 
@@ -95,22 +95,22 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
     if level.collapse_lam is None:
         own = (level.recipe, level.regularizer, level.mode)
         tried = [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
-        top = lam_text(max(s.lam for s in tried if s.n))
+        top = float_text(max(s.lam for s in tried if s.n))
         return f"{where}: plain regularization learned at every λ tried{_but_failed(tried)} (up to {top})."
     if level.tolerance_lam is None:
         sentence = (
             f"{where}: plain regularization learned in all seeds at no λ tried, "
-            f"and collapses at {lam_text(level.collapse_lam)}"
+            f"and collapses at {float_text(level.collapse_lam)}"
         )
     elif level.tolerance_lam > level.collapse_lam:
         sentence = (
-            f"{where}: plain regularization fails in some seeds from λ = {lam_text(level.collapse_lam)} on, "
-            f"and last learns in all at {lam_text(level.tolerance_lam)}"
+            f"{where}: plain regularization fails in some seeds from λ = {float_text(level.collapse_lam)} on, "
+            f"and last learns in all at {float_text(level.tolerance_lam)}"
         )
     else:
         sentence = (
-            f"{where}: plain regularization learns up to λ = {lam_text(level.tolerance_lam)} "
-            f"and collapses at {lam_text(level.collapse_lam)}"
+            f"{where}: plain regularization learns up to λ = {float_text(level.tolerance_lam)} "
+            f"and collapses at {float_text(level.collapse_lam)}"
         )
     if _is_lost_anyway(level, summary):
         sentence += ", as the network does without any"
@@ -133,7 +133,7 @@ def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
         if other.mode not in survivors or reach > survivors[other.mode][0]:
             survivors[other.mode] = reach, method_of(other)
     if survivors:
-        return ", ".join(f"{method} still learns at {lam_text(reach)}" for reach, method in survivors.values())
+        return ", ".join(f"{method} still learns at {float_text(reach)}" for reach, method in survivors.values())
     tried = any(
         s.mode not in ("none", "baseline") and s.lam >= lam and (s.n or s.diverged)
         for s in summary.settings
@@ -247,6 +247,6 @@ def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
         if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
             side = "smallest" if best == min(tried) else "largest"
             yield (
-                f"{compared.network}, {compared.regularizer.upper()}: the best λ of {mode} ({lam_text(best)}) is the "
+                f"{compared.network}, {compared.regularizer.upper()}: the best λ of {mode} ({float_text(best)}) is the "
                 f"{side} tried; the true best may lie outside the grid."
             )
