@@ -11,7 +11,7 @@ The modules in layers. Each imports only from its own layer and from those above
                        ray_searcher, trainable, workers, relay, ray_executor
     runs               runs, sweep, lines, study, search_identity, search, tolerance
     statistics         stats, summary, aggregate, curves
-    reports            tables, verdict, figures, static_figures, plotly_figures, search_report, report, html,
+    reports            tables, verdict, figures, static_figures, plotly_figures, search_report, flat, report, html,
                        reporting, watch
     commands           endings, options, train, cli
 """

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tune import stats
 from tune.schema import CONFIG_FIELDS, FAMILY_FIELDS, METHOD_FIELDS
-from tune.summary import NEAR, Compared, Compression, Row, Setting, Summary, Tolerance
+from tune.summary import NEAR, Compared, Compression, Row, Setting, Sparsest, Summary, Tolerance
 from tune.words import network_texts
 
 __all__ = ["MEMORY", "best_setting", "compression_rate", "summarize"]
@@ -182,19 +182,8 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
                 **_where(baseline),
                 regularizer=regularizer,
                 mode=mode,
-                baseline_lam=baseline.lam,
-                baseline_tuned=baseline.tuned,
-                baseline_n=baseline.n,
-                baseline_accuracy=baseline.accuracy_mean,
-                baseline_ci95=baseline.accuracy_ci95,
-                ours_lam=ours.lam,
-                ours_mu=ours.mu,
-                ours_gamma=ours.gamma,
-                ours_gamma_threshold=ours.gamma_threshold,
-                ours_tuned=ours.tuned,
-                ours_n=ours.n,
-                ours_accuracy=ours.accuracy_mean,
-                ours_ci95=ours.accuracy_ci95,
+                baseline=baseline,
+                ours=ours,
                 relative_improvement=test.relative,
                 p_value=test.p_value,
                 hedges_g=test.hedges_g,
@@ -250,29 +239,21 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
         return None  # it learned nothing, and a network that knows nothing can be as small as one likes
     level = baseline.selection
     assert level is not None
-    found: Row = {}
-    for prefix, modes, enough, name in (
-        ("ours", _GATED, level, "compression"),
-        ("near", _GATED, level - NEAR, "near_compression"),
-        ("plain", ("baseline",), level - NEAR, "plain_compression"),
-    ):
-        measured = [s for s in _of(family, "l1", *modes) if s.sparsity_mean is not None and not s.unmeasured]
-        good = [s for s in measured if s.selection is not None and s.selection >= enough - _ROUNDING]
-        ours = max(good, key=lambda s: s.sparsity_mean or 0.0, default=None)
-        sparse = ours.sparsity_mean if ours else None
-        found |= {
-            f"{prefix}_mode": ours.mode if ours else None,
-            f"{prefix}_lam": ours.lam if ours else None,
-            f"{prefix}_tuned": ours.tuned if ours else None,
-            f"{prefix}_sparsity": sparse,
-            f"{prefix}_accuracy": ours.accuracy_mean if ours else None,
-            name: None if sparse is None else compression_rate(baseline.sparsity_mean, sparse),
-        }
+    gated, plain = _of(family, "l1", *_GATED), _of(family, "l1", "baseline")
     return Compression(
         **_where(baseline),
-        baseline_lam=baseline.lam,
-        baseline_tuned=baseline.tuned,
-        baseline_sparsity=baseline.sparsity_mean,
-        baseline_accuracy=baseline.accuracy_mean,
-        **found,
+        baseline=baseline,
+        ours=_sparsest(gated, level, baseline.sparsity_mean),
+        near=_sparsest(gated, level - NEAR, baseline.sparsity_mean),
+        plain=_sparsest(plain, level - NEAR, baseline.sparsity_mean),
     )
+
+
+def _sparsest(settings: Sequence[Setting], enough: float, baseline_sparsity: float) -> Sparsest | None:
+    """The sparsest of the settings that are as accurate as that is enough; None if none is."""
+    measured = [(s.sparsity_mean, s) for s in settings if s.sparsity_mean is not None and not s.unmeasured]
+    good = [(sparsity, s) for sparsity, s in measured if s.selection is not None and s.selection >= enough - _ROUNDING]
+    if not good:
+        return None
+    sparsity, setting = max(good, key=lambda each: each[0])
+    return Sparsest(setting=setting, compression=compression_rate(baseline_sparsity, sparsity))

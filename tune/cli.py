@@ -43,7 +43,7 @@ from tune.store import Store, StoreError
 from tune.sweep import run_sweep
 from tune.terminal import Terminal, columns, complain, say
 from tune.tolerance import run_tolerance
-from tune.words import lam_text, method_text, network_texts
+from tune.words import float_text, method_text, network_texts
 
 __all__ = ["cli", "main"]
 
@@ -204,7 +204,7 @@ def tolerance_command(out: str, precision: float, **given: Any) -> None:
     for level, network in zip(outcome.levels, networks, strict=True):
         config = level.config
         method = method_text(config.mode, mu=config.mu, gamma=config.gamma, gamma_threshold=config.gamma_threshold)
-        found = [lam_text(lam) for lam in (level.tolerance_lam, level.collapse_lam)]
+        found = [float_text(lam) for lam in (level.tolerance_lam, level.collapse_lam)]
         table.add_row(network, config.regularizer, method, *found, str(level.trials))
     Terminal(highlight=False, width=columns(120)).print(table)
     tried = sum(level.trials for level in outcome.levels)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from gcsr import CheckpointError, InvalidInputError
+from gcsr import InvalidInputError
 from tune.node_data import UnfitNodeError
 from tune.passwords import without_password
 from tune.terminal import complain, say
@@ -78,7 +78,7 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except click.ClickException as error:
         return _end(BAD_INPUT, " ".join(error.format_message().split()))
-    except (InvalidInputError, CheckpointError) as error:
+    except InvalidInputError as error:
         return _end(BAD_INPUT, str(error))
     except WorkFailedError as error:
         return _end(FAILED, str(error))

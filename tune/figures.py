@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tune.curves import Curve
 from tune.summary import Setting, Summary
 from tune.tables import method_of
-from tune.words import lam_text, percent, tuned_text
+from tune.words import float_text, percent, tuned_text
 
 __all__ = ["COLORS", "Figure", "Series", "figures"]
 
@@ -215,7 +215,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
         titles.setdefault(family, f"{name}{level.network.removeprefix(level.model)}, {level.regularizer.upper()}")
         line = alike.setdefault(family, {}).setdefault((level.mode, method_of(level)), [])
         line.append(
-            (int(depth[0]), level.tolerance_lam, f"{level.model}: learns up to λ = {lam_text(level.tolerance_lam)}")
+            (int(depth[0]), level.tolerance_lam, f"{level.model}: learns up to λ = {float_text(level.tolerance_lam)}")
         )
     for number, (family, lines) in enumerate(alike.items()):
         if max(len(points) for points in lines.values()) < 2:

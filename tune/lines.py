@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.search_spec import FLOATS, INTEGERS, SearchSpec
@@ -16,6 +16,8 @@ __all__ = ["Line", "labels", "lines_of"]
 _MU, _GAMMA = (0.4, 0.9), (0, 20)  # around the paper's 0.6 and 5, where the spec does not say
 _HOLDOUT = 0.1  # of the training images, where the spec does not say: λ is not to be chosen on the test images
 _DIGITS = 4  # significant ones of a suggested number: more than λ deserves, and readable
+
+Distribution = FloatDistribution | IntDistribution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,7 @@ class Line:
 
     fixed: dict[str, Any]
     seeds: tuple[int, ...]
-    space: dict[str, BaseDistribution]
+    space: dict[str, Distribution]
 
     @property
     def label(self) -> str:
@@ -44,16 +46,17 @@ class Line:
 
     def lowest(self) -> dict[str, Any]:
         """The lower end of every range."""
-        return {name: distribution.low for name, distribution in self.space.items()}  # type: ignore[attr-defined]
+        return {name: distribution.low for name, distribution in self.space.items()}
 
     def highest(self) -> dict[str, Any]:
         """The upper end of every range."""
-        return {name: distribution.high for name, distribution in self.space.items()}  # type: ignore[attr-defined]
+        return {name: distribution.high for name, distribution in self.space.items()}
 
     def contains(self, params: dict[str, Any]) -> bool:
         """Whether a search of the line could suggest them."""
         return params.keys() == self.space.keys() and all(
-            distribution._contains(distribution.to_internal_repr(params[name]))
+            distribution.low <= params[name] <= distribution.high
+            and (isinstance(distribution, FloatDistribution) or float(params[name]).is_integer())
             for name, distribution in self.space.items()
         )
 
@@ -113,7 +116,7 @@ def _line(fixed: dict[str, Any], seeds: tuple[int, ...], grid: dict[str, list[An
             fixed["holdout"] = _HOLDOUT
         if fixed["holdout"] == 0:
             raise ConfigError("holdout", 0, "a share of the images, as the objective is val_accuracy")
-    space: dict[str, BaseDistribution] = {}
+    space: dict[str, Distribution] = {}
     for name in (*FLOATS, *INTEGERS):
         if not _reads(mode, name, grid):
             continue
@@ -160,7 +163,7 @@ def _reads(mode: str, name: str, grid: dict[str, list[Any]]) -> bool:
     return True
 
 
-def _distribution(name: str, low: float, high: float, log: bool) -> BaseDistribution:
+def _distribution(name: str, low: float, high: float, log: bool) -> Distribution:
     if name in INTEGERS:
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(low, high, log=log)

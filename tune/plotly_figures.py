@@ -3,6 +3,7 @@
 import base64
 import functools
 import gzip
+import html
 from typing import Any
 
 from plotly.offline import get_plotlyjs
@@ -80,4 +81,4 @@ def _trace(series: Series) -> dict[str, Any]:
 
 def _escaped(text: str) -> str:
     """Plotly reads a few tags in its texts."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return html.escape(text, quote=False)

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -32,15 +31,15 @@ class SweepProgress:
 
     Args:
         total: trials of the sweep.
-        ended: how many of them had ended before.
+        ended_before: how many of them had ended before.
         at_once: how many are under way at once, at most.
         console: where; stderr by default, so that stdout stays for results.
     """
 
-    def __init__(self, total: int, ended: int, at_once: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, ended_before: int, at_once: int, console: Console | None = None) -> None:
         self.console = console or Terminal(stderr=True, highlight=False)
         self.statuses: Counter[str] = Counter()
-        self._total, self._before, self._at_once = total, ended, at_once
+        self._total, self._ended_before, self._at_once = total, ended_before, at_once
         self._running: int | None = None  # told by a cluster's pulse
         self._timed_from = self._last_line = time.monotonic()
         self._bar = Progress(
@@ -56,7 +55,7 @@ class SweepProgress:
             expand=True,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, completed=ended, note="starting")
+        self._task = self._bar.add_task("", total=total, completed=ended_before, note="starting")
 
     def __enter__(self) -> "SweepProgress":
         self._bar.start()
@@ -64,9 +63,7 @@ class SweepProgress:
             self.console.print(self._opening(), markup=False, soft_wrap=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def ended(self, outcome: Outcome) -> None:
@@ -75,7 +72,7 @@ class SweepProgress:
         self.statuses[row["status"]] += 1
         if self.statuses.total() == self._at_once:
             self._timed_from = time.monotonic()
-        done = self._before + self.statuses.total()
+        done = self._ended_before + self.statuses.total()
         self._bar.update(self._task, completed=done, note=f"{self._note()}  last: {_result(row)}")
         now = time.monotonic()
         if not self.console.is_terminal and (now - self._last_line >= _LINE_EVERY or done == self._total):
@@ -91,15 +88,15 @@ class SweepProgress:
             self.console.print(_EVENTS[event].format_map(fields), markup=False, soft_wrap=True)
 
     def _opening(self) -> str:
-        left = self._total - self._before
-        before = f", {self._before} ended before" if self._before else ""
+        left = self._total - self._ended_before
+        before = f", {self._ended_before} ended before" if self._ended_before else ""
         at_once = f", {min(left, self._at_once)} at once" if left else ""
         return counted(self._total, "trial") + before + at_once
 
     def _note(self) -> str:
         counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")
         done = self.statuses.total()
-        left = self._total - self._before - done
+        left = self._total - self._ended_before - done
         # The first trials waited for the workers to start: they say nothing about the rest.
         timed = done - self._at_once
         seconds = (time.monotonic() - self._timed_from) / timed * left if timed > 0 else None

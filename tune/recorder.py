@@ -71,7 +71,7 @@ class Recorder:
     def __init__(self, store: Store, stored: Set[str], observers: Sequence[Observer]) -> None:
         self.failures: list[str] = []
         self.statuses: dict[str, int] = {}
-        self._before, self._observers = stored, observers
+        self._known, self._observers = stored, observers
         self._telling = threading.Lock()
         self._writer = StoreWriter(store, self._stored)
         self._stack = contextlib.ExitStack()
@@ -89,7 +89,7 @@ class Recorder:
 
     def ended(self, outcome: Outcome) -> None:
         """A trial ended: its row will be in the store when the observers hear of it."""
-        if outcome.row["trial_id"] not in self._before:  # else it ran again only to keep the others company
+        if outcome.row["trial_id"] not in self._known:  # else it ran again only to keep the others company
             self._writer.write(outcome)
 
     def noticed(self, event: str, **fields: object) -> None:

@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-from dataclasses import asdict
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from tune.flat import flat_comparison, flat_compression, flat_setting, flat_tolerance
 from tune.summary import Setting, Summary
 from tune.tables import TextTable, text_tables
 from tune.verdict import caveats, headline, sentences
@@ -50,25 +50,20 @@ def render(
 
 def to_dict(summary: Summary) -> dict[str, Any]:
     """The summary as JSON values: keys ``settings``, ``comparisons``, ``tolerance``, ``compression``, …"""
-    plain = asdict(summary)
-    result: dict[str, Any] = {
-        name: [_flat(each) for each in plain[name]] for name in ("settings", "comparisons", "tolerance", "compression")
+    return {
+        "settings": [flat_setting(each) for each in summary.settings],
+        "comparisons": [flat_comparison(each) for each in summary.comparisons],
+        "tolerance": [flat_tolerance(each) for each in summary.tolerance],
+        "compression": [flat_compression(each) for each in summary.compression],
+        "failures": [{"trial_id": trial_id, "error": error} for trial_id, error in summary.failures],
+        "headline": headline(summary),
+        "verdict": list(sentences(summary)),
+        "caveats": list(caveats(summary)),
     }
-    result["failures"] = [{"trial_id": trial_id, "error": error} for trial_id, error in summary.failures]
-    result["headline"] = headline(summary)
-    result["verdict"] = list(sentences(summary))
-    result["caveats"] = list(caveats(summary))
-    return result
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the fields of its recipe, and those that a search chose, beside its own."""
-    fields = record.pop("recipe") | record.pop("tuned", {})
-    return record | {name: value for name, value in fields.items() if name not in record}
 
 
 def _csv(summary: Summary) -> str:
-    rows = [_flat(asdict(setting)) for setting in summary.settings]
+    rows = [flat_setting(each) for each in summary.settings]
     names = list(rows[0]) if rows else list(Setting.__dataclass_fields__)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
@@ -121,41 +116,43 @@ def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-}
-_LATEX |= {
-    "λ": r"$\lambda$",
-    "π": r"$\pi$",
-    "γ": r"$\gamma$",
-    "μ": r"$\mu$",
-    "α": r"$\alpha$",
-    "–": "--",
-    "…": r"\dots{}",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "∇": r"$\nabla$",
-    "→": r"$\rightarrow$",
-    "|": r"\textbar{}",
-}
-_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "−": "$-$"}
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "λ": r"$\lambda$",
+        "π": r"$\pi$",
+        "γ": r"$\gamma$",
+        "μ": r"$\mu$",
+        "α": r"$\alpha$",
+        "–": "--",
+        "…": r"\dots{}",
+        "≥": r"$\geq$",
+        "≤": r"$\leq$",
+        "∇": r"$\nabla$",
+        "→": r"$\rightarrow$",
+        "|": r"\textbar{}",
+        "<": "$<$",
+        ">": "$>$",
+        "−": "$-$",
+    }
+)
 
 
 def _latex(table: TextTable) -> str:
     """A table for LaTeX with the package booktabs."""
 
     def row(cells: tuple[str, ...]) -> str:
-        return " & ".join("".join(_LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+        return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
 
-    caption = "".join(_LATEX.get(character, character) for character in table.title)
     lines = [
         r"\begin{table}",
         r"\centering",
-        f"\\caption{{{caption}}}",
+        f"\\caption{{{table.title.translate(_LATEX)}}}",
         f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}",
     ]
     lines += [r"\toprule", row(table.columns), r"\midrule", *map(row, table.rows), r"\bottomrule"]

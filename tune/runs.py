@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXECUTORS",
-    "Executor",
+    "ExecutorName",
     "RowSource",
     "RunOptions",
     "check_machine",
@@ -39,9 +39,9 @@ __all__ = [
     "run_source",
 ]
 
-Executor = Literal["ray", "inline"]
+ExecutorName = Literal["ray", "inline"]
 _NOTED_RUNS = 50
-EXECUTORS: tuple[Executor, ...] = get_args(Executor)
+EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class RunOptions:
     """
 
     resume: bool = False
-    executor: Executor = "ray"
+    executor: ExecutorName = "ray"
     address: str | None = None
     wait: float | None = None
     max_concurrent: int | None = None
@@ -185,7 +185,7 @@ def recording(
     stored: Set[str],
     slots: int,
     at_once: int,
-    before: int,
+    ended_before: int,
 ) -> Recorder:
     """The recorder of a run, with all who are to be told.
 
@@ -197,11 +197,11 @@ def recording(
         stored: ids of those that had ended before.
         slots: how many units run at once.
         at_once: how many trials those are, at most.
-        before: how many had ended before.
+        ended_before: how many of the run's trials had ended before.
     """
     if options.resume and not stored and not any(store.files("trials")):  # perhaps DIR is mistyped
         complain(f"gcsr: nothing is stored in {store.location} yet: it begins")
-    started = {"experiment": spec.experiment, "trials": total, "ended_before": before, "slots": slots}
+    started = {"experiment": spec.experiment, "trials": total, "ended_before": ended_before, "slots": slots}
     observers: list[Observer] = [SweepLog(store, started | {"executor": options.executor, "address": options.address})]
     if options.tensorboard:
         from tune.tensorboard import TensorBoardRuns  # only here: it takes half a second to import
@@ -210,8 +210,8 @@ def recording(
     if options.address is not None:
         from tune.sweep_metrics import SweepMetrics  # only here: it imports Ray
 
-        observers.append(SweepMetrics(spec.experiment, total, before))
-    return Recorder(store, stored, [*observers, SweepProgress(total, before, at_once)])
+        observers.append(SweepMetrics(spec.experiment, total, ended_before))
+    return Recorder(store, stored, [*observers, SweepProgress(total, ended_before, at_once)])
 
 
 def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
@@ -312,7 +312,15 @@ def _check_same_data(store: Store, digests: Mapping[str, str]) -> None:
             )
 
 
-def note_run(store: Store, spec: SweepSpec, job: SweepJob, trained: Sequence[TrialConfig] = (), **more: Any) -> None:
+def note_run(
+    store: Store,
+    spec: SweepSpec,
+    job: SweepJob,
+    trained: Sequence[TrialConfig] = (),
+    *,
+    trials: Sequence[str] = (),
+    planned: int | None = None,
+) -> None:
     """Note in the store which spec is run into it, on what data, by what and when; what earlier runs noted stays.
 
     Args:
@@ -320,12 +328,17 @@ def note_run(store: Store, spec: SweepSpec, job: SweepJob, trained: Sequence[Tri
         spec: the spec.
         job: of the run, as its executor has it.
         trained: some trials that use every data set of the run.
-        more: further entries: ``trials``, the ids of planned trials, are added to those known; ``planned`` is a number.
+        trials: ids of planned trials, added to those that are noted.
+        planned: how many trials there will be, where their ids are not known yet.
     """
-    before = store.read_manifest() or {}
-    more["trials"] = sorted(set(before.get("trials", [])) | set(more.get("trials", [])))
-    more["data"] = before.get("data", {}) | _digests(trained, job)
-    runs = [*before.get("runs", []), provenance()][-_NOTED_RUNS:]
-    store.write_manifest(
-        before | {"experiment": spec.experiment, "spec": spec.model_dump(mode="json"), "runs": runs} | more
-    )
+    noted = store.read_manifest() or {}
+    new: dict[str, Any] = {
+        "experiment": spec.experiment,
+        "spec": spec.model_dump(mode="json"),
+        "runs": [*noted.get("runs", []), provenance()][-_NOTED_RUNS:],
+        "trials": sorted({*noted.get("trials", []), *trials}),
+        "data": noted.get("data", {}) | _digests(trained, job),
+    }
+    if planned is not None:
+        new["planned"] = planned
+    store.write_manifest(noted | new)

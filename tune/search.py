@@ -120,7 +120,7 @@ def run_search(
                 cutter=cutter,
                 pruner=spec.search.pruner,
             )
-            before = search.replay()
+            ended_before = search.replay()
             # Without hold-out the best were trained on all images already.
             extra = sum(len(line.seeds) for line in lines if line.fixed.get("holdout")) if refit else 0
             with recording(
@@ -131,7 +131,7 @@ def run_search(
                 stored=stored.keys(),
                 slots=cutter.slots,
                 at_once=cutter.at_once(cutter.cut(lines[0].configs(lines[0].lowest()))),
-                before=before,
+                ended_before=ended_before,
             ) as recorder:
                 run_source(executor, search, recorder)
                 if refit:

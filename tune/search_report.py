@@ -1,7 +1,6 @@
 """What a report says of a search: how the best found grew, and which parameter mattered."""
 
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -90,7 +89,7 @@ def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) 
     """How much of the objective's spread each searched parameter explains; None if no line says anything."""
     import optuna  # only for searches: it takes a second to import
 
-    logging.getLogger("optuna").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
 
     found = []
     for line, settings in _lines(rows, definition):

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from importlib.resources import files
@@ -116,7 +117,7 @@ class SweepSpec(BaseModel):
             ConfigError: a combination is not allowed, or there are too many.
         """
         spaces = self.spaces()
-        size = sum(_size(space) for space in spaces)
+        size = sum(math.prod(map(len, space.values())) for space in spaces)
         if size > MAX_TRIALS:
             raise ConfigError("grid", f"{size} combinations", f"at most {MAX_TRIALS}")
         distinct: dict[str, TrialConfig] = {}
@@ -176,13 +177,6 @@ def _spaces(grid: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         if regularizer not in lam:
             raise ConfigError("lam", lam, f"values for every regularizer of the grid: {regularizer} has none")
         yield {**space, "regularizer": [regularizer], "lam": _values(lam[regularizer])}
-
-
-def _size(space: dict[str, list[Any]]) -> int:
-    size = 1
-    for values in space.values():
-        size *= len(values)
-    return size
 
 
 # -- reading ----------------------------------------------------------------------------------------------------

@@ -21,16 +21,15 @@ class Comparison:
     """A sample beside a reference sample. What cannot be computed (fewer than two runs, no spread) is None.
 
     Attributes:
-        difference: mean of the sample − mean of the reference.
-        relative: that, divided by the mean of the reference.
+        relative: mean of the sample − mean of the reference, divided by the latter.
         p_value: Welch's t-test, two-sided.
         hedges_g: standardized difference, corrected for small samples.
-        low, high: percentile bootstrap interval (95 %) of the difference; narrow for few runs: read it beside p.
+        low, high: percentile bootstrap interval (95 %) of the difference of the means; narrow for few
+            runs: read it beside p.
         probability_of_improvement: that a run of the sample beats one of the reference, ties counted half
             (Mann and Whitney's U over all pairs).
     """
 
-    difference: float
     relative: float | None
     p_value: float | None
     hedges_g: float | None
@@ -79,7 +78,6 @@ def compare(sample: ArrayLike, reference: ArrayLike) -> Comparison:
         hedges = _hedges_g(a, b)
     low, high = _bootstrap(a, b) if min(len(a), len(b)) >= 2 else (None, None)
     return Comparison(
-        difference=difference,
         relative=difference / float(b.mean()) if b.mean() else None,
         p_value=p_value,
         hedges_g=hedges,

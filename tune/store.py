@@ -46,7 +46,7 @@ _PART = "part-"  # begins the names of files that hold several trials (see `tune
 _SOURCES = b"gcsr.sources"
 _ROW_GROUP = 100_000  # rows
 _SCHEMAS = {"trials": TRIALS, "epochs": EPOCHS}
-_BUSY = (".", "_")  # temporary names; pyarrow, DuckDB's and Polars' globs pass such files over
+_HIDDEN = (".", "_")  # begin names of files that pyarrow, DuckDB's and Polars' globs pass over: temporary ones
 
 
 class StoreError(InvalidInputError):
@@ -262,7 +262,7 @@ class Store:
     def files(self, folder: str) -> list[pafs.FileInfo]:
         """The complete Parquet files of a folder, by name."""
         found = self._files.list(self.path(folder))
-        return [i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(_BUSY)]
+        return [i for i in found if i.is_file and i.extension == "parquet" and not i.base_name.startswith(_HIDDEN)]
 
     def _listing(self, folder: str) -> tuple[list[pafs.FileInfo], list[pafs.FileInfo]]:
         """The files of a folder, and those of merges under way (or killed) that replace some of them.

@@ -8,7 +8,6 @@ kept in Optuna's storage is a copy: for dashboards, and for other drivers that s
 import contextlib
 import itertools
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -36,7 +35,7 @@ __all__ = ["LineStudy", "StudyStorage", "make_sampler", "should_prune", "storage
 _DRIVER, _INDEX = "driver", "index"  # user attributes of a stored trial: who asked for it, as which one of its line
 
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-logging.getLogger("optuna").setLevel(logging.ERROR)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
@@ -266,6 +265,6 @@ class LineStudy:
 
 def _identity(line: Line, objectives: Sequence[str]) -> str:
     """The same for drivers that search the same, so that strangers who share a storage do not mix."""
-    space: dict[str, BaseDistribution] = line.space
-    parts = [line.fixed, line.seeds, {name: distribution_to_json(each) for name, each in space.items()}, objectives]
+    space = {name: distribution_to_json(each) for name, each in line.space.items()}
+    parts = [line.fixed, line.seeds, space, objectives]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NEAR", "Compared", "Compression", "Row", "Setting", "Summary", "Tolerance"]
+__all__ = ["NEAR", "Compared", "Compression", "Row", "Setting", "Sparsest", "Summary", "Tolerance"]
 
 NEAR = 0.01  # one percentage point
 
@@ -81,7 +81,7 @@ class _OfFamily:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compared(_OfFamily):
-    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2).
+    """The best-tuned setting of a gated mode beside the best-tuned baseline (Table 2); both have an accuracy.
 
     ``selected_on`` is the split that the settings were chosen on; None if each mode had but one, as after a refit.
 
@@ -94,19 +94,8 @@ class Compared(_OfFamily):
 
     regularizer: str
     mode: str
-    baseline_lam: float
-    baseline_tuned: Row
-    baseline_n: int
-    baseline_accuracy: float
-    baseline_ci95: float | None
-    ours_lam: float
-    ours_mu: float | None
-    ours_gamma: str | None
-    ours_gamma_threshold: float | None
-    ours_tuned: Row
-    ours_n: int
-    ours_accuracy: float
-    ours_ci95: float | None
+    baseline: Setting
+    ours: Setting
     relative_improvement: float | None
     p_value: float | None
     p_value_holm: float | None
@@ -141,35 +130,28 @@ class Tolerance(_OfFamily):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Compression(_OfFamily):
-    """Table 3: the sparsest gated L1 setting that is at least as accurate as the best L1 baseline.
+class Sparsest:
+    """The sparsest of the L1 settings that are accurate enough; it has a sparsity and an accuracy.
 
-    ``near_*`` is the sparsest gated one that gives up at most `NEAR` of accuracy, ``plain_*`` the sparsest baseline
-    that does. Each is None if there is none.
+    ``compression`` says how many times smaller it is than the best baseline; None for an empty network.
     """
 
-    baseline_lam: float
-    baseline_tuned: Row
-    baseline_sparsity: float
-    baseline_accuracy: float
-    ours_mode: str | None
-    ours_lam: float | None
-    ours_tuned: Row | None
-    ours_sparsity: float | None
-    ours_accuracy: float | None
+    setting: Setting
     compression: float | None
-    near_mode: str | None
-    near_lam: float | None
-    near_tuned: Row | None
-    near_sparsity: float | None
-    near_accuracy: float | None
-    near_compression: float | None
-    plain_mode: str | None
-    plain_lam: float | None
-    plain_tuned: Row | None
-    plain_sparsity: float | None
-    plain_accuracy: float | None
-    plain_compression: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compression(_OfFamily):
+    """Table 3: what L1 makes of a network, beside its best baseline, which has a sparsity and an accuracy.
+
+    ``ours`` is the sparsest gated setting that is at least as accurate as the baseline, ``near`` the sparsest gated one
+    that gives up at most `NEAR` of accuracy, ``plain`` the sparsest baseline that does. Each is None if there is none.
+    """
+
+    baseline: Setting
+    ours: Sparsest | None
+    near: Sparsest | None
+    plain: Sparsest | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

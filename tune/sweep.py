@@ -55,7 +55,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
             note_run(store, spec, cutter.job, missing, trials=[config.trial_id for config in trials])
             _say_what_else_is_there(store, others)
             work = cutter.cut(trials, {config.trial_id for config in missing})
-            before = len(trials) - len(missing)
+            ended_before = len(trials) - len(missing)
             with recording(
                 store,
                 spec,
@@ -64,7 +64,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
                 stored=ended,
                 slots=cutter.slots,
                 at_once=cutter.at_once(work),
-                before=before,
+                ended_before=ended_before,
             ) as recorder:
                 executor.run(work, recorder)
                 recorder.wait()

@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 from ray.util.metrics import Counter, Gauge
@@ -24,12 +23,12 @@ class SweepMetrics:
     Args:
         experiment: the sweep's name.
         total: its trials.
-        before: how many of them had ended before this run.
+        ended_before: how many of them had ended before this run.
     """
 
-    def __init__(self, experiment: str, total: int, before: int) -> None:
+    def __init__(self, experiment: str, total: int, ended_before: int) -> None:
         self._experiment = {"experiment": experiment}
-        self._left = total - before
+        self._left = total - ended_before
         self._statuses: dict[str, int] = {}
         self._ends: deque[float] = deque()
         self._pi: dict[tuple[str, str], deque[float]] = {}
@@ -45,9 +44,7 @@ class SweepMetrics:
         self._set("left", self._left)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._set("running", 0)
 
     def ended(self, outcome: Outcome) -> None:

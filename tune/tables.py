@@ -1,14 +1,13 @@
 """A summary as tables of text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gcsr import TrialConfig
 from gcsr.gate import GAMMA
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
-from tune.summary import Compared, Compression, Setting, Summary, Tolerance
-from tune.words import NONE, fields_text, lam_text, method_text, number, percent, probability, tuned_text
+from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
+from tune.words import NONE, fields_text, float_text, method_text, number, percent, probability, tuned_text
 
 __all__ = ["TextTable", "method_of", "setting_cells", "text_tables"]
 
@@ -46,10 +45,8 @@ def _printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def method_of(of: Setting | Compared | Tolerance) -> str:
+def method_of(of: Setting | Tolerance) -> str:
     """The mode with the μ or γ that it reads."""
-    if isinstance(of, Compared):
-        return method_text(of.mode, mu=of.ours_mu, gamma=of.ours_gamma, gamma_threshold=of.ours_gamma_threshold)
     return method_text(of.mode, mu=of.mu, gamma=of.gamma, gamma_threshold=of.gamma_threshold)
 
 
@@ -62,7 +59,7 @@ def setting_cells(s: Setting) -> tuple[str, ...]:
         method_of(s),
         tuned_text(s.lam, s.tuned),
         str(s.n),
-        percent(s.accuracy_mean, s.accuracy_ci95),
+        _accuracy(s),
         number(s.sparsity_mean),
         number(s.pi_mean),
         number(s.imposed_fraction_mean, 2),
@@ -81,9 +78,9 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
         (
             c.network,
             c.regularizer,
-            f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {tuned_text(c.baseline_lam, c.baseline_tuned)}",
-            method_of(c),
-            f"{percent(c.ours_accuracy, c.ours_ci95)} at {tuned_text(c.ours_lam, c.ours_tuned)}",
+            f"{_accuracy(c.baseline)} at {tuned_text(c.baseline.lam, c.baseline.tuned)}",
+            method_of(c.ours),
+            f"{_accuracy(c.ours)} at {tuned_text(c.ours.lam, c.ours.tuned)}",
             NONE if c.relative_improvement is None else f"{c.relative_improvement:+z.2%}",
             probability(c.p_value),
             probability(c.p_value_holm),
@@ -111,13 +108,18 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
     return TextTable("Accuracy, best λ of each mode (Table 2; Welch's t-test, α = 0.05)", columns, rows)
 
 
+def _accuracy(s: Setting) -> str:
+    return percent(s.accuracy_mean, s.accuracy_ci95)
+
+
 def _interval(low: float | None, high: float | None) -> str:
     return NONE if low is None or high is None else f"{100 * low:+z.2f} … {100 * high:+z.2f}"
 
 
 def _tolerance(levels: Sequence[Tolerance]) -> TextTable:
     rows = tuple(
-        (t.network, t.regularizer, method_of(t), lam_text(t.tolerance_lam), lam_text(t.collapse_lam)) for t in levels
+        (t.network, t.regularizer, method_of(t), float_text(t.tolerance_lam), float_text(t.collapse_lam))
+        for t in levels
     )
     columns = ("network", "reg.", "mode", "largest λ at which all seeds learn", "smallest at which one does not")
     return TextTable("Tolerance level (Figures 1 and 7)", columns, rows)
@@ -127,13 +129,13 @@ def _compression(found: Sequence[Compression]) -> TextTable:
     rows = tuple(
         (
             c.network,
-            _sparse("", c.baseline_sparsity, c.baseline_lam, c.baseline_tuned, c.baseline_accuracy),
-            _sparse(c.ours_mode, c.ours_sparsity, c.ours_lam, c.ours_tuned, c.ours_accuracy),
-            _times(c.compression),
-            _sparse(c.near_mode, c.near_sparsity, c.near_lam, c.near_tuned, c.near_accuracy),
-            _times(c.near_compression),
-            _sparse(c.plain_mode, c.plain_sparsity, c.plain_lam, c.plain_tuned, c.plain_accuracy),
-            _times(c.plain_compression),
+            _sparsity(c.baseline),
+            _sparsest(c.ours),
+            _times(c.ours),
+            _sparsest(c.near),
+            _times(c.near),
+            _sparsest(c.plain),
+            _times(c.plain),
         )
         for c in found
     )
@@ -144,20 +146,20 @@ def _compression(found: Sequence[Compression]) -> TextTable:
     )
 
 
-def _sparse(
-    mode: str | None,
-    sparsity: float | None,
-    lam: float | None,
-    tuned: Mapping[str, Any] | None,
-    accuracy: float | None,
-) -> str:
-    if mode is None:
-        return NONE
-    return f"{mode} {number(sparsity)} at {tuned_text(lam, tuned)} ({percent(accuracy)})".strip()
+def _sparsest(found: Sparsest | None) -> str:
+    return NONE if found is None else f"{found.setting.mode} {_sparsity(found.setting)}"
 
 
-def _times(compression: float | None) -> str:
-    return NONE if compression is None else f"{compression:.1f}×"
+def _sparsity(s: Setting) -> str:
+    return f"{number(s.sparsity_mean)} at {tuned_text(s.lam, s.tuned)} ({percent(s.accuracy_mean)})"
+
+
+def _times(found: Sparsest | None) -> str:
+    return NONE if found is None or found.compression is None else _rate(found.compression)
+
+
+def _rate(compression: float) -> str:
+    return f"{compression:.1f}×"
 
 
 def _paper(summary: Summary) -> TextTable:
@@ -167,17 +169,17 @@ def _paper(summary: Summary) -> TextTable:
         paper = TABLE2_NONE.get((s.dataset, s.model)) if s.mode == "none" and s.width == 1 else None
         if paper:
             rows.append((s.network, "no L1/L2 accuracy", f"{paper[0]:.2f} ± {paper[1]:.2f} %",
-                         percent(s.accuracy_mean, s.accuracy_ci95), str(s.n), _not_the_papers(s)))  # fmt: skip
+                         _accuracy(s), str(s.n), _not_the_papers(s)))  # fmt: skip
     for c in summary.comparisons:
         accuracy = TABLE2.get((c.dataset, c.model, c.regularizer)) if c.mode == "ours" and c.width == 1 else None
         if accuracy:
-            reg, runs, other = c.regularizer.upper(), f"{c.baseline_n}, {c.ours_n}", _not_the_papers(c)
-            gamma = "" if c.ours_gamma == str(GAMMA) else method_of(c)
+            reg, runs, other = c.regularizer.upper(), f"{c.baseline.n}, {c.ours.n}", _not_the_papers(c)
+            gamma = "" if c.ours.gamma == str(GAMMA) else method_of(c.ours)
             rows += [
                 (c.network, f"{reg} baseline accuracy", f"{accuracy.baseline:.2f} ± {accuracy.baseline_ci95:.2f} %",
-                 percent(c.baseline_accuracy, c.baseline_ci95), str(c.baseline_n), other),
+                 _accuracy(c.baseline), str(c.baseline.n), other),
                 (c.network, f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
-                 percent(c.ours_accuracy, c.ours_ci95), str(c.ours_n), _joined(other, gamma)),
+                 _accuracy(c.ours), str(c.ours.n), _joined(other, gamma)),
                 (c.network, f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
                  NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %", runs,
                  _joined(other, gamma)),
@@ -185,9 +187,9 @@ def _paper(summary: Summary) -> TextTable:
     for k in summary.compression:
         rate = TABLE3.get((k.dataset, k.model)) if k.width == 1 else None
         if rate:
-            mode = "" if k.ours_mode in (None, "ours") else str(k.ours_mode)
+            mode = "" if k.ours is None or k.ours.setting.mode == "ours" else method_of(k.ours.setting)
             other = _joined(_not_the_papers(k), mode)
-            rows.append((k.network, "L1 compression", _times(rate.compression), _times(k.compression), NONE, other))
+            rows.append((k.network, "L1 compression", _rate(rate.compression), _times(k.ours), NONE, other))
     columns = ("network", "what", "paper", "here", "n", "other than its recipe")
     return TextTable("Beside the paper", columns, tuple(rows))
 

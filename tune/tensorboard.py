@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from tensorboardX.proto.event_pb2 import Event
@@ -32,9 +31,7 @@ class TensorBoardRuns:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def ended(self, outcome: Outcome) -> None:

@@ -74,7 +74,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
             cutter = executor.cutter
             note_run(store, spec, cutter.job, trials)
             source = _Bisections(methods, precision, stored, cutter)
-            before = source.replay()
+            ended_before = source.replay()
             at_one_lam = [config for config in methods[0] if config.lam == methods[0][0].lam]
             with recording(
                 store,
@@ -84,7 +84,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
                 stored=stored.keys(),
                 slots=cutter.slots,
                 at_once=cutter.at_once(cutter.cut(at_one_lam)),
-                before=before,
+                ended_before=ended_before,
             ) as recorder:
                 run_source(executor, source, recorder)
             return ToleranceOutcome(

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from tune.aggregate import best_setting
-from tune.summary import Compared, Compression, Setting, Summary, Tolerance
+from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
 from tune.tables import method_of
-from tune.words import lam_text, percent, probability, tuned_text
+from tune.words import float_text, number, percent, probability, tuned_text
 
 __all__ = ["caveats", "headline", "sentences"]
 
@@ -57,17 +57,14 @@ def headline(summary: Summary) -> str:
         said.append(f"No gain in accuracy over the best-tuned baseline is significant{after} ({of}).")
     elif compared:
         said.append("Whether a gain in accuracy is significant cannot be said: too few runs, or no spread.")
-    rates = [c for c in summary.compression if c.compression is not None and c.compression >= _NOTICEABLE]
-    near = [c for c in summary.compression if c.near_compression is not None and c.near_compression >= _NOTICEABLE]
-    if rates:
-        most = max(rates, key=lambda c: c.compression or 0.0)
-        said.append(
-            f"At the baseline's {_split(most)}accuracy, networks are up to {most.compression:.1f} times smaller."
-        )
-    elif near:
-        most = max(near, key=lambda c: c.near_compression or 0.0)
-        smaller = f"networks are up to {most.near_compression:.1f} times smaller"
-        said.append(f"Within one point of its {_split(most)}accuracy, {smaller}.")
+    most = max(summary.compression, key=lambda c: _times(c.ours), default=None)
+    near = max(summary.compression, key=lambda c: _times(c.near), default=None)
+    if most is not None and _times(most.ours) >= _NOTICEABLE:
+        smaller = f"networks are up to {_times(most.ours):.1f} times smaller"
+        said.append(f"At the baseline's {_split(most)}accuracy, {smaller}.")
+    elif near is not None and _times(near.near) >= _NOTICEABLE:
+        smaller = f"networks are up to {_times(near.near):.1f} times smaller"
+        said.append(f"Within one point of its {_split(near)}accuracy, {smaller}.")
     if said:
         return " ".join(said)
     missing = "baseline" if any(s.mode != "none" for s in summary.settings) else "regularized trial"
@@ -126,22 +123,22 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
     if level.collapse_lam is None:
         own = (level.recipe, level.regularizer, level.mode)
         tried = [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
-        top = lam_text(max(s.lam for s in tried if s.n))
+        top = float_text(max(s.lam for s in tried if s.n))
         return f"{where}: plain regularization learned at every λ tried{_but_failed(tried)} (up to {top})."
     if level.tolerance_lam is None:
         sentence = (
             f"{where}: plain regularization learned in all seeds at no λ tried, "
-            f"and collapses at {lam_text(level.collapse_lam)}"
+            f"and collapses at {float_text(level.collapse_lam)}"
         )
     elif level.tolerance_lam > level.collapse_lam:
         sentence = (
-            f"{where}: plain regularization fails in some seeds from λ = {lam_text(level.collapse_lam)} on, "
-            f"and last learns in all at {lam_text(level.tolerance_lam)}"
+            f"{where}: plain regularization fails in some seeds from λ = {float_text(level.collapse_lam)} on, "
+            f"and last learns in all at {float_text(level.tolerance_lam)}"
         )
     else:
         sentence = (
-            f"{where}: plain regularization learns up to λ = {lam_text(level.tolerance_lam)} "
-            f"and collapses at {lam_text(level.collapse_lam)}"
+            f"{where}: plain regularization learns up to λ = {float_text(level.tolerance_lam)} "
+            f"and collapses at {float_text(level.collapse_lam)}"
         )
     if _is_lost_anyway(level, summary):
         sentence += ", as the network does without any"
@@ -164,7 +161,7 @@ def _survival(level: Tolerance, lam: float, summary: Summary) -> str:
         if other.mode not in survivors or reach > survivors[other.mode][0]:
             survivors[other.mode] = reach, method_of(other)
     if survivors:
-        return ", ".join(f"{method} still learns at {lam_text(reach)}" for reach, method in survivors.values())
+        return ", ".join(f"{method} still learns at {float_text(reach)}" for reach, method in survivors.values())
     tried = any(
         s.mode not in ("none", "baseline") and s.lam >= lam and (s.n or s.diverged)
         for s in summary.settings
@@ -189,10 +186,9 @@ def _comparison(c: Compared) -> str:
         holm = "its refit stands for it in Holm's correction" if c.refitted else f"Holm {probability(c.p_value_holm)}"
         sure = f"{word}, p = {probability(c.p_value)}, {holm}"
     return (
-        f"{c.network}, {c.regularizer.upper()}: best {method_of(c)} {percent(c.ours_accuracy, c.ours_ci95)} at "
-        f"λ = {tuned_text(c.ours_lam, c.ours_tuned)} against best baseline "
-        f"{percent(c.baseline_accuracy, c.baseline_ci95)} at {tuned_text(c.baseline_lam, c.baseline_tuned)}{size}; "
-        f"{sure}."
+        f"{c.network}, {c.regularizer.upper()}: best {method_of(c.ours)} "
+        f"{percent(c.ours.accuracy_mean, c.ours.accuracy_ci95)} at λ = {_lam(c.ours)} against best baseline "
+        f"{percent(c.baseline.accuracy_mean, c.baseline.accuracy_ci95)} at {_lam(c.baseline)}{size}; {sure}."
     )
 
 
@@ -202,34 +198,46 @@ def _split(c: Compression) -> str:
 
 
 def _compression(c: Compression) -> str:
-    if c.compression is None or c.compression < _NOTICEABLE:
+    if c.ours is None or _times(c.ours) < _NOTICEABLE:
         first = f"{c.network}, L1: no gated setting has both the best baseline's {_split(c)}accuracy and zeros to spare"
     else:
+        ours = c.ours.setting
         first = (
-            f"{c.network}, L1: {c.ours_mode} at λ = {tuned_text(c.ours_lam, c.ours_tuned)} keeps the best baseline's "
-            f"{_split(c)}accuracy ({percent(c.ours_accuracy)} against {percent(c.baseline_accuracy)}"
-            f"{' on the test images' if _split(c) else ''}) with {c.compression:.1f} "
-            f"times fewer non-zero parameters (sparsity {c.ours_sparsity:.3f} against {c.baseline_sparsity:.3f})"
+            f"{c.network}, L1: {ours.mode} at λ = {_lam(ours)} keeps the best baseline's "
+            f"{_split(c)}accuracy ({percent(ours.accuracy_mean)} against {percent(c.baseline.accuracy_mean)}"
+            f"{' on the test images' if _split(c) else ''}) with {_times(c.ours):.1f} "
+            f"times fewer non-zero parameters (sparsity {number(ours.sparsity_mean)} against "
+            f"{number(c.baseline.sparsity_mean)})"
         )
-    if c.near_compression is None or c.near_compression < _NOTICEABLE or c.near_compression <= (c.compression or 1.0):
+    if c.near is None or _times(c.near) < _NOTICEABLE or _times(c.near) <= _times(c.ours):
         return first + "."  # within a point there is nothing sparser
-    assert c.near_accuracy is not None
-    lost = 100 * (c.baseline_accuracy - c.near_accuracy)
-    price = f"{lost:.2f} points of accuracy"
+    near = c.near.setting
     if _split(c):
-        price = f"at most one point of validation accuracy ({percent(c.near_accuracy)} on the test images)"
+        price = f"at most one point of validation accuracy ({percent(near.accuracy_mean)} on the test images)"
+    else:
+        assert c.baseline.accuracy_mean is not None and near.accuracy_mean is not None
+        price = f"{100 * (c.baseline.accuracy_mean - near.accuracy_mean):.2f} points of accuracy"
     return (
-        f"{first}; for {price}, {c.near_mode} at λ = {tuned_text(c.near_lam, c.near_tuned)} "
-        f"is {c.near_compression:.1f} times smaller (sparsity {c.near_sparsity:.3f}){_plain(c)}."
+        f"{first}; for {price}, {near.mode} at λ = {_lam(near)} "
+        f"is {_times(c.near):.1f} times smaller (sparsity {number(near.sparsity_mean)}){_plain(c)}."
     )
 
 
 def _plain(c: Compression) -> str:
     """What plain regularization reaches for the same price."""
-    if c.plain_compression is None or c.plain_compression < _NOTICEABLE:
+    if c.plain is None or _times(c.plain) < _NOTICEABLE:
         return ", and plain regularization is no smaller within a point"
-    where = tuned_text(c.plain_lam, c.plain_tuned)
-    return f", and plain regularization at λ = {where} is {c.plain_compression:.1f} times smaller within a point"
+    where = _lam(c.plain.setting)
+    return f", and plain regularization at λ = {where} is {_times(c.plain):.1f} times smaller within a point"
+
+
+def _times(found: Sparsest | None) -> float:
+    """How many times smaller than the best baseline; 1.0 if there is no such setting, or it is an empty network."""
+    return 1.0 if found is None else found.compression or 1.0
+
+
+def _lam(setting: Setting) -> str:
+    return tuned_text(setting.lam, setting.tuned)
 
 
 def caveats(summary: Summary) -> Iterator[str]:
@@ -258,7 +266,7 @@ def caveats(summary: Summary) -> Iterator[str]:
 
 
 def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
-    for mode, best in (("baseline", compared.baseline_lam), (compared.mode, compared.ours_lam)):
+    for mode, best in (("baseline", compared.baseline.lam), (compared.mode, compared.ours.lam)):
         tried = {
             s.lam
             for s in settings
@@ -268,6 +276,6 @@ def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
         if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
             side = "smallest" if best == min(tried) else "largest"
             yield (
-                f"{compared.network}, {compared.regularizer.upper()}: the best λ of {mode} ({lam_text(best)}) is the "
+                f"{compared.network}, {compared.regularizer.upper()}: the best λ of {mode} ({float_text(best)}) is the "
                 f"{side} tried; the true best may lie outside the grid."
             )

@@ -8,7 +8,7 @@ __all__ = [
     "counted",
     "distinctions",
     "fields_text",
-    "lam_text",
+    "float_text",
     "method_text",
     "network_texts",
     "number",
@@ -27,14 +27,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def lam_text(lam: float | None) -> str:
-    """λ in the shortest form that reads back as the same number."""
-    return NONE if lam is None else f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
+def float_text(value: float | None) -> str:
+    """A number in the shortest form that reads back as the same number."""
+    return NONE if value is None else f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def tuned_text(lam: float | None, tuned: Mapping[str, Any] | None) -> str:
     """λ, and what else a search chose."""
-    return lam_text(lam) + (f", {fields_text(tuned)}" if tuned else "")
+    return float_text(lam) + (f", {fields_text(tuned)}" if tuned else "")
 
 
 def method_text(
@@ -69,7 +69,7 @@ def _value(value: Any) -> str:
     if value is None:
         return NONE
     return (
-        str(value).lower() if isinstance(value, bool) else lam_text(value) if isinstance(value, float) else str(value)
+        str(value).lower() if isinstance(value, bool) else float_text(value) if isinstance(value, float) else str(value)
     )
 
 

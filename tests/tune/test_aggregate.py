@@ -54,7 +54,7 @@ def test_best_tuned_settings_are_compared(table, row):
         row, "ours", {0.1: 0.81, 0.2: 0.83, 0.4: 0.86}
     )
     (compared,) = summarize(table(rows)).comparisons
-    assert (compared.baseline_lam, compared.ours_lam) == (0.2, 0.4)
+    assert (compared.baseline.lam, compared.ours.lam) == (0.2, 0.4)
     assert compared.relative_improvement == pytest.approx(0.04 / 0.82)
     assert compared.significant
     assert (compared.tolerance_lam, compared.collapse_lam) == (0.2, 0.4)
@@ -131,10 +131,10 @@ def test_compression_takes_the_sparsest_that_is_good_enough(table, row):
         at("ours", 0.4, 0.70, 0.95),
     ]
     (found,) = summarize(table(rows)).compression
-    assert (found.baseline_lam, found.ours_mode, found.ours_lam) == (0.1, "ours", 0.2)
-    assert found.compression == pytest.approx(4.2, abs=0.05)
-    assert (found.near_mode, found.near_lam) == ("ours_orig", 0.3)
-    assert found.near_compression == pytest.approx(0.781 / 0.1)
+    assert (found.baseline.lam, found.ours.setting.mode, found.ours.setting.lam) == (0.1, "ours", 0.2)
+    assert found.ours.compression == pytest.approx(4.2, abs=0.05)
+    assert (found.near.setting.mode, found.near.setting.lam) == ("ours_orig", 0.3)
+    assert found.near.compression == pytest.approx(0.781 / 0.1)
 
 
 def test_the_survivors_of_a_setting_whose_others_diverged_at_once_do_not_win(table, row):
@@ -142,9 +142,9 @@ def test_the_survivors_of_a_setting_whose_others_diverged_at_once_do_not_win(tab
     rows += [row(0.96, mode="ours", lam=1e-3, seed=seed) for seed in range(3)]
     lucky = row(0.99, mode="baseline", lam=1e-2), row(None, status="diverged", mode="baseline", lam=1e-2, seed=1)
     (compared,) = summarize(table([*rows, *lucky])).comparisons
-    assert compared.baseline_lam == 1e-3
+    assert compared.baseline.lam == 1e-3
     (compared,) = summarize(table([*rows[3:], *lucky])).comparisons
-    assert compared.baseline_lam == 1e-2, "there is no other"
+    assert compared.baseline.lam == 1e-2, "there is no other"
 
 
 def test_equal_seeds_in_another_order_are_a_tie(table, row):
@@ -157,8 +157,8 @@ def test_equal_seeds_in_another_order_are_a_tie(table, row):
         for seed, value in enumerate(orders[lam])
     ]
     summary = summarize(table(rows))
-    assert summary.comparisons[0].baseline_lam == 1e-3, "the weakest of equals"
-    assert summary.compression[0].compression == pytest.approx(0.7 / 0.4)
+    assert summary.comparisons[0].baseline.lam == 1e-3, "the weakest of equals"
+    assert summary.compression[0].ours.compression == pytest.approx(0.7 / 0.4)
 
 
 def test_different_recipes_never_compete(table, row):
@@ -189,7 +189,7 @@ def test_the_papers_seven_compression_rates_from_records_with_its_sparsities(tab
         for seed, offset in enumerate((-1e-4, 0.0, 1e-4))
     ]
     (found,) = summarize(table(rows)).compression
-    assert round(found.compression, 1) == paper.compression
+    assert round(found.ours.compression, 1) == paper.compression
     assert paper.compression in (4.2, 1.9, 2.4, 2.6, 3.1, 2.7, 9.9)
 
 

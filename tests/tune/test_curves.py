@@ -42,7 +42,7 @@ def test_the_best_setting_is_that_of_the_tables(table, row):
     rows += [row(0.95, mode="ours", lam=2e-3), row(None, status="diverged", mode="ours", lam=2e-3, seed=1)]
     rows += [row(0.80, mode="baseline", lam=1e-3, seed=seed) for seed in range(2)]
     summary = summarize(table(rows))
-    assert [each.ours_lam for each in summary.comparisons] == [1e-3]
+    assert [each.ours.lam for each in summary.comparisons] == [1e-3]
     assert [s.lam for s in chosen_settings(summary) if s.mode == "ours"] == [1e-3]
 
 

@@ -72,6 +72,24 @@ def test_lines_of_the_digits_spec():
     assert "holdout" not in on_test[0].fixed
 
 
+@pytest.mark.parametrize(
+    ("params", "possible"),
+    [
+        ({"lam": 1e-4, "gamma": 0}, True),
+        ({"lam": 4e-3, "gamma": 20}, True),
+        ({"lam": 1.0, "gamma": 0}, False),
+        ({"lam": float("nan"), "gamma": 0}, False),
+        ({"lam": 1e-4, "gamma": 21}, False),
+        ({"lam": 1e-4, "gamma": 0.5}, False),
+        ({"lam": 1e-4}, False),
+        ({"lam": 1e-4, "mu": 0.5}, False),
+    ],
+)
+def test_a_line_knows_what_a_search_of_it_could_suggest(params, possible):
+    spec = load_spec("digits")
+    assert lines_of(spec.spaces(), spec.search)[1].contains(params) is possible
+
+
 def test_named_fields_are_searched_and_fixed_ones_are_not():
     spec = SweepSpec(
         experiment="test",

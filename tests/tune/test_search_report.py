@@ -57,5 +57,5 @@ def test_what_a_search_chose_competes_as_lam_does(table):
         for seed in (0, 1)
     ]
     (compared,) = summarize(table(rows), tuned).comparisons
-    assert (compared.baseline_tuned, compared.ours_tuned) == ({"lr": 0.03}, {"lr": 0.04})
+    assert (compared.baseline.tuned, compared.ours.tuned) == ({"lr": 0.03}, {"lr": 0.04})
     assert summarize(table(rows)).comparisons == ()

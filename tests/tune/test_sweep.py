@@ -52,8 +52,8 @@ def test_the_summary_agrees_with_duckdb_and_scipy(undisturbed):
         assert setting.accuracy_ci95 == pytest.approx(stats.sem(accuracies) * stats.t.ppf(0.975, 1))
         assert setting.sparsity_mean == pytest.approx(sparse)
     for compared in summary.comparisons:
-        ours = found[compared.regularizer, compared.mode, compared.ours_lam][0]
-        base = found[compared.regularizer, "baseline", compared.baseline_lam][0]
+        ours = found[compared.regularizer, compared.mode, compared.ours.lam][0]
+        base = found[compared.regularizer, "baseline", compared.baseline.lam][0]
         if compared.p_value is not None:
             assert compared.p_value == pytest.approx(stats.ttest_ind(ours, base, equal_var=False).pvalue)
 

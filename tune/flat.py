@@ -1,0 +1,64 @@
+"""What a summary says as flat records: those of the JSON report, and the rows of the CSV."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from tune.summary import Compared, Compression, Row, Setting, Sparsest, Tolerance
+
+__all__ = ["flat_comparison", "flat_compression", "flat_setting", "flat_tolerance"]
+
+_METHOD = {name: name for name in ("lam", "mu", "gamma", "gamma_threshold", "tuned")}
+_ACCURACY = {"n": "n", "accuracy": "accuracy_mean", "ci95": "accuracy_ci95"}
+_SPARSITY = {"lam": "lam", "tuned": "tuned", "sparsity": "sparsity_mean", "accuracy": "accuracy_mean"}
+
+
+def flat_setting(setting: Setting) -> Row:
+    """A setting, with the fields of its recipe and those that a search chose."""
+    return _flat(setting)
+
+
+def flat_tolerance(level: Tolerance) -> Row:
+    """A tolerance level, with the fields of its recipe."""
+    return _flat(level)
+
+
+def flat_comparison(compared: Compared) -> Row:
+    """A comparison: ``baseline_…`` and ``ours_…`` are of the two settings."""
+    plain = {"lam": "lam", "tuned": "tuned", **_ACCURACY}
+    return _flat(
+        compared,
+        baseline=_named("baseline", compared.baseline, plain),
+        ours=_named("ours", compared.ours, _METHOD | _ACCURACY),
+    )
+
+
+def flat_compression(found: Compression) -> Row:
+    """Compression: ``baseline_…``, ``ours_…``, ``near_…`` and ``plain_…`` are of the settings."""
+    return _flat(
+        found,
+        baseline=_named("baseline", found.baseline, _SPARSITY),
+        ours=_sparsest("ours", found.ours, "compression"),
+        near=_sparsest("near", found.near, "near_compression"),
+        plain=_sparsest("plain", found.plain, "plain_compression"),
+    )
+
+
+def _sparsest(prefix: str, found: Sparsest | None, compression: str) -> Row:
+    setting = None if found is None else found.setting
+    named = _named(prefix, setting, {"mode": "mode", **_SPARSITY})
+    return named | {compression: None if found is None else found.compression}
+
+
+def _named(prefix: str, setting: Setting | None, names: Mapping[str, str]) -> Row:
+    """Some attributes of a setting, by their name in the record; every one None if there is no setting."""
+    return {f"{prefix}_{name}": None if setting is None else getattr(setting, own) for name, own in names.items()}
+
+
+def _flat(finding: Setting | Tolerance | Compared | Compression, **nested: Row) -> Row:
+    """The finding's fields in their order, ``nested`` in place of those that are no plain values; its recipe last."""
+    record: dict[str, Any] = {}
+    for field in fields(finding):
+        record |= nested.get(field.name, {field.name: getattr(finding, field.name)})
+    beside = record.pop("recipe") | record.pop("tuned", {})
+    return record | {name: value for name, value in beside.items() if name not in record}
