@@ -18,7 +18,7 @@ from tune.node_check import NodeChecks
 from tune.placement import TooSmallError, plan_trials
 from tune.quarantine import Quarantine
 from tune.ray_scheduler import SparingScheduler
-from tune.ray_searcher import UnitSearcher
+from tune.ray_searcher import UnitSearcher, back_off
 from tune.recorder import Listener
 from tune.relay import NodeWatch, Relay, StopWhenOver
 from tune.schema import failed_row
@@ -29,7 +29,6 @@ __all__ = ["RayExecutor"]
 
 _TUNE_RETRIES = 1  # of a trial whose worker was lost, by Tune, at once
 _ROUNDS = 3  # … and by us, as Tune gives a trial up when it learns of one death twice
-_BACK_OFF_SECONDS = 2.0  # before the second round; doubles
 
 
 class RayExecutor:
@@ -95,7 +94,7 @@ class RayExecutor:
         """Run all units, started in this order; the listener hears of each outcome as it comes."""
         ending = _Ending(listener, self._job)
         losses = _Losses(self._job)
-        left, attempt = list(work), 0
+        left, rounds = list(work), 0
         while left:
             out_of_time = self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
             lost = [rest for unit in left if (rest := ending.left(unit))]
@@ -107,9 +106,9 @@ class RayExecutor:
                 left += again
                 if not again:
                     self._give_up(unit, ending)
+            rounds += 1
             if left:
-                time.sleep(_BACK_OFF_SECONDS * 2 ** min(attempt, 5))
-            attempt += 1
+                time.sleep(back_off(rounds))
 
     def search(self, source: UnitSource, listener: Listener) -> None:
         """Run units as the source gives them, until it has finished."""
@@ -120,7 +119,6 @@ class RayExecutor:
             self._shared,
             left=ending.left,
             again=losses.again,
-            back_off=_BACK_OFF_SECONDS,
             on_lost=lambda unit: self._give_up(unit, ending),
         )
         self._fit({}, ending, searcher)
