@@ -21,6 +21,7 @@ from tune.endings import (
     resuming,
     run_as_program,
 )
+from tune.filesystem import one_line
 from tune.formats import FORMATS, Format
 from tune.options import (
     LOCAL_PATH,
@@ -234,8 +235,11 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
 
         serve(store, folder, port, on_ready=lambda url: complain(f"serving {url} (Ctrl-C ends it)"))
         return
-    report = Report(store, fallback_title=folder)
-    text = report.render(form, width=columns(160))
+    try:
+        report = Report(store, fallback_title=folder)
+        text = report.render(form, width=columns(160))
+    except PermissionError as error:
+        raise StoreError(f"dir: {folder!r} cannot be read: {one_line(error)}") from None
     if figures is not None:
         with _writing("figures", figures):
             for path in report.write_figures(figures):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gcsr import InvalidInputError
 from tune.job import SweepJob
 
-__all__ = ["TooSmallError", "TrialPlan", "described", "places", "plan_trials", "worker_resources"]
+__all__ = ["Resources", "TooSmallError", "TrialPlan", "described", "places", "plan_trials", "worker_resources"]
 
 Resources = Mapping[str, float]
 

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,10 @@ from tune.capacity import alive_nodes, plan_on_cluster
 from tune.cutting import UnitCutter, alone_on_cpus, is_stacked
 from tune.job import Outcome, SweepJob, UnitSource, checkpoint_name
 from tune.node_check import NodeChecks
-from tune.placement import TooSmallError, plan_trials
+from tune.placement import Resources, TooSmallError, plan_trials
 from tune.quarantine import Quarantine
 from tune.ray_scheduler import SparingScheduler
-from tune.ray_searcher import UnitSearcher
+from tune.ray_searcher import UnitSearcher, back_off
 from tune.recorder import Listener
 from tune.relay import NodeWatch, Relay, StopWhenOver
 from tune.schema import failed_row
@@ -29,7 +29,6 @@ __all__ = ["RayExecutor"]
 
 _TUNE_RETRIES = 1  # of a trial whose worker was lost, by Tune, at once
 _ROUNDS = 3  # … and by us, as Tune gives a trial up when it learns of one death twice
-_BACK_OFF_SECONDS = 2.0  # before the second round; doubles
 
 
 class RayExecutor:
@@ -71,7 +70,8 @@ class RayExecutor:
         # A worker whose GPU is gone is not to train on its CPU: a node without one is no place for these trials.
         self._job = alone_on_cpus(replace(self._job, device="cuda" if gpu else "cpu"), gpu=gpu)
         self._slots = min(self._plan.slots, max_concurrent or self._plan.slots)
-        self._held: tuple[tuple[str, ...], int] = (), 0  # nodes, and how many units they hold
+        self._nodes_then: tuple[str, ...] = ()  # when it was last asked how many units they hold
+        self._slots_then = 0
 
     @property
     def cutter(self) -> UnitCutter:
@@ -83,33 +83,18 @@ class RayExecutor:
         if self._watch is None:
             return self._slots
         ids = tuple(node["NodeID"] for node in self._watch.nodes)
-        if ids != self._held[0]:
-            try:
-                held = plan_trials(self._job, [node["Resources"] for node in self._watch.nodes]).slots
-            except TooSmallError:
-                held = 0
-            self._held = ids, min(held, self._slots)
-        return self._held[1]
+        if ids != self._nodes_then:
+            held = _slots_of(self._job, [node["Resources"] for node in self._watch.nodes])
+            self._nodes_then, self._slots_then = ids, min(held, self._slots)
+        return self._slots_then
 
     def run(self, work: Sequence[Sequence[TrialConfig]], listener: Listener) -> None:
         """Run all units, started in this order; the listener hears of each outcome as it comes."""
-        ending = _Ending(listener, self._job)
-        losses = _Losses(self._job)
-        left, attempt = list(work), 0
-        while left:
-            out_of_time = self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in left])}, ending)
-            lost = [rest for unit in left if (rest := ending.left(unit))]
-            if out_of_time:
-                return
-            left = []
-            for unit in lost:
-                again = losses.again(unit)
-                left += again
-                if not again:
-                    self._give_up(unit, ending)
-            if left:
-                time.sleep(_BACK_OFF_SECONDS * 2 ** min(attempt, 5))
-            attempt += 1
+
+        def fit(units: Sequence[Sequence[TrialConfig]], ending: _Ending) -> bool:
+            return self._fit({UNIT: ray_tune.grid_search([unit_text(unit) for unit in units])}, ending)
+
+        _run_in_rounds(work, fit, _Ending(listener, self._job), _Losses(self._job))
 
     def search(self, source: UnitSource, listener: Listener) -> None:
         """Run units as the source gives them, until it has finished."""
@@ -120,15 +105,9 @@ class RayExecutor:
             self._shared,
             left=ending.left,
             again=losses.again,
-            back_off=_BACK_OFF_SECONDS,
-            on_lost=lambda unit: self._give_up(unit, ending),
+            on_lost=ending.give_up,
         )
         self._fit({}, ending, searcher)
-
-    def _give_up(self, unit: Sequence[TrialConfig], ending: "_Ending") -> None:
-        for config in ending.missing(unit):
-            text = f"its worker was lost {_ROUNDS} times without progress; see Ray's logs"
-            ending.ended(Outcome(failed_row(config, self._job.experiment, text), []))
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -192,14 +171,19 @@ class _Ending:
         self._listener, self._job = listener, job
         self._ended: set[str] = set()
 
-    def missing(self, unit: Sequence[TrialConfig]) -> list[TrialConfig]:
-        """The trials of a unit that have not ended."""
-        return [config for config in unit if config.trial_id not in self._ended]
-
     def left(self, unit: Sequence[TrialConfig]) -> list[TrialConfig]:
         """What is to be trained of a unit whose worker was lost: a cohort whole, or not at all."""
-        missing = self.missing(unit)
+        missing = self._missing(unit)
         return list(unit) if missing and is_stacked(unit[0], self._job.cohort) else missing
+
+    def give_up(self, unit: Sequence[TrialConfig]) -> None:
+        """The trials of a unit that have not ended fail."""
+        for config in self._missing(unit):
+            text = f"its worker was lost {_ROUNDS} times without progress; see Ray's logs"
+            self.ended(Outcome(failed_row(config, self._job.experiment, text), []))
+
+    def _missing(self, unit: Sequence[TrialConfig]) -> list[TrialConfig]:
+        return [config for config in unit if config.trial_id not in self._ended]
 
     def ended(self, outcome: Outcome) -> None:
         if outcome.row["trial_id"] not in self._ended:
@@ -239,3 +223,42 @@ class _Losses:
             return [list(unit)]
         self._saved[key] = saved[:1]  # what the trial alone is compared with next
         return [[config] for config in unit]
+
+
+def _slots_of(job: SweepJob, nodes: Sequence[Resources]) -> int:
+    """How many units nodes of these resources hold, be they too small for any."""
+    try:
+        return plan_trials(job, nodes).slots
+    except TooSmallError:
+        return 0
+
+
+def _run_in_rounds(
+    work: Sequence[Sequence[TrialConfig]],
+    fit: Callable[[Sequence[Sequence[TrialConfig]], _Ending], bool],
+    ending: _Ending,
+    losses: _Losses,
+) -> None:
+    """Run units, and again what is left of those whose worker was lost, until it has ended or is given up.
+
+    Args:
+        work: the units.
+        fit: runs units once and tells which trials end; whether the deadline has passed.
+        ending: who is told.
+        losses: of this run.
+    """
+    left, rounds = list(work), 0
+    while left:
+        out_of_time = fit(left, ending)
+        lost = [rest for unit in left if (rest := ending.left(unit))]
+        if out_of_time:
+            return
+        left = []
+        for unit in lost:
+            again = losses.again(unit)
+            left += again
+            if not again:
+                ending.give_up(unit)
+        rounds += 1
+        if left:
+            time.sleep(back_off(rounds))

@@ -11,7 +11,15 @@ from gcsr import TrialConfig
 from tune.job import UnitSource
 from tune.trainable import UNIT, unit_text
 
-__all__ = ["UnitSearcher"]
+__all__ = ["UnitSearcher", "back_off"]
+
+_BACK_OFF_SECONDS = 2.0  # after the first loss; doubles
+_DOUBLED_AT_MOST = 5  # times
+
+
+def back_off(losses: int) -> float:
+    """Seconds before what was lost so many times is tried again."""
+    return _BACK_OFF_SECONDS * 2.0 ** min(losses - 1, _DOUBLED_AT_MOST)
 
 
 class UnitSearcher(Searcher):  # type: ignore[misc]
@@ -22,7 +30,6 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         shared: entries of every Tune config.
         left: what is still to be trained of a unit.
         again: told of each unit whose worker was lost; what to try of it, in units, or nothing to give it up.
-        back_off: seconds before its second attempt; doubles.
         on_lost: called with a unit that is given up.
     """
 
@@ -33,15 +40,14 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         *,
         left: Callable[[Sequence[TrialConfig]], list[TrialConfig]],
         again: Callable[[Sequence[TrialConfig]], list[list[TrialConfig]]],
-        back_off: float,
         on_lost: Callable[[Sequence[TrialConfig]], None],
     ) -> None:
         super().__init__(metric="done", mode="max")
         self._source, self._shared, self._on_lost = source, shared, on_lost
-        self._left, self._what_again, self._back_off = left, again, back_off
+        self._left, self._what_again = left, again
         self._running: dict[str, list[TrialConfig]] = {}
         self._again: deque[tuple[float, list[TrialConfig]]] = deque()
-        self._lost: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()  # in all: a place that loses workers again and again is given time
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it into its experiment state, which we never restore: the store is the truth
@@ -61,7 +67,7 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
             return
         key = unit[0].trial_id
         self._lost[key] += 1
-        when = time.monotonic() + self._back_off * 2 ** min(self._lost[key] - 1, 5)
+        when = time.monotonic() + back_off(self._lost[key])
         again = self._what_again(unit)
         self._again.extend((when, part) for part in again)
         if not again:

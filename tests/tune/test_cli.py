@@ -1,6 +1,7 @@
 """The command line: its surface, what it prints, and that bad input is one line and exit code 2."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from tests.tune.conftest import title
 from tests.tune.data_sets import write_data_set
 from tune.cli import cli, main
 from tune.runs import RunOptions
+from tune.store import Store
 from tune.trial import warn_of_precision
 
 
@@ -154,6 +156,18 @@ def test_places_that_a_report_cannot_be_written_to_are_bad_input(places, swept, 
     code, _, err = run(capsys, "report", swept[0], *places)
     assert code == 2
     assert err.startswith(f"gcsr: {places[0][2:]}: {places[1]!r} ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", ["files", "read_json"])
+def test_a_store_of_somebody_else_is_bad_input(method, swept, capsys, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Cannot list directory 'x'. Detail: Permission denied")
+
+    monkeypatch.setattr(Store, method, refused)
+    code, _, err = run(capsys, "report", swept[0])
+    assert code == 2
+    assert err.startswith(f"gcsr: dir: '{swept[0]}' cannot be read: [Errno 13] Cannot list")
     assert err.count("\n") == 1
 
 

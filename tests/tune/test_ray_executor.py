@@ -16,12 +16,12 @@ from gcsr import TrialConfig
 from tests.tune.conftest import title
 from tune.cli import main
 from tune.job import Outcome, SweepJob, checkpoint_name
-from tune.ray_executor import RayExecutor, _Losses
+from tune.ray_executor import RayExecutor, _Ending, _Losses, _run_in_rounds, _slots_of
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trainable import JOB, OUTCOME, UNIT, SweepTrainable, trials_of, unit_text
+from tune.trainable import JOB, OUTCOME, UNIT, SweepTrainable, unit_text
 
 
 @pytest.mark.parametrize("skew", [-1000, 1000])
@@ -50,17 +50,14 @@ def test_workers_are_told_the_device_that_was_planned(resources, device, tmp_pat
     assert executor._shared[JOB].device == device
 
 
-def test_a_cluster_that_has_not_grown_yet_starts_as_many_workers_as_it_holds(tmp_path):
-    executor = RayExecutor.__new__(RayExecutor)
-    executor._job, executor._slots, executor._held = SweepJob(experiment="test", store=str(tmp_path)), 24, ((), 0)
-    node = {"NodeID": "a", "Resources": {"CPU": 4.0}}
-    watch = types.SimpleNamespace(nodes=(node,))
-    executor._watch = watch
-    assert executor._slots_now() == 4
-    watch.nodes = (node, node | {"NodeID": "b", "Resources": {"CPU": 40.0}})
-    assert executor._slots_now() == 24
-    watch.nodes = (node | {"NodeID": "c", "Resources": {"memory": 1.0}},)
-    assert executor._slots_now() == 0
+@pytest.mark.parametrize(
+    ("nodes", "slots"),
+    [([4.0], 4), ([4.0, 40.0], 44), ([0.5], 0), ([], 0)],
+    ids=["small", "grown", "too small", "none"],
+)
+def test_a_cluster_that_has_not_grown_yet_starts_as_many_workers_as_it_holds(nodes, slots):
+    job = SweepJob(experiment="test", store="/nowhere")
+    assert _slots_of(job, [{"CPU": cpus, "memory": 1.0} for cpus in nodes]) == slots
 
 
 @pytest.mark.parametrize(
@@ -81,25 +78,22 @@ def test_only_short_trials_in_turn_wait_for_one_another(fields, together, tmp_pa
 
 def test_of_a_unit_that_is_lost_only_the_trial_that_kills_its_worker_is_given_up(tmp_path, monkeypatch):
     trials = [TrialConfig(mode="baseline", lam=1e-3, seed=seed) for seed in range(4)]
-    executor = RayExecutor.__new__(RayExecutor)
-    executor._job = SweepJob(experiment="test", store=str(tmp_path), cohort=1)
+    job = SweepJob(experiment="test", store=str(tmp_path), cohort=1)
     rounds, heard = [], []
 
-    def fit(space, ending):
+    def fit(units, ending):
         """Workers die of seed 1, and take what they had not begun with them."""
-        units = [trials_of({UNIT: text}) for text in space[UNIT]["grid_search"]]
         rounds.append([[config.seed for config in unit] for unit in units])
         for unit in units:
             for config in itertools.takewhile(lambda config: config.seed != 1, unit):
                 ending.ended(Outcome({"trial_id": config.trial_id, "status": "finished"}, []))
         return False
 
-    monkeypatch.setattr(executor, "_fit", fit, raising=False)
     monkeypatch.setattr("tune.ray_executor.time.sleep", lambda seconds: None)
     listener = types.SimpleNamespace(
         ended=lambda outcome: heard.append((outcome.row["trial_id"], outcome.row["status"]))
     )
-    executor.run([trials], listener)
+    _run_in_rounds([trials], fit, _Ending(listener, job), _Losses(job))
     assert rounds == [[[0, 1, 2, 3]], [[1, 2, 3]], [[1], [2], [3]]]
     assert dict(heard) == {config.trial_id: "failed" if config.seed == 1 else "finished" for config in trials}
     assert len(heard) == 4
