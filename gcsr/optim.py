@@ -1,5 +1,6 @@
 """The gated optimizer: coherence (eq. 9), gate (eq. 8, 11) and update (eq. 2, 10) around any torch optimizer."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -198,8 +199,12 @@ class GatedOptimizer:
             lam_t=self._zero.clone(),
         )
 
-    def _locate(self) -> None:
-        """What depends on which tensors the parameters are, and where: a copy's are others."""
+    def _locate(self, agreed: bool | None = None) -> None:
+        """What depends on which tensors the parameters are, and where: a copy's are others.
+
+        Args:
+            agreed: whether all ranks can fuse their steps; None to ask them.
+        """
         params, group = self._params, self._process_group
         self._regularized = {id(p) for p in params}
         _check_groups(self.optimizer, self._regularized)
@@ -209,12 +214,32 @@ class GatedOptimizer:
         check_group(params, world_size)
         self._counter = CoherenceCounter(params, self.lam, self.regularizer, rank=rank, world_size=world_size)
         self._fused: FusedSGD | None = None
-        if _all_agree(FusedSGD.suits(self.optimizer), params[0].device, group):
+        possible = FusedSGD.suits(self.optimizer)
+        if agreed is None:
+            agreed = _all_agree(possible, params[0].device, group)
+        if possible and agreed:
             slices = counted_slices(params, rank, world_size)
             self._fused = FusedSGD(self.optimizer, params, slices, self.lam, self.regularizer)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GatedOptimizer":
+        """Together with the model, as for any optimizer. The process group is the same, and its ranks are not asked."""
+        group, copied = self._process_group, type(self).__new__(type(self))
+        memo |= {id(self): copied, id(group): group}
+        vars(copied).update(copy.deepcopy(self._movable(), memo))
+        copied._locate(None if group is None else self._fused is not None)
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
-        """For ``copy.deepcopy`` and pickle, together with the model as for any optimizer."""
+        """For pickle, together with the model as for any optimizer.
+
+        Raises:
+            TypeError: there is a process group.
+        """
+        if self._process_group is not None:
+            raise TypeError("a GatedOptimizer with a process_group cannot be pickled: save its state_dict()")
+        return self._movable()
+
+    def _movable(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in _LOCATED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
