@@ -65,7 +65,7 @@ def count_reference(grads: Sequence[Tensor], weights: Sequence[Tensor], lam: flo
     for g, w in zip(grads, weights, strict=True):
         wide = torch.promote_types(torch.float32, torch.promote_types(g.dtype, w.dtype))
         g, w = g.to(wide), w.to(wide)
-        penalty = lam * penalty_gradient(w, regularizer)
+        penalty = penalty_gradient(w, regularizer, lam)
         learning = g != 0
         coherent += (learning & (torch.sign(g) == torch.sign(g + penalty))).sum()
         n += learning.sum()

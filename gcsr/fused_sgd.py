@@ -66,7 +66,9 @@ class FusedSGD:
     @staticmethod
     def suits(inner: torch.optim.Optimizer) -> bool:
         """Whether ``inner`` is a plain SGD over parameters that the compiled pass can take."""
-        return type(inner) in (torch.optim.SGD, QuickSGD) and can_pass(_parameters(inner))
+        params = _parameters(inner)
+        once = len({id(p) for p in params}) == len(params)  # torch steps twice on one that it is given twice
+        return type(inner) in (torch.optim.SGD, QuickSGD) and once and can_pass(params)
 
     def ready(self) -> bool:
         """Whether this step can be fused: called before every step, as hooks, groups and gradients may change."""

@@ -1,14 +1,16 @@
 """The gated optimizer: coherence (eq. 9), gate (eq. 8, 11) and update (eq. 2, 10) around any torch optimizer."""
 
+import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gcsr.coherence import CoherenceCounter, Counts, coherence_rate
 from gcsr.errors import ConfigError, NonFiniteGradientError
@@ -38,10 +40,18 @@ def regularized_parameters(model: nn.Module) -> list[nn.Parameter]:
     skipped = {
         id(parameter)
         for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in _own_parameters(module)
         if isinstance(module, _NORMALIZATION) or any(part.startswith("bias") for part in name.split("_"))
     }
     return [p for p in model.parameters() if p.requires_grad and id(p) not in skipped]
+
+
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Its parameters by name, without submodules'; what a parametrized one is made of has that one's name."""
+    yield from module.named_parameters(recurse=False)
+    if parametrize.is_parametrized(module):
+        for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            yield from ((name, part) for part in parts.parameters(recurse=False))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,21 +199,47 @@ class GatedOptimizer:
             lam_t=self._zero.clone(),
         )
 
-    def _locate(self) -> None:
-        """What depends on which tensors the parameters are, and where: a copy's are others."""
+    def _locate(self, agreed: bool | None = None) -> None:
+        """What depends on which tensors the parameters are, and where: a copy's are others.
+
+        Args:
+            agreed: whether all ranks can fuse their steps; None to ask them.
+        """
         params, group = self._params, self._process_group
         self._regularized = {id(p) for p in params}
         _check_groups(self.optimizer, self._regularized)
         rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        if rank < 0:
+            raise ConfigError("process_group", "a group without this process", "one that it is in")
         check_group(params, world_size)
         self._counter = CoherenceCounter(params, self.lam, self.regularizer, rank=rank, world_size=world_size)
         self._fused: FusedSGD | None = None
-        if _all_agree(FusedSGD.suits(self.optimizer), params[0].device, group):
+        possible = FusedSGD.suits(self.optimizer)
+        if agreed is None:
+            agreed = _all_agree(possible, params[0].device, group)
+        if possible and agreed:
             slices = counted_slices(params, rank, world_size)
             self._fused = FusedSGD(self.optimizer, params, slices, self.lam, self.regularizer)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GatedOptimizer":
+        """Together with the model, as for any optimizer. The process group is the same, and its ranks are not asked."""
+        group, copied = self._process_group, type(self).__new__(type(self))
+        memo |= {id(self): copied, id(group): group}
+        vars(copied).update(copy.deepcopy(self._movable(), memo))
+        copied._locate(None if group is None else self._fused is not None)
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
-        """For ``copy.deepcopy`` and pickle, together with the model as for any optimizer."""
+        """For pickle, together with the model as for any optimizer.
+
+        Raises:
+            TypeError: there is a process group.
+        """
+        if self._process_group is not None:
+            raise TypeError("a GatedOptimizer with a process_group cannot be pickled: save its state_dict()")
+        return self._movable()
+
+    def _movable(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in _LOCATED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -252,10 +288,12 @@ class GatedOptimizer:
         """One update. Afterwards ``p.grad`` of the regularized parameters may hold the penalty too.
 
         Raises:
+            ConfigError: a group of regularized parameters was given a weight decay, or ``maximize``.
             TypeError: a closure is given: π belongs to one gradient, a closure would make several.
         """
         if closure is not None:
             raise TypeError("GatedOptimizer.step takes no closure: call backward() yourself, then step()")
+        _check_settings(self.optimizer, self._regularized)
         if self._fused is not None and self._fused.ready():
             self._step_fused(self._fused)
         else:
@@ -275,7 +313,11 @@ class GatedOptimizer:
         """For a caller that runs the next steps of this epoch itself: the pass over memory, and the decision.
 
         Gradients must stay where they are now. None where a step is not fused, or with several workers.
+
+        Raises:
+            ConfigError: a group of regularized parameters was given a weight decay, or ``maximize``.
         """
+        _check_settings(self.optimizer, self._regularized)
         if self._process_group is not None or self._fused is None or not self._fused.ready():
             return None
         return self._prepared(self._fused), self._decision
@@ -288,6 +330,9 @@ class GatedOptimizer:
     def _step_with_inner(self) -> None:
         by_pi, certain = self.gate.decides_by_pi(), self.gate.imposed_in(self.epoch)
         align_gradients(self._params)
+        for p in self._params:  # torch's operations on lists change none that is only marked as negative
+            if p.grad is not None and p.grad.is_neg():
+                p.grad = p.grad.resolve_neg()
         vote = _Vote(self._counter.count(), self._process_group)
         if self.regularizer == "l2" and by_pi:
             strength = 2 * self._decide(vote)
@@ -415,20 +460,23 @@ class _Vote:
 
 def _check_groups(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:
     """Raise `ConfigError` unless the optimizer has all regularized parameters, and leaves them to the gate."""
-    missing = set(regularized)
-    for index, group in enumerate(optimizer.param_groups):
-        members = {id(p) for p in group["params"]} & regularized
-        missing -= members
-        if members and group.get("weight_decay"):
-            raise ConfigError(
-                f"param_groups[{index}].weight_decay", group["weight_decay"], "0: the penalty is the gate's"
-            )
-        if members and group.get("maximize"):
-            raise ConfigError(
-                f"param_groups[{index}].maximize", True, "False: minimize the negative, as π is of a loss"
-            )
+    _check_settings(optimizer, regularized)
+    missing = regularized - {id(p) for group in optimizer.param_groups for p in group["params"]}
     if missing:
         raise ConfigError("params", f"{len(missing)} parameters", "parameters of the given optimizer")
+
+
+def _check_settings(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:
+    """Raise `ConfigError` if a group would decay or maximize regularized parameters: asked in every step, as groups may
+    be changed.
+    """
+    for index, group in enumerate(optimizer.param_groups):
+        decay, maximize = group.get("weight_decay"), group.get("maximize")
+        if not (decay or maximize) or not any(id(p) in regularized for p in group["params"]):
+            continue
+        if decay:
+            raise ConfigError(f"param_groups[{index}].weight_decay", decay, "0: the penalty is the gate's")
+        raise ConfigError(f"param_groups[{index}].maximize", True, "False: minimize the negative, as π is of a loss")
 
 
 def _all_agree(possible: bool, device: torch.device, group: dist.ProcessGroup | None) -> bool:

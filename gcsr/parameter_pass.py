@@ -23,6 +23,7 @@ def can_pass(params: Sequence[Tensor]) -> bool:
             type(p) in (Tensor, torch.nn.Parameter)
             and p.dtype == torch.float32
             and p.layout == torch.strided
+            and not p.is_neg()
             and _dense(p)
             for p in params
         )
@@ -108,6 +109,8 @@ class ParameterPass:
     def point(self) -> bool:
         """Look where weights and gradients are now; False if one is no float32 any more, or lies otherwise.
 
+        So does one that is only marked as negative, as the imaginary part of a conjugate is.
+
         Raises:
             ConfigError: a parameter was resized or moved.
         """
@@ -119,7 +122,7 @@ class ParameterPass:
                 continue
             if p.dtype != torch.float32 or g.dtype != torch.float32 or g.layout != torch.strided:
                 return False
-            if p.stride() != strides:
+            if p.stride() != strides or g.is_neg():
                 return False
             if g.stride() != strides and not (g.is_contiguous() and p.is_contiguous()):
                 return False

@@ -10,17 +10,18 @@ from gcsr.names import Regularizer
 __all__ = ["penalty_gradient", "soft_threshold_"]
 
 
-def penalty_gradient(w: Tensor, regularizer: Regularizer) -> Tensor:
-    """∇Ω of eq. 2: ``2·w`` for L2 (Ω = ‖w‖²), ``sign(w)`` with ``sign(0) = 0`` for L1 (Ω = ‖w‖₁).
+def penalty_gradient(w: Tensor, regularizer: Regularizer, lam: float = 1.0) -> Tensor:
+    """λ∇Ω of eq. 2; ∇Ω is ``2·w`` for L2 (Ω = ‖w‖²), ``sign(w)`` with ``sign(0) = 0`` for L1 (Ω = ‖w‖₁).
 
     Args:
         w: weights of any shape and floating dtype.
         regularizer: ``"l1"`` or ``"l2"``.
+        lam: λ.
 
     Returns:
         A new tensor of ``w``'s shape and dtype.
     """
-    return w * 2 if regularizer == "l2" else w.sign()
+    return 2 * lam * w if regularizer == "l2" else lam * w.sign()  # 2w alone might overflow
 
 
 def soft_threshold_(weights: Sequence[Tensor], threshold: Tensor) -> None:

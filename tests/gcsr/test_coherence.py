@@ -73,6 +73,7 @@ HAND = {
     "L1 is λ·sign": ([0.5, 0.5, -0.5], [-1e-9, 1e-9, 1e-9], 1.0, "l1", 1, 3),
     "subnormal gradients: the product of two underflows": ([1e-42, -1e-42], [0.0, 0.0], 1.0, "l2", 2, 2),
     "subnormal against subnormal": ([2e-42, -2e-42], [-5e-43, 5e-43], 1.0, "l2", 2, 2),
+    "2w overflows, 2λw does not": ([-1e38, 1e38, 1.0], [2e38, -2e38, 2e38], 1e-3, "l2", 3, 3),
     "all zero": ([0.0, 0.0], [1.0, -1.0], 1.0, "l2", 0, 0),
 }
 
@@ -80,7 +81,8 @@ HAND = {
 @pytest.mark.parametrize("case", HAND)
 def test_by_hand(case):
     g, w, lam, regularizer, coherent, n = HAND[case]
-    assert numbers(counted([torch.tensor(g)], [torch.tensor(w)], lam, regularizer)) == (coherent, n)
+    for count in (counted, count_reference):
+        assert numbers(count([torch.tensor(g)], [torch.tensor(w)], lam, regularizer)) == (coherent, n)
 
 
 def test_rate_is_zero_without_learning_and_a_fraction_otherwise():

@@ -2,7 +2,9 @@
 several ranks add up is tested over gloo (`test_distributed.py`), as most machines have no two GPUs.
 """
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -86,6 +88,22 @@ def test_a_trial_is_that_without_a_group(group, reduced, fixture, model, request
         assert ours.train_loss == pytest.approx(expected.train_loss, rel=1e-3)
         assert ours.pi == pytest.approx(expected.pi, abs=1e-2)
         assert math.isfinite(ours.grad_abs_mean)
+
+
+def test_a_copy_keeps_its_group_and_asks_nobody(group, reduced):
+    w = nn.Parameter(torch.tensor([1.0, -2.0], device=DEVICE))
+    options = {"regularizer": "l2", "mode": "baseline", "lam": 0.25, "process_group": group}
+    optimizer = GatedOptimizer(torch.optim.SGD([w], 0.1, momentum=0.9), [w], **options)
+    asked = len(reduced)
+    other_w, other = copy.deepcopy((w, optimizer))
+    assert len(reduced) == asked
+    for p, each in ((w, optimizer), (other_w, other)):
+        p.grad = torch.tensor([-1.0, 3.0], device=DEVICE)
+        each.step()
+    assert torch.equal(w, other_w)
+    assert optimizer.metrics() == other.metrics()
+    with pytest.raises(TypeError, match="process_group cannot be pickled"):
+        pickle.dumps(optimizer)
 
 
 def test_a_sharded_network_is_counted_whole(group):

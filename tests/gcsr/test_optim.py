@@ -170,6 +170,14 @@ def test_only_weights_are_regularized():
     assert [id(p) for p in regularized_parameters(attention)] == expected
 
 
+def test_what_a_bias_is_made_of_is_a_bias():
+    layer = nn.Linear(2, 3)
+    for name in ("weight", "bias"):
+        nn.utils.parametrize.register_parametrization(layer, name, nn.Tanh())
+    (weight,) = regularized_parameters(layer)
+    assert weight is layer.parametrizations.weight.original
+
+
 def test_schedules_and_groups_set_the_threshold():
     a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
     inner = torch.optim.SGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.2}])
@@ -431,6 +439,49 @@ def test_what_cannot_be_wrapped_is_refused():
             GatedOptimizer(torch.optim.SGD([empty]), nothing, regularizer="l2", mode="none", lam=0.0)
     with pytest.raises(TypeError, match="closure"):
         gated(model).step(lambda: 0.0)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize(("name", "value"), [("weight_decay", 0.1), ("maximize", True)])
+def test_what_a_group_is_given_later_is_refused_too(inner, name, value):
+    model = network()
+    weights = regularized_parameters(model)
+    biases = [p for p in model.parameters() if p.dim() == 1]
+    sgd = inner([{"params": biases}, {"params": weights}], 0.1)
+    optimizer = GatedOptimizer(sgd, weights, regularizer="l2", mode="baseline", lam=0.1)
+    sgd.param_groups[0][name] = value
+    steps(model, optimizer)  # biases are not the gate's
+    sgd.param_groups[1][name] = value
+    with pytest.raises(ConfigError, match=rf"param_groups\[1\]\.{name}"):
+        optimizer.step()
+
+
+def test_a_group_without_this_process_is_refused():
+    with pytest.raises(ConfigError, match="process_group: 'a group without this process' is not allowed"):
+        gated(network(), process_group=torch.distributed.GroupMember.NON_GROUP_MEMBER)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+def test_a_weight_that_the_optimizer_has_twice_is_counted_once():
+    w = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = GatedOptimizer(torch.optim.SGD([w, w], 0.1), [w], regularizer="l2", mode="none", lam=0.25)
+    w.grad = torch.tensor([-1.0, 3.0])
+    optimizer.step()
+    assert optimizer.metrics().grad_abs_mean == 2.0
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+def test_a_gradient_that_is_only_marked_as_negative_is_negative(inner):
+    found = []
+    for marked in (True, False):
+        w = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = GatedOptimizer(inner([w], 0.1), [w], regularizer="l2", mode="baseline", lam=0.25)
+        g = torch.tensor([1j, 3j]).conj().imag
+        assert g.is_neg()
+        w.grad = g if marked else torch.tensor([-1.0, -3.0])
+        optimizer.step()
+        found.append((w.tolist(), optimizer.metrics()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
