@@ -84,7 +84,7 @@ def run_command(spec: str, out: str, address: str, command: str, no_wait: bool, 
 
 
 @submit.command("status")
-@click.argument("name", metavar="JOB", required=False)
+@click.argument("name", metavar="[JOB]", required=False)
 @_address_option
 def status_command(name: str | None, address: str) -> None:
     """Show gcsr's jobs on the cluster, or one of them."""

@@ -44,7 +44,7 @@ from tune.store import Store, StoreError
 from tune.sweep import run_sweep
 from tune.terminal import Terminal, columns, complain, say
 from tune.tolerance import run_tolerance
-from tune.words import float_text, method_text, network_texts
+from tune.words import counted, float_text, method_text, network_texts
 
 __all__ = ["cli", "main"]
 
@@ -129,13 +129,13 @@ def sweep_command(out: str, **given: Any) -> None:
     with resumable(asked.options.resume):
         outcome = run_sweep(asked.spec, Store(out), asked.options)
     ended = "none has ended" if outcome.left and not outcome.ran else _counted(outcome.statuses)
-    say(f"{outcome.total} trials, {outcome.ran} run now: {ended}. Next: gcsr report {shlex.quote(out)}")
+    say(f"{counted(outcome.total, 'trial')}, {outcome.ran} run now: {ended}. Next: gcsr report {shlex.quote(out)}")
     if outcome.left:
         _list_failures(outcome.failures)
         command = resuming(asked.options.resume)
         short = asked.options.time_limit is not None and asked.options.time_limit < _START_SECONDS and not outcome.ran
         hint = " (it counts from the command, whose start takes seconds: more gets further)" if short else ""
-        raise InterruptedRunError(f"the time limit left {outcome.left} trials{hint}; resume with: {command}")
+        raise InterruptedRunError(f"the time limit left {counted(outcome.left, 'trial')}{hint}; resume with: {command}")
     _report_failures(outcome.failures, outcome.total, out)
 
 
@@ -185,8 +185,8 @@ def search_command(
         )
         say(f"{kind} of {best.label}: {found}: {values}")
     if outcome.saved_epochs:
-        say(f"{outcome.saved_epochs} epochs were not trained: their trials had collapsed")
-    done = f"{outcome.total} trials, {outcome.ran} run now: {_counted(outcome.statuses)}"
+        say(f"not trained, as their trials had collapsed: {counted(outcome.saved_epochs, 'epoch')}")
+    done = f"{counted(outcome.total, 'trial')}, {outcome.ran} run now: {_counted(outcome.statuses)}"
     say(f"{done}. Next: gcsr report {shlex.quote(out)}")
     _report_failures(outcome.failures, outcome.total, out)
 
@@ -209,7 +209,10 @@ def tolerance_command(out: str, precision: float, **given: Any) -> None:
         table.add_row(network, config.regularizer, method, *found, str(level.trials))
     Terminal(highlight=False, width=columns(120)).print(table)
     tried = sum(level.trials for level in outcome.levels)
-    say(f"{tried} trials ({outcome.grid} in the grid), {outcome.ran} run now: {_counted(outcome.statuses)}")
+    done = (
+        f"{counted(tried, 'trial')} ({outcome.grid} in the grid), {outcome.ran} run now: {_counted(outcome.statuses)}"
+    )
+    say(f"{done}. Next: gcsr report {shlex.quote(out)}")
     _report_failures(outcome.failures, tried, out)
 
 
@@ -224,9 +227,7 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
     """Read the verdict of the sweep in DIR; also while it runs."""
     from tune.reporting import Report  # only here: the libraries of statistics and figures take seconds to import
 
-    store = Store(folder)
-    if not store.exists():
-        raise StoreError(f"dir: {folder!r} holds no sweep; expected the --out of gcsr sweep")
+    store = _store_to_read(folder)
     if watch:
         for option, given in (("format", form if form != "text" else None), ("out", out), ("figures", figures)):
             if given is not None:
@@ -256,6 +257,17 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
             f"dir: {len(report.damaged)} damaged file(s) left out; the command that filled DIR puts them aside with "
             "--resume and runs again what is missing, or says what to do"
         )
+
+
+def _store_to_read(folder: str) -> Store:
+    try:
+        store = Store(folder)
+        found = store.exists()
+    except StoreError as error:  # which speaks of the option that the commands that write have
+        raise StoreError(f"dir: {str(error).removeprefix('out: ')}") from None
+    if not found:
+        raise StoreError(f"dir: {folder!r} holds no sweep; expected the --out of gcsr sweep")
+    return store
 
 
 @contextlib.contextmanager
@@ -300,7 +312,7 @@ def specs_command(name: str | None) -> None:
     table.add_column(no_wrap=True, overflow="fold")
     for each in shipped:
         spec = load_spec(each)
-        table.add_row(each, f"{len(spec.trials())} trials", spec.description)
+        table.add_row(each, counted(len(spec.trials()), "trial"), spec.description)
     Terminal(highlight=False, width=columns(160)).print(table)
 
 

@@ -19,8 +19,8 @@ _BAR_WIDTH = 20
 
 
 _EVENTS = {
-    "node_joined": "node {node} joined: {nodes} nodes",
-    "node_left": "node {node} left: {nodes} nodes; its trials go on elsewhere",
+    "node_joined": "node {node} joined: {there}",
+    "node_left": "node {node} left: {there}; its trials go on elsewhere",
     "node_unfit": "node {node} cannot serve this sweep: {problem}",
     "worker_lost": "the worker of {trials} was lost; what it had is tried again",
 }
@@ -85,7 +85,8 @@ class SweepProgress:
         if event == "pulse":
             self._running = int(str(fields["running"]))
         elif event in _EVENTS:
-            self.console.print(_EVENTS[event].format_map(fields), markup=False, soft_wrap=True)
+            there = counted(int(str(fields.get("nodes", 0))), "node")
+            self.console.print(_EVENTS[event].format_map(fields | {"there": there}), markup=False, soft_wrap=True)
 
     def _opening(self) -> str:
         left = self._total - self._ended_before

@@ -94,6 +94,8 @@ class StudyStorage:
     """
 
     def __init__(self, url: str) -> None:
+        if not url:
+            raise InvalidInputError("storage: '' is not allowed; expected the URL of a database, or a journal file")
         try:
             self.storage: BaseStorage
             if "://" in url:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -23,6 +24,7 @@ from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_wo
 from tune.node_data import local_root
 from tune.terminal import Terminal, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
+from tune.words import NONE
 
 __all__ = ["LostWorkerError", "TrainRun", "run_train"]
 
@@ -66,7 +68,7 @@ def run_train(run: TrainRun, workers: int) -> None:
     warn_of_precision([run.config], device)
     threads = threads_for(run.config, device, run.threads, torch.get_num_threads() // workers)
     if run.checkpoint is not None:
-        _check_writable(run.checkpoint)
+        _check_checkpoint(run.checkpoint)
     if workers > 1:
         if dist.is_torchelastic_launched():
             raise InvalidInputError(f"workers: {workers} is not allowed under torchrun; expected its --nproc-per-node")
@@ -97,8 +99,8 @@ def run_train(run: TrainRun, workers: int) -> None:
         raise
 
 
-def _check_writable(path: Path) -> None:
-    """Raise before anything is trained if no checkpoint could be written there.
+def _check_checkpoint(path: Path) -> None:
+    """Raise before anything is trained if no checkpoint could be written there, or something else is there.
 
     Raises:
         InvalidInputError: none could.
@@ -114,6 +116,11 @@ def _check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise InvalidInputError(f"checkpoint: {str(path)!r} cannot be written: {error.strerror}") from None
+    # Who named a file of something else by mistake must not be told to delete it.
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise InvalidInputError(
+            f"checkpoint: {str(path)!r} is no checkpoint of gcsr, or damaged; expected one, or a file that is not there"
+        )
 
 
 def _work(
@@ -138,6 +145,7 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
                 f"test accuracy {record.test_accuracy:.4f}, π {record.pi:.3f}, imposed {record.imposed_fraction:.0%}, "
                 f"sparsity {record.sparsity:.3f}, {record.seconds:.2f} s",
                 markup=False,
+                soft_wrap=True,  # a line for each epoch, also in a file
             )
 
     checkpointer = Checkpointer(FileStorage(run.checkpoint)) if run.checkpoint else None
@@ -151,7 +159,7 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
         return
     table = Table.grid(padding=(0, 2))
     for name, value in measured.items():
-        table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+        table.add_row(name, NONE if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))
     Terminal(highlight=False).print(table)
 
 

@@ -48,6 +48,10 @@ def run(capsys, *arguments):
     return code, out, err
 
 
+def test_the_job_whose_status_is_asked_may_be_left_out(capsys):
+    assert "status [OPTIONS] [JOB]\n" in run(capsys, "submit", "status", "--help")[1]
+
+
 BAD = {
     "no out": (["digits"], "Missing option '--out'"),
     "relative out": (["digits", "--out", "runs/x"], "out: 'runs/x' is not allowed in a job; expected a URI"),

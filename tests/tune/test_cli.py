@@ -109,6 +109,8 @@ BAD = {
     "checkpoint place": ["train", "--epochs", "1", "--checkpoint", "/proc/nowhere/c.pt"],
     "checkpoint of nobody": ["train", "--epochs", "1", "--checkpoint", "~nosuchuser/c.pt"],
     "out of nobody": ["sweep", "digits", "--out", "~nosuchuser/z"],
+    "storage without a name": ["search", "digits", "--out", "OUT", "--trials", "99", "--storage", ""],
+    "report of an unknown kind": ["report", "foo://bar"],
     "report of an empty name": ["report", ""],
     "data download": ["data", "cifar10", "--data", "/dev/null/x", "--download"],
 }
@@ -251,7 +253,16 @@ def test_a_damaged_checkpoint_is_bad_input(workers, capfd, tmp_path):
     arguments = ["train", "--model", "mlp1", "--epochs", 1, "--workers", workers, "--checkpoint", tmp_path / "c.pt"]
     code, _, err = run(capfd, *arguments)
     assert code == 2
-    assert "c.pt is damaged" in err.splitlines()[-1]
+    assert "c.pt' is no checkpoint of gcsr, or damaged; expected" in err.splitlines()[-1]
+    assert (tmp_path / "c.pt").read_bytes().startswith(b"PK")
+
+
+def test_train_prints_a_line_an_epoch_and_a_dash_for_what_was_not_measured(capsys):
+    code, out, err = run(capsys, "train", "--model", "mlp1", "--epochs", 2)
+    assert code == 0
+    assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert re.search(r"^val_accuracy +– *$", out, re.MULTILINE)
+    assert "None" not in out
 
 
 @pytest.mark.parametrize("emulated", [True, False])
@@ -275,6 +286,21 @@ def test_what_the_page_that_is_served_has_no_use_for_is_refused(swept, capsys, t
         code, _, err = run(capsys, "report", folder, "--watch", f"--{option}", value)
         assert code == 2
         assert err == f"gcsr: {option}: {str(value)!r} is not allowed with --watch, which serves the page\n"
+
+
+@pytest.mark.parametrize("folder", ["foo://bar", "s3://", "/"])
+def test_a_place_that_no_report_can_be_of_is_called_dir(folder, capsys):
+    code, _, err = run(capsys, "report", folder)
+    assert code == 2
+    assert err.startswith("gcsr: dir: ")
+
+
+def test_one_is_no_plural(capsys, tmp_path):
+    one = ["--executor", "inline", "--set", "mode=none", "--set", "seed=0", "--set", "epochs=1"]
+    code, out, err = run(capsys, "sweep", "digits", "--out", tmp_path / "out", *one)
+    assert code == 0
+    assert out.startswith("1 trial, 1 run now")
+    assert err.startswith("1 trial, 1 at once")
 
 
 def test_a_home_that_the_shell_did_not_expand_is_the_home(capsys, tmp_path, monkeypatch):

@@ -42,3 +42,9 @@ def test_without_a_terminal_a_line_says_what_begins(total, before, said):
     written = console(80, terminal=False)
     with SweepProgress(total, before, 2, written):
         assert written.file.getvalue() == said
+
+
+def test_a_node_that_goes_is_told():
+    written = console(80, terminal=False)
+    SweepProgress(2, 0, 2, written).noticed("node_left", node="a", nodes=1)
+    assert written.file.getvalue() == "node a left: 1 node; its trials go on elsewhere\n"

@@ -87,3 +87,10 @@ def test_bad_input_is_one_clear_line(options, words, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert not (tmp_path / "o").exists()
+
+
+def test_the_command_ends_with_the_one_that_comes_next(tmp_path, capsys):
+    one = ["--set", "mode=baseline", "--set", "regularizer=l2", "--set", "seed=0", "--set", "epochs=1"]
+    out = str(tmp_path / "out")
+    assert main(["tolerance", "digits", "--executor", "inline", "--precision", "10", "--out", out, *one]) == 0
+    assert capsys.readouterr().out.endswith(f". Next: gcsr report {out}\n")
