@@ -175,6 +175,17 @@ def test_names_are_text_and_never_html(browser, tmp_path):
     assert browser.execute_script("return document.querySelectorAll('img').length") == 0
 
 
+def test_a_printed_page_is_light_and_holds_its_figures_and_the_screen_comes_back(browser, swept, tmp_path):
+    open_page(browser, page(swept, tmp_path).as_uri())
+    looks = "return [document.documentElement.dataset.theme, document.querySelector('.main-svg').clientWidth]"
+    browser.execute_script("setTheme(true)")
+    before = browser.execute_script(looks)
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script(looks) == ["light", 660]
+    browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(looks) == before
+
+
 def test_watch_follows_a_store_that_grows(browser, tmp_path):
     out = tmp_path / "out"
     store = Store(str(out))
