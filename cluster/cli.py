@@ -1,7 +1,6 @@
 """The command line of ``gcsr``: all of `tune.cli`, and ``gcsr submit`` for jobs on a cluster."""
 
 import shlex
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -238,15 +237,10 @@ def _with_address(command: str, name: str, address: str) -> str:
 
 def _jobs(address: str) -> "Jobs":
     try:
-        from cluster.jobs import Jobs  # only here: Ray takes a second to import
+        from cluster.jobs import Jobs, host_of  # only here: Ray takes a second to import
     except ImportError as error:
         raise InvalidInputError(f"submit: needs pip install 'gcsr[cluster]': {error}") from None
-    try:
-        host = urllib.parse.urlsplit(address).hostname
-    except ValueError:
-        raise InvalidInputError(
-            f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
-        ) from None
+    host = host_of(address)
     if address.startswith("http://") and host not in ("localhost", "127.0.0.1", "::1"):
         complain(f"gcsr: the cluster's token goes to {host} unencrypted; an ssh tunnel would hide it")
     return Jobs(address)

@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from cluster.package import SPEC_FOLDER, packed
 from gcsr import InvalidInputError
 from tune.filesystem import one_line
 
-__all__ = ["ENDED", "Job", "JobCommand", "Jobs", "LostJobError"]
+__all__ = ["ENDED", "Job", "JobCommand", "Jobs", "LostJobError", "host_of"]
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _METADATA = "gcsr"
@@ -99,6 +100,22 @@ class Job:
     ended: float | None
 
 
+def host_of(address: str) -> str | None:
+    """The host of a dashboard's address.
+
+    Raises:
+        InvalidInputError: it is no such address.
+    """
+    try:
+        if address.rstrip("/").startswith(("http://", "https://")):
+            return urllib.parse.urlsplit(address).hostname
+    except ValueError:  # as of a bracket that is not closed
+        pass
+    raise InvalidInputError(
+        f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
+    )
+
+
 class Jobs:
     """The jobs of one cluster.
 
@@ -110,11 +127,8 @@ class Jobs:
     """
 
     def __init__(self, address: str) -> None:
+        host_of(address)
         self.address = address.rstrip("/")
-        if not self.address.startswith(("http://", "https://")):
-            raise InvalidInputError(
-                f"address: {address!r} is not allowed; expected http://HOST:PORT of the cluster's dashboard"
-            )
         headers = _authorization(self.address)
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)

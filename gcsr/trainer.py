@@ -327,10 +327,9 @@ class _Run:
 
     def _batch(self, rows: Tensor, crops: Tensor | None) -> Tensor:
         """Network input for some rows of the training images."""
-        if self.inputs is not None:
+        if crops is None:
+            assert self.inputs is not None, "only images that are ready need no crops"
             images = self.inputs[rows]
-        elif crops is None:
-            raise AssertionError("images that are not ready yet are cropped")
         elif self.quick:
             from gcsr.batches import augmented  # importing Triton takes longer than all of gcsr
 

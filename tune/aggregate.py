@@ -16,8 +16,8 @@ from tune.words import network_texts
 __all__ = ["MEMORY", "best_setting", "compression_rate", "summarize"]
 
 _GATED = ("ours", "ours_orig")
-_ROUNDING = 1e-12  # of two means that are equal
-_DIGITS = 12  # of those, after the point
+_DIGITS = 12  # after the point: means that agree in them are equal
+_ROUNDING = 10.0**-_DIGITS
 _TRIAL_FIELDS = (
     *("trial_id", "seed", "status", "error", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction"),
     *("gamma_used", "seconds"),

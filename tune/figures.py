@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tune.curves import Curve
 from tune.summary import Setting, Summary
-from tune.tables import method_of
-from tune.words import float_text, percent, tuned_text
+from tune.tables import accuracy_of, lam_of, method_of
+from tune.words import float_text
 
 __all__ = ["COLORS", "Figure", "Series", "figures"]
 
@@ -263,7 +263,7 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
             variant = variants[mode] = variants.get(mode, -1) + 1
             series.append(
                 Series(
-                    name=f"{method_of(curve.setting)}, λ = {tuned_text(curve.setting.lam, curve.setting.tuned)}",
+                    name=f"{method_of(curve.setting)}, λ = {lam_of(curve.setting)}",
                     mode=mode,
                     variant=variant,
                     x=tuple(float(epoch) for epoch in curve.epoch),
@@ -284,8 +284,8 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
 
 def _hover(s: Setting) -> str:
     parts = [
-        f"{method_of(s)}, λ = {tuned_text(s.lam, s.tuned)}",
-        f"accuracy {percent(s.accuracy_mean, s.accuracy_ci95)}",
+        f"{method_of(s)}, λ = {lam_of(s)}",
+        f"accuracy {accuracy_of(s)}",
     ]
     if s.sparsity_mean is not None:
         parts.append(f"sparsity {s.sparsity_mean:.3f}")

@@ -95,7 +95,7 @@ class SweepProgress:
         return counted(self._total, "trial") + before + at_once
 
     def _note(self) -> str:
-        counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")
+        ends = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")
         done = self.statuses.total()
         left = self._total - self._ended_before - done
         # The first trials waited for the workers to start: they say nothing about the rest.
@@ -103,7 +103,7 @@ class SweepProgress:
         seconds = (time.monotonic() - self._timed_from) / timed * left if timed > 0 else None
         time_left = "" if seconds is None else f", about {_duration(seconds)} left"
         running = min(left, self._at_once if self._running is None else self._running)
-        return f"{running} running" + (f", {counted}" if counted else "") + time_left
+        return f"{running} running" + (f", {ends}" if ends else "") + time_left
 
 
 def _result(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from tune.paper import TABLE2, TABLE2_NONE, TABLE3
 from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
 from tune.words import NONE, fields_text, float_text, method_text, number, percent, probability, tuned_text
 
-__all__ = ["TextTable", "method_of", "setting_cells", "text_tables"]
+__all__ = ["TextTable", "accuracy_of", "lam_of", "method_of", "setting_cells", "text_tables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,16 @@ def method_of(of: Setting | Tolerance) -> str:
     return method_text(of.mode, mu=of.mu, gamma=of.gamma, gamma_threshold=of.gamma_threshold)
 
 
+def accuracy_of(s: Setting) -> str:
+    """The mean accuracy with its half interval."""
+    return percent(s.accuracy_mean, s.accuracy_ci95)
+
+
+def lam_of(s: Setting) -> str:
+    """λ, and what else a search chose."""
+    return tuned_text(s.lam, s.tuned)
+
+
 def setting_cells(s: Setting) -> tuple[str, ...]:
     """A setting's row of the table of settings."""
     notes = [f"{getattr(s, status)} {status}" for status in ("collapsed", "diverged", "failed") if getattr(s, status)]
@@ -57,9 +67,9 @@ def setting_cells(s: Setting) -> tuple[str, ...]:
         s.network,
         s.regularizer,
         method_of(s),
-        tuned_text(s.lam, s.tuned),
+        lam_of(s),
         str(s.n),
-        _accuracy(s),
+        accuracy_of(s),
         number(s.sparsity_mean),
         number(s.pi_mean),
         number(s.imposed_fraction_mean, 2),
@@ -78,9 +88,9 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
         (
             c.network,
             c.regularizer,
-            f"{_accuracy(c.baseline)} at {tuned_text(c.baseline.lam, c.baseline.tuned)}",
+            f"{accuracy_of(c.baseline)} at {lam_of(c.baseline)}",
             method_of(c.ours),
-            f"{_accuracy(c.ours)} at {tuned_text(c.ours.lam, c.ours.tuned)}",
+            f"{accuracy_of(c.ours)} at {lam_of(c.ours)}",
             NONE if c.relative_improvement is None else f"{c.relative_improvement:+z.2%}",
             probability(c.p_value),
             probability(c.p_value_holm),
@@ -106,10 +116,6 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
         "sig.",
     )
     return TextTable("Accuracy, best λ of each mode (Table 2; Welch's t-test, α = 0.05)", columns, rows)
-
-
-def _accuracy(s: Setting) -> str:
-    return percent(s.accuracy_mean, s.accuracy_ci95)
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -151,7 +157,7 @@ def _sparsest(found: Sparsest | None) -> str:
 
 
 def _sparsity(s: Setting) -> str:
-    return f"{number(s.sparsity_mean)} at {tuned_text(s.lam, s.tuned)} ({percent(s.accuracy_mean)})"
+    return f"{number(s.sparsity_mean)} at {lam_of(s)} ({percent(s.accuracy_mean)})"
 
 
 def _times(found: Sparsest | None) -> str:
@@ -169,7 +175,7 @@ def _paper(summary: Summary) -> TextTable:
         paper = TABLE2_NONE.get((s.dataset, s.model)) if s.mode == "none" and s.width == 1 else None
         if paper:
             rows.append((s.network, "no L1/L2 accuracy", f"{paper[0]:.2f} ± {paper[1]:.2f} %",
-                         _accuracy(s), str(s.n), _not_the_papers(s)))  # fmt: skip
+                         accuracy_of(s), str(s.n), _not_the_papers(s)))  # fmt: skip
     for c in summary.comparisons:
         accuracy = TABLE2.get((c.dataset, c.model, c.regularizer)) if c.mode == "ours" and c.width == 1 else None
         if accuracy:
@@ -177,9 +183,9 @@ def _paper(summary: Summary) -> TextTable:
             gamma = "" if c.ours.gamma == str(GAMMA) else method_of(c.ours)
             rows += [
                 (c.network, f"{reg} baseline accuracy", f"{accuracy.baseline:.2f} ± {accuracy.baseline_ci95:.2f} %",
-                 _accuracy(c.baseline), str(c.baseline.n), other),
+                 accuracy_of(c.baseline), str(c.baseline.n), other),
                 (c.network, f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
-                 _accuracy(c.ours), str(c.ours.n), _joined(other, gamma)),
+                 accuracy_of(c.ours), str(c.ours.n), _joined(other, gamma)),
                 (c.network, f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
                  NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %", runs,
                  _joined(other, gamma)),

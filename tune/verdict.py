@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from tune.aggregate import best_setting
 from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
-from tune.tables import method_of
-from tune.words import float_text, number, percent, probability, tuned_text
+from tune.tables import accuracy_of, lam_of, method_of
+from tune.words import float_text, number, percent, probability
 
 __all__ = ["caveats", "headline", "sentences"]
 
@@ -17,9 +17,9 @@ def headline(summary: Summary) -> str:
     if not summary.settings:
         return "No trial has ended yet."
     if not any(s.n for s in summary.settings):
-        counts = {status: sum(getattr(s, status) for s in summary.settings) for status in ("failed", "diverged")}
-        ends = {"failed": "failed", "diverged": "diverged in their first epoch"}
-        reasons = " and ".join(f"{count} {ends[status]}" for status, count in counts.items() if count)
+        failed, diverged = (sum(getattr(s, status) for s in summary.settings) for status in ("failed", "diverged"))
+        counts = {"failed": failed, "diverged in their first epoch": diverged}
+        reasons = " and ".join(f"{count} {end}" for end, count in counts.items() if count)
         return f"Nothing was measured: of the trials, {reasons}."
     said = []
     plain = _plain_levels(summary)
@@ -75,9 +75,7 @@ def _best_of(settings: Sequence[Setting]) -> str:
     best = best_setting(settings)
     if best is None:
         return ""
-    regularized = (
-        "" if best.mode == "none" else f" with {best.regularizer.upper()} at λ = {tuned_text(best.lam, best.tuned)}"
-    )
+    regularized = "" if best.mode == "none" else f" with {best.regularizer.upper()} at λ = {lam_of(best)}"
     split = "validation " if best.val_accuracy_mean is not None else ""
     return (
         f"; the best {split}accuracy, {percent(best.selection)}, has {method_of(best)}{regularized} on {best.network}"
@@ -187,8 +185,8 @@ def _comparison(c: Compared) -> str:
         sure = f"{word}, p = {probability(c.p_value)}, {holm}"
     return (
         f"{c.network}, {c.regularizer.upper()}: best {method_of(c.ours)} "
-        f"{percent(c.ours.accuracy_mean, c.ours.accuracy_ci95)} at λ = {_lam(c.ours)} against best baseline "
-        f"{percent(c.baseline.accuracy_mean, c.baseline.accuracy_ci95)} at {_lam(c.baseline)}{size}; {sure}."
+        f"{accuracy_of(c.ours)} at λ = {lam_of(c.ours)} against best baseline "
+        f"{accuracy_of(c.baseline)} at {lam_of(c.baseline)}{size}; {sure}."
     )
 
 
@@ -203,7 +201,7 @@ def _compression(c: Compression) -> str:
     else:
         ours = c.ours.setting
         first = (
-            f"{c.network}, L1: {ours.mode} at λ = {_lam(ours)} keeps the best baseline's "
+            f"{c.network}, L1: {ours.mode} at λ = {lam_of(ours)} keeps the best baseline's "
             f"{_split(c)}accuracy ({percent(ours.accuracy_mean)} against {percent(c.baseline.accuracy_mean)}"
             f"{' on the test images' if _split(c) else ''}) with {_times(c.ours):.1f} "
             f"times fewer non-zero parameters (sparsity {number(ours.sparsity_mean)} against "
@@ -218,7 +216,7 @@ def _compression(c: Compression) -> str:
         assert c.baseline.accuracy_mean is not None and near.accuracy_mean is not None
         price = f"{100 * (c.baseline.accuracy_mean - near.accuracy_mean):.2f} points of accuracy"
     return (
-        f"{first}; for {price}, {near.mode} at λ = {_lam(near)} "
+        f"{first}; for {price}, {near.mode} at λ = {lam_of(near)} "
         f"is {_times(c.near):.1f} times smaller (sparsity {number(near.sparsity_mean)}){_plain(c)}."
     )
 
@@ -227,17 +225,13 @@ def _plain(c: Compression) -> str:
     """What plain regularization reaches for the same price."""
     if c.plain is None or _times(c.plain) < _NOTICEABLE:
         return ", and plain regularization is no smaller within a point"
-    where = _lam(c.plain.setting)
+    where = lam_of(c.plain.setting)
     return f", and plain regularization at λ = {where} is {_times(c.plain):.1f} times smaller within a point"
 
 
 def _times(found: Sparsest | None) -> float:
     """How many times smaller than the best baseline; 1.0 if there is no such setting, or it is an empty network."""
     return 1.0 if found is None else found.compression or 1.0
-
-
-def _lam(setting: Setting) -> str:
-    return tuned_text(setting.lam, setting.tuned)
 
 
 def caveats(summary: Summary) -> Iterator[str]:
