@@ -20,15 +20,15 @@ from gcsr.augment import crop_and_flip, draw_crops
 from gcsr.cohort_step import stepper
 from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import COHORT_FIELDS, TrialConfig
-from gcsr.data import Dataset
+from gcsr.data import Dataset, check_data
 from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
 from gcsr.graph import ReplayedStep, capture_for
+from gcsr.models import new_network
 from gcsr.optim import GateMetrics, regularized_parameters
 from gcsr.precision import autocast
 from gcsr.randomness import seed_generators, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
-from gcsr.trainer import check_data, new_network
 
 __all__ = ["train_cohort"]
 
@@ -177,10 +177,7 @@ class _Cohort:
     def _record(self, epoch: int, sums: Tensor, began: float) -> None:
         data, count = self.data, len(self.configs)
         self.skeleton.eval()
-        test = self.correct.count(self._answers, data.test_images, data.test_labels)
-        val = None
-        if data.val_images is not None and data.val_labels is not None:
-            val = self.correct.count(self._answers, data.val_images, data.val_labels)
+        test, *held_out = [self.correct.count(self._answers, images, labels) for images, labels in data.evaluated]
         self.skeleton.train()
         everything = [p.flatten(1) for p in self.weights.values()]
         nonzero = torch.stack([(p != 0).sum(1) for p in everything]).sum(0)
@@ -191,7 +188,7 @@ class _Cohort:
                 test.double(),
                 1 - nonzero.double() / self.parameters,
                 torch.stack(absolute).sum(0) / self.size,
-                (test if val is None else val).double(),
+                (held_out[0] if held_out else test).double(),
             ]
         ).T.tolist()
         seconds = (time.perf_counter() - began) / count

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from gcsr.arrays import CLASSES, LEVELS, held_out, load_arrays
+from gcsr.config import TrialConfig
+from gcsr.errors import ConfigError
 
-__all__ = ["Dataset", "load_dataset"]
+__all__ = ["Dataset", "check_data", "load_dataset"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,14 @@ class Dataset:
         """``(C, H, W)``."""
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
+
+    @property
+    def evaluated(self) -> list[tuple[Tensor, Tensor]]:
+        """Images and labels of the test split, and of the one held out if there is any."""
+        splits = [(self.test_images, self.test_labels)]
+        if self.val_images is not None and self.val_labels is not None:
+            splits.append((self.val_images, self.val_labels))
+        return splits
 
     def normalized(self, images: Tensor) -> Tensor:
         """Float32 network input from uint8 images ``[N, C, H, W]``."""
@@ -117,3 +127,37 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
         means.append(mean)
         deviations.append(((share * (levels - mean) ** 2).sum()).sqrt().clamp(min=1e-6))
     return torch.stack(means), torch.stack(deviations)
+
+
+def check_data(config: TrialConfig, data: Dataset) -> None:
+    """Raise `ConfigError` unless ``data`` is the trial's data set, with hold-out and inputs as the trial wants them.
+
+    Tensors are looked at, too: neither C nor a GPU's kernels ask whether what they read exists.
+    """
+    if data.name != config.dataset:
+        raise ConfigError("dataset", config.dataset, f"{data.name}, which is the data given")
+    if (config.holdout > 0) != (data.val_labels is not None):
+        held_out = "a share of the images" if data.val_labels is not None else "0"
+        raise ConfigError("holdout", config.holdout, f"{held_out}, as in the data given")
+    if data.inputs != config.inputs:
+        raise ConfigError("inputs", config.inputs, f"{data.inputs}, as the data given")
+    for split in ("train", "val", "test"):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        if labels is not None:
+            _check_split(split, images, labels, data)
+    expected = [1, data.train_images.shape[1], 1, 1]
+    for name in ("scale", "shift"):
+        found = list(getattr(data, name).shape)
+        if found != expected:
+            raise ConfigError(name, found, f"{expected}: one number a channel")
+
+
+def _check_split(split: str, images: Tensor, labels: Tensor, data: Dataset) -> None:
+    expected = [len(labels) or 1, *data.train_images.shape[1:]]
+    if images.dim() != 4 or list(images.shape) != expected:
+        raise ConfigError(f"{split}_images", list(images.shape), f"{expected}, as the labels and train_images")
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ConfigError(f"{split}_labels", f"{labels.dtype} {list(labels.shape)}", "torch.int64 [N]")
+    low, high = torch.stack(torch.aminmax(labels)).tolist()
+    if low < 0 or high >= data.classes:
+        raise ConfigError(f"{split}_labels", low if low < 0 else high, f"0 to {data.classes - 1}")

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from gcsr.config import TrialConfig
+from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.names import check_model_name, default_initialization, is_mlp
 from gcsr.precision import lowered
 
-__all__ = ["ConvolutionalNetwork", "Features", "build_model"]
+__all__ = ["ConvolutionalNetwork", "Features", "build_model", "new_network"]
 
 _VGG_LAYOUT = {"vgg11": "A", "vgg16": "D", "vgg19": "E"}
 _MLP_WIDTH = 128
@@ -53,6 +55,18 @@ def build_model(
     if (initialization or default_initialization(name)) == "vgg":
         _initialize_as_vgg(model)
     return model
+
+
+def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
+    """The trial's network on the data's device, initialized from torch's global generator."""
+    return build_model(
+        config.model,
+        input_shape=data.input_shape,
+        classes=data.classes,
+        width=config.width,
+        dropout=config.dropout or 0.0,
+        initialization=config.initialization,
+    ).to(data.train_images.device)
 
 
 class ConvolutionalNetwork(nn.Module):

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from gcsr.augment import crop_and_flip, draw_crops
 from gcsr.batches import augmented
-from tests.gcsr.test_graph import moved
+from tests.gcsr.comparing import moved
 from tests.gcsr.triton_tools import DEVICE
 
 

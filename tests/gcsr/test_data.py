@@ -1,9 +1,12 @@
-"""Data sets as tensors: digits as shipped, the hold-out."""
+"""Data sets as tensors: digits as shipped, the hold-out, and what is no trial's data."""
+
+import dataclasses
 
 import pytest
 import torch
 
-from gcsr import load_dataset
+from gcsr import ConfigError, TrialConfig, load_dataset, train
+from gcsr.cohort import train_cohort
 
 
 def test_digits():
@@ -34,3 +37,39 @@ def test_hold_out_is_fixed_disjoint_and_complete():
 
     assert images(one.val_images, one.train_images) == images(whole.train_images)
     assert torch.equal(one.test_images, whole.test_images)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dataset": "cifar10", "model": "alexnet"}, "dataset: 'cifar10' is not allowed; expected digits"),
+        ({"holdout": 0.2}, "holdout: 0.2 is not allowed; expected 0, as in the data given"),
+    ],
+)
+def test_data_of_another_trial_are_refused(digits, fields, words):
+    with pytest.raises(ConfigError, match=words):
+        train(TrialConfig(**fields), digits)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda d: {"train_labels": d.train_labels - 1}, "train_labels: -1 is not allowed; expected 0 to 9"),
+        (lambda d: {"test_labels": d.test_labels + 1}, "test_labels: 10 is not allowed; expected 0 to 9"),
+        (lambda d: {"train_labels": d.train_labels.repeat(2)}, r"train_images: \[1347, 1, 8, 8\].*\[2694, 1, 8, 8\]"),
+        (lambda d: {"test_images": d.test_images[:, :, :4, :4]}, r"test_images: \[450, 1, 4, 4\].*\[450, 1, 8, 8\]"),
+        (
+            lambda d: {"train_labels": d.train_labels[:, None]},
+            r"train_labels: 'torch.int64 \[1347, 1\]'.* torch.int64 \[N",
+        ),
+        (lambda d: {"train_labels": d.train_labels.int()}, "train_labels: 'torch.int32.*expected torch.int64"),
+        (lambda d: {"train_images": d.train_images[:0], "train_labels": d.train_labels[:0]}, "train_images: .0, 1, 8"),
+        (lambda d: {"scale": d.scale.flatten()}, r"scale: \[1\] is not allowed; expected \[1, 1, 1, 1\]"),
+        (lambda d: {"shift": d.shift.expand(1, 3, 1, 1)}, r"shift: \[1, 3, 1, 1\] is not allowed"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(digits, changed, words):
+    data = dataclasses.replace(digits, **changed(digits))
+    for training in (lambda config: train(config, data), lambda config: train_cohort([config], data)):
+        with pytest.raises(ConfigError, match=words):
+            training(TrialConfig(model="mlp1", epochs=1))

@@ -1,34 +1,15 @@
 """Dependencies point one way: cluster → tune → gcsr."""
 
-import ast
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 import gcsr
 from gcsr.native_pass import NativePass
+from tests.importing import ROOT, imported, loaded
 
-ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
     "gcsr": {"ray", "optuna", "pyarrow", "tune", "cluster", "click", "pydantic", "rich", "scipy", "statsmodels"},
     "tune": {"cluster"},
 }
-
-
-def loaded(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(done.stdout.split())
-
-
-def imported(path):
-    """Full names of what a module imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_gcsr_alone_loads_nothing_of_the_service():

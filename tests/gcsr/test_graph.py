@@ -1,6 +1,5 @@
 """Captured steps: what a graph would do (tests/gcsr/replaying.py; with a GPU, a real one) is what every step does."""
 
-import dataclasses
 import gc
 import weakref
 
@@ -8,14 +7,15 @@ import pytest
 import torch
 
 import gcsr.cohort
+import gcsr.learner
 import gcsr.parameter_pass
 import gcsr.trainer
 from gcsr import TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
 from gcsr.graph import ReplayedStep
+from tests.gcsr.comparing import measured, moved
 from tests.gcsr.replaying import NotedCapture
-from tests.gcsr.test_trainer import measured
 
 CASES = {
     "dropout, crops, γ, a ragged batch": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "ours", "gamma": 3}),
@@ -32,7 +32,7 @@ def noted(monkeypatch, by_autograd):
     """Steps on the CPU are captured, too; torch's operations are what such a capture sees."""
     capture = NotedCapture()
     monkeypatch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)
-    for module in (gcsr.trainer, gcsr.cohort):
+    for module in (gcsr.learner, gcsr.cohort):
         monkeypatch.setattr(module, "capture_for", lambda device: capture)
     return capture
 
@@ -50,7 +50,7 @@ def test_replayed_steps_are_the_steps(case, request, noted, monkeypatch):
     replayed = train(config, data)
     assert noted.captures >= 2, "whole batches, and the ragged last one"
     assert noted.replays > noted.captures
-    monkeypatch.setattr(gcsr.trainer, "capture_for", lambda device: None)
+    monkeypatch.setattr(gcsr.learner, "capture_for", lambda device: None)
     assert measured(replayed) == measured(train(config, data))
 
 
@@ -178,8 +178,3 @@ def test_a_cohorts_real_graph_is_its_steps(case, request, monkeypatch):
     replayed = train_cohort(configs, data)
     monkeypatch.setenv("GCSR_GRAPHS", "0")
     assert [measured(result) for result in replayed] == [measured(result) for result in train_cohort(configs, data)]
-
-
-def moved(data, device):
-    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    return dataclasses.replace(data, **{k: v.to(device) for k, v in fields.items() if isinstance(v, torch.Tensor)})

@@ -7,17 +7,16 @@ import weakref
 import pytest
 import torch
 
+import gcsr.learner
 import gcsr.parameter_pass
-import gcsr.trainer
 from gcsr import TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.config import MOST_INTERLEAVED
 from gcsr.errors import OutOfTimeError
 from gcsr.interleaving import Interleaved, Pace
 from gcsr.trainer import training
+from tests.gcsr.comparing import measured, moved
 from tests.gcsr.replaying import NotedCapture
-from tests.gcsr.test_graph import moved
-from tests.gcsr.test_trainer import measured
 
 CPU = torch.device("cpu")
 PICTURES = {"dataset": "cifar10", "model": "alexnet", "width": 0.1, "batch_size": 32, "lam": 1e-3}
@@ -76,7 +75,7 @@ def test_so_is_each_whose_steps_are_replayed(pictures, monkeypatch):
         captures.append(NotedCapture())
         return captures[-1]
 
-    monkeypatch.setattr(gcsr.trainer, "capture_for", capture_for)
+    monkeypatch.setattr(gcsr.learner, "capture_for", capture_for)
     assert interleaved(MIXED, pictures, 3) == alone
     assert sum(capture.replays > 0 for capture in captures) >= 3
 

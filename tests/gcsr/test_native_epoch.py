@@ -10,7 +10,7 @@ import gcsr.native_epoch
 from gcsr import GatedOptimizer, TrialConfig, load_dataset, train
 from gcsr.native_epoch import NativeEpoch
 from gcsr.native_network import NativeNetwork
-from tests.gcsr.test_trainer import measured
+from tests.gcsr.comparing import measured
 
 pytestmark = pytest.mark.skipif(not NativeNetwork.available(), reason="no C compiler here")
 

@@ -17,8 +17,8 @@ import gcsr.optim
 from gcsr import GatedOptimizer, TrialConfig, regularized_parameters, train
 from gcsr.coherence import count_reference
 from gcsr.parallel import backend
+from tests.gcsr.comparing import moved
 from tests.gcsr.test_distributed import SIZES, gradients
-from tests.gcsr.test_graph import moved
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPS = 12

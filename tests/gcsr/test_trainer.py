@@ -1,30 +1,18 @@
 """The trainer: the paper's claim on real digits, exact resume, and how trials end."""
 
 import contextlib
-import dataclasses
-import os
-import stat
 
 import numpy as np
 import pytest
 import torch
 
 import gcsr.parameter_pass
-from gcsr import CheckpointError, ConfigError, TrialConfig, load_dataset, train
+from gcsr import CheckpointError, TrialConfig, load_dataset, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
-from gcsr.files import write_atomically
-from gcsr.metrics import is_chance, sparsity, weight_abs_mean
 from gcsr.native_network import NativeNetwork
 from gcsr.plain_network import TorchNetwork
-
-
-def measured(result):
-    """Everything but wall time."""
-    plain = dataclasses.asdict(result)
-    plain.pop("seconds")
-    plain["epochs"] = [{k: v for k, v in record.items() if k != "seconds"} for record in plain["epochs"]]
-    return plain
+from tests.gcsr.comparing import measured
 
 
 @pytest.mark.parametrize(("regularizer", "lam"), [("l2", 6e-3), ("l1", 3e-3)])
@@ -234,42 +222,6 @@ def test_a_state_that_does_not_fit_is_refused(digits, tmp_path, change, words):
         train(config, digits, checkpointer=checkpointer)
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"dataset": "cifar10", "model": "alexnet"}, "dataset: 'cifar10' is not allowed; expected digits"),
-        ({"holdout": 0.2}, "holdout: 0.2 is not allowed; expected 0, as in the data given"),
-    ],
-)
-def test_data_of_another_trial_are_refused(digits, fields, words):
-    with pytest.raises(ConfigError, match=words):
-        train(TrialConfig(**fields), digits)
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        (lambda d: {"train_labels": d.train_labels - 1}, "train_labels: -1 is not allowed; expected 0 to 9"),
-        (lambda d: {"test_labels": d.test_labels + 1}, "test_labels: 10 is not allowed; expected 0 to 9"),
-        (lambda d: {"train_labels": d.train_labels.repeat(2)}, r"train_images: \[1347, 1, 8, 8\].*\[2694, 1, 8, 8\]"),
-        (lambda d: {"test_images": d.test_images[:, :, :4, :4]}, r"test_images: \[450, 1, 4, 4\].*\[450, 1, 8, 8\]"),
-        (
-            lambda d: {"train_labels": d.train_labels[:, None]},
-            r"train_labels: 'torch.int64 \[1347, 1\]'.* torch.int64 \[N",
-        ),
-        (lambda d: {"train_labels": d.train_labels.int()}, "train_labels: 'torch.int32.*expected torch.int64"),
-        (lambda d: {"train_images": d.train_images[:0], "train_labels": d.train_labels[:0]}, "train_images: .0, 1, 8"),
-        (lambda d: {"scale": d.scale.flatten()}, r"scale: \[1\] is not allowed; expected \[1, 1, 1, 1\]"),
-        (lambda d: {"shift": d.shift.expand(1, 3, 1, 1)}, r"shift: \[1, 3, 1, 1\] is not allowed"),
-    ],
-)
-def test_images_and_labels_that_do_not_fit_are_refused(digits, changed, words):
-    data = dataclasses.replace(digits, **changed(digits))
-    for training in (lambda config: train(config, data), lambda config: train_cohort([config], data)):
-        with pytest.raises(ConfigError, match=words):
-            training(TrialConfig(model="mlp1", epochs=1))
-
-
 @pytest.mark.skipif(not NativeNetwork.available(), reason="no C compiler here")
 def test_a_batch_that_is_larger_than_the_data_takes_no_more_memory(digits, monkeypatch):
     batches, scratch = [], NativeNetwork.scratch
@@ -281,65 +233,3 @@ def test_a_batch_that_is_larger_than_the_data_takes_no_more_memory(digits, monke
     monkeypatch.setattr(NativeNetwork, "scratch", spied)
     train(TrialConfig(model="mlp1", epochs=1, batch_size=1_000_000), digits)
     assert max(batches) == 1347
-
-
-def test_files_have_the_rights_of_any_new_file(tmp_path):
-    mask = os.umask(0o027)
-    try:
-        with write_atomically(tmp_path / "f") as file:
-            file.write(b"x")
-    finally:
-        os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
-
-
-def test_what_a_link_leads_to_is_replaced_and_keeps_its_rights(tmp_path):
-    target, link, missing = tmp_path / "target", tmp_path / "link", tmp_path / "missing"
-    target.write_bytes(b"old")
-    target.chmod(0o600)
-    link.symlink_to("target")
-    missing.symlink_to("made")
-    for path in (link, missing):
-        with write_atomically(path) as file:
-            file.write(b"new")
-        assert path.is_symlink()
-        assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "made", "missing", "target"]
-
-
-def test_a_pipe_is_written_to_and_stays_one(tmp_path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with write_atomically(pipe) as file:
-        file.write(b"content")
-    assert os.read(reader, 100) == b"content"
-    os.close(reader)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
-
-
-def test_a_failing_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "f"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), write_atomically(path) as file:
-        file.write(b"half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
-
-
-def test_sparsity_counts_exact_zeros_of_all_parameters():
-    model = torch.nn.Linear(3, 2)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[0.0, -0.0, 1e-42], [1.0, 0.0, 2.0]]))
-        model.bias.copy_(torch.tensor([0.0, 1.0]))
-    assert sparsity(model).item() == 4 / 8
-    assert weight_abs_mean([model.weight]).item() == pytest.approx(0.5)
-
-
-def test_chance_is_the_best_constant_answer_and_its_noise():
-    labels = torch.tensor([0] * 60 + [1] * 40)
-    assert is_chance(0.6, labels)
-    assert is_chance(0.74, labels)  # 3·√(0.6·0.4/100) = 0.147
-    assert not is_chance(0.75, labels)

@@ -18,7 +18,7 @@ import torch
 
 from gcsr import InvalidInputError, TrialConfig
 from gcsr.errors import OutOfTimeError
-from tests.gcsr.test_dependencies import loaded
+from tests.importing import loaded
 from tests.tune.conftest import title
 from tests.tune.data_sets import write_data_set
 from tune.cli import cli, main

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import tune
-from tests.gcsr.test_dependencies import imported
+from tests.importing import imported
 
 FOLDER = Path(tune.__path__[0])
 
