@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from tune.events import NodeJoined, NodeLeft, NodeUnfit, Pulse, RunEvent, WorkerLost
 from tune.job import Outcome
 from tune.terminal import Terminal
 from tune.words import counted
@@ -16,14 +17,6 @@ __all__ = ["SweepProgress"]
 
 _LINE_EVERY = 5.0  # seconds, where the output is no terminal
 _BAR_WIDTH = 20
-
-
-_EVENTS = {
-    "node_joined": "node {node} joined: {there}",
-    "node_left": "node {node} left: {there}; its trials go on elsewhere",
-    "node_unfit": "node {node} cannot serve this sweep: {problem}",
-    "worker_lost": "the worker of {trials} was lost; what it had is tried again",
-}
 
 
 class SweepProgress:
@@ -80,13 +73,12 @@ class SweepProgress:
             text = f"trials {done}/{self._total}, {self._note()}, last: {_result(row)}"
             self.console.print(text, markup=False, soft_wrap=True)
 
-    def noticed(self, event: str, **fields: object) -> None:
+    def noticed(self, event: RunEvent) -> None:
         """Say what a person would want to know; a pulse only renews the number of running trials."""
-        if event == "pulse":
-            self._running = int(str(fields["running"]))
-        elif event in _EVENTS:
-            there = counted(int(str(fields.get("nodes", 0))), "node")
-            self.console.print(_EVENTS[event].format_map(fields | {"there": there}), markup=False, soft_wrap=True)
+        if isinstance(event, Pulse):
+            self._running = event.running
+        elif (text := _in_words(event)) is not None:
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def _opening(self) -> str:
         left = self._total - self._ended_before
@@ -104,6 +96,20 @@ class SweepProgress:
         time_left = "" if seconds is None else f", about {_duration(seconds)} left"
         running = min(left, self._at_once if self._running is None else self._running)
         return f"{running} running" + (f", {ends}" if ends else "") + time_left
+
+
+def _in_words(event: RunEvent) -> str | None:
+    match event:
+        case NodeJoined():
+            return f"node {event.node} joined: {counted(event.nodes, 'node')}"
+        case NodeLeft():
+            return f"node {event.node} left: {counted(event.nodes, 'node')}; its trials go on elsewhere"
+        case NodeUnfit():
+            return f"node {event.node} cannot serve this sweep: {event.problem}"
+        case WorkerLost():
+            return f"the worker of {event.trials} was lost; what it had is tried again"
+        case _:  # that time is over is said where the run ends
+            return None
 
 
 def _result(row: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from ray import tune as ray_tune
 from gcsr import TrialConfig
 from tune.capacity import alive_nodes, plan_on_cluster
 from tune.cutting import UnitCutter, alone_on_cpus, is_stacked
+from tune.events import RunEvent
 from tune.job import Outcome, SweepJob, UnitSource, checkpoint_name
 from tune.node_check import NodeChecks
 from tune.placement import Resources, TooSmallError, plan_trials
@@ -190,8 +191,8 @@ class _Ending:
             self._ended.add(outcome.row["trial_id"])
             self._listener.ended(outcome)
 
-    def noticed(self, event: str, **fields: object) -> None:
-        self._listener.noticed(event, **fields)
+    def noticed(self, event: RunEvent) -> None:
+        self._listener.noticed(event)
 
 
 class _Losses:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from tune.events import RunEvent
 from tune.job import Outcome
 from tune.store import Store
 from tune.store_writer import StoreWriter
@@ -38,12 +39,8 @@ class Listener(Protocol):
     def ended(self, outcome: Outcome) -> None:
         """A trial ended."""
 
-    def noticed(self, event: str, **fields: object) -> None:
-        """Something else happened: ``worker_lost``, ``node_joined``, ``node_left``, ``node_unfit``, ``time_limit``
-        (with the number of trials that are ``left``), or a ``pulse``.
-
-        A pulse comes every few seconds on a cluster, with the numbers ``running`` and ``nodes``.
-        """
+    def noticed(self, event: RunEvent) -> None:
+        """Something else happened."""
 
 
 class Observer(Listener, Protocol):
@@ -92,12 +89,12 @@ class Recorder:
         if outcome.row["trial_id"] not in self._known:  # else it ran again only to keep the others company
             self._writer.write(outcome)
 
-    def noticed(self, event: str, **fields: object) -> None:
+    def noticed(self, event: RunEvent) -> None:
         """Something else happened: passed on."""
         self._writer.check()
         with self._telling:
             for observer in self._observers:
-                observer.noticed(event, **fields)
+                observer.noticed(event)
 
     def wait(self) -> None:
         """Return when every outcome so far is stored and told."""

@@ -8,6 +8,7 @@ from ray import tune as ray_tune
 
 from gcsr import TrialConfig
 from tune.capacity import alive_nodes
+from tune.events import NodeJoined, NodeLeft, NodeUnfit, Pulse, WorkerLost
 from tune.node_check import NodeChecks
 from tune.quarantine import Quarantine
 from tune.recorder import Listener
@@ -56,18 +57,18 @@ class NodeWatch:
         self._next = time.monotonic() + _PULSE_SECONDS
         now = {node["NodeID"]: node for node in alive_nodes()}
         for name in self._known.keys() - now.keys():
-            listener.noticed("node_left", node=self._known[name]["NodeManagerAddress"], nodes=len(now))
+            listener.noticed(NodeLeft(node=self._known[name]["NodeManagerAddress"], nodes=len(now)))
             self._quarantine.forget(self._known[name])
         for name in now.keys() - self._known.keys():
-            listener.noticed("node_joined", node=now[name]["NodeManagerAddress"], nodes=len(now))
+            listener.noticed(NodeJoined(node=now[name]["NodeManagerAddress"], nodes=len(now)))
             self._checks.start(now[name])
         self._known = now
         for node, problem in self._checks.finished():
             if problem is not None and node["NodeID"] in now:
                 self._quarantine.close(node)
-                listener.noticed("node_unfit", node=node["NodeManagerAddress"], problem=problem)
+                listener.noticed(NodeUnfit(node=node["NodeManagerAddress"], problem=problem))
         running = sum(self._under_way(trials_of(trial.config)) for trial in trials if trial.status == "RUNNING")
-        listener.noticed("pulse", running=running, nodes=len(now))
+        listener.noticed(Pulse(running=running, nodes=len(now)))
 
 
 class Relay(ray_tune.Callback):  # type: ignore[misc]
@@ -148,7 +149,7 @@ class Relay(ray_tune.Callback):  # type: ignore[misc]
     def _lost(self, trial: Any) -> None:
         self._in_time.discard(trial.trial_id)
         if self.error is None:
-            self._listener.noticed("worker_lost", trials=_named(trials_of(trial.config)))
+            self._listener.noticed(WorkerLost(trials=_named(trials_of(trial.config))))
 
 
 class StopWhenOver(ray_tune.Stopper):  # type: ignore[misc]

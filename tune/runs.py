@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from gcsr.arrays import held_out, load_arrays
 from gcsr.names import is_mlp
+from tune.events import RunEvent
 from tune.job import Outcome, SweepJob, UnitSource
 from tune.node_data import local_digest, local_root
 from tune.progress import SweepProgress
@@ -283,8 +284,8 @@ class _Feeding:
         self._recorder.wait()
         self._source.ended(outcome.row)
 
-    def noticed(self, event: str, **fields: object) -> None:
-        self._recorder.noticed(event, **fields)
+    def noticed(self, event: RunEvent) -> None:
+        self._recorder.noticed(event)
 
 
 def _digests(trials: Sequence[TrialConfig], job: SweepJob) -> dict[str, str]:

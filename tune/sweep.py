@@ -4,6 +4,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from tune.compaction import take_up
+from tune.events import TimeLimit
 from tune.recorder import RunOutcome
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
 from tune.spec import SweepSpec
@@ -70,7 +71,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
                 recorder.wait()
                 left = len(missing) - sum(recorder.statuses.values())
                 if left:
-                    recorder.noticed("time_limit", left=left)
+                    recorder.noticed(TimeLimit(left=left))
             return SweepOutcome(
                 total=len(trials), left=left, statuses=recorder.statuses, failures=tuple(recorder.failures)
             )

@@ -2,10 +2,12 @@
 
 import json
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from tune.events import Pulse, RunEvent
 from tune.job import Outcome
 from tune.store import Store
 from tune.terminal import complain
@@ -75,10 +77,10 @@ class SweepLog:
         self._statuses[row["status"]] = self._statuses.get(row["status"], 0) + 1
         self._write("trial_ended", {name: row[name] for name in (*_COLUMNS, *_RESULTS) if row[name] is not None})
 
-    def noticed(self, event: str, **fields: object) -> None:
+    def noticed(self, event: RunEvent) -> None:
         """Anything but a pulse is a line; at a pulse, lines that a remote log still lacks are written."""
-        if event != "pulse":
-            self._write(event, fields)
+        if not isinstance(event, Pulse):
+            self._write(event.name, asdict(event))
         elif self._unwritten:
             self._write_remote()
 

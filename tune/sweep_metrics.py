@@ -6,6 +6,7 @@ from typing import Self
 
 from ray.util.metrics import Counter, Gauge
 
+from tune.events import Pulse, RunEvent
 from tune.job import Outcome
 
 __all__ = ["SweepMetrics"]
@@ -65,11 +66,11 @@ class SweepMetrics:
         self._ends.append(time.monotonic())
         self._set_rate()
 
-    def noticed(self, event: str, **fields: object) -> None:
+    def noticed(self, event: RunEvent) -> None:
         """A pulse brings how many trials run, on how many nodes."""
-        if event == "pulse":
-            self._set("running", float(str(fields["running"])))
-            self._nodes.set(float(str(fields["nodes"])), self._experiment)
+        if isinstance(event, Pulse):
+            self._set("running", event.running)
+            self._nodes.set(event.nodes, self._experiment)
             self._set_rate()
 
     def _set(self, status: str, count: float) -> None:

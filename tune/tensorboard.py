@@ -8,6 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import hparams, scalar
 
+from tune.events import RunEvent
 from tune.job import Outcome
 from tune.schema import CONFIG_FIELDS, EPOCHS
 from tune.store import Store
@@ -40,7 +41,7 @@ class TensorBoardRuns:
             name = f"{FOLDER}/{run_name(outcome.row)}/events.out.tfevents.0.gcsr"
             self._store.write_bytes(name, event_file(outcome))
 
-    def noticed(self, event: str, **fields: object) -> None:
+    def noticed(self, event: RunEvent) -> None:
         """Nothing: only trials have curves."""
 
 

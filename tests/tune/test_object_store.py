@@ -17,6 +17,7 @@ from tune import filesystem, lease
 from tune.cli import main
 from tune.compaction import compact, recover
 from tune.endings import WorkFailedError, resumable
+from tune.events import Pulse
 from tune.job import Outcome
 from tune.recorder import Recorder
 from tune.runs import RunOptions
@@ -258,7 +259,7 @@ def test_a_run_whose_lease_was_taken_over_ends_and_leaves_it_to_the_other(bucket
         while time.monotonic() < deadline:
             store.write_json("lease.json", OTHER)  # as the other renews it: ours may have been about to be written
             time.sleep(0.05)
-            recorder.noticed("pulse")
+            recorder.noticed(Pulse(running=1, nodes=1))
     assert store.read_json("lease.json") == OTHER
     assert len(ended(store)) == 1
 

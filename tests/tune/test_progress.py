@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from tests.tune.conftest import make_row
+from tune.events import NodeLeft
 from tune.job import Outcome
 from tune.progress import SweepProgress
 
@@ -46,5 +47,5 @@ def test_without_a_terminal_a_line_says_what_begins(total, before, said):
 
 def test_a_node_that_goes_is_told():
     written = console(80, terminal=False)
-    SweepProgress(2, 0, 2, written).noticed("node_left", node="a", nodes=1)
+    SweepProgress(2, 0, 2, written).noticed(NodeLeft(node="a", nodes=1))
     assert written.file.getvalue() == "node a left: 1 node; its trials go on elsewhere\n"

@@ -7,6 +7,7 @@ import pytest
 from gcsr import TrialConfig
 from tests.benchmarks.scaling import outcome
 from tests.tune.stores import ended
+from tune.events import Pulse
 from tune.job import Outcome
 from tune.recorder import Recorder
 from tune.schema import failed_row
@@ -35,8 +36,8 @@ class Heard:
         self.calls.append(trial_id)
         self._busy.release()
 
-    def noticed(self, event, **fields):
-        self.calls.append(event)
+    def noticed(self, event):
+        self.calls.append(event.name)
 
 
 class Far(Store):
@@ -75,7 +76,7 @@ def test_every_outcome_is_stored_and_told_once_and_counted(tmp_path):
         for one in (outcome(CONFIGS[0]), outcome(CONFIGS[1]), failed, outcome(CONFIGS[3])):
             recorder.ended(one)
         recorder.wait()
-        recorder.noticed("pulse", running=1)
+        recorder.noticed(Pulse(running=1, nodes=1))
     assert heard.calls == [CONFIGS[k].trial_id for k in (0, 1, 2)] + ["pulse"]
     assert recorder.statuses == {"finished": 2, "failed": 1}
     assert recorder.failures == [f"{CONFIGS[2].trial_id}: ValueError: no"]
@@ -115,7 +116,7 @@ def test_what_cannot_be_stored_ends_the_run(tmp_path, how):
         if how == "at the next call":
             with pytest.raises(OSError, match="No space left"):
                 recorder.wait()
-            recorder.noticed("pulse")
+            recorder.noticed(Pulse(running=1, nodes=1))
             pytest.fail("went on")
     assert store.tried == 1, "a store that is gone would be waited for once an outcome"
     assert heard.calls == []

@@ -6,6 +6,7 @@ import pytest
 
 from gcsr import TrialConfig
 from tune.cutting import UnitCutter
+from tune.events import Pulse
 from tune.job import SweepJob
 from tune.relay import NodeWatch, Relay, StopWhenOver
 from tune.trainable import OUTCOME, UNIT, unit_text
@@ -22,13 +23,13 @@ def test_the_pulse_counts_trials_that_are_under_way_and_none_that_wait_in_a_unit
     cutter = UnitCutter(job=SweepJob(experiment="test", store="/nowhere", **fields), gpu=gpu, slots=2)
     checks = types.SimpleNamespace(start=lambda node: None, finished=list)
     heard = []
-    listener = types.SimpleNamespace(noticed=lambda event, **fields: heard.append((event, fields)))
+    listener = types.SimpleNamespace(noticed=heard.append)
     trials = [
         types.SimpleNamespace(status=status, config={UNIT: unit_text(unit)})
         for status, unit in zip(("RUNNING", "RUNNING", "PENDING"), UNITS, strict=True)
     ]
     NodeWatch([], checks, None, cutter.under_way).look(trials, listener)
-    assert heard[-1] == ("pulse", {"running": running, "nodes": 1})
+    assert heard[-1] == Pulse(running=running, nodes=1)
 
 
 def test_once_time_is_over_and_nobody_is_at_work_no_unit_is_begun_to_find_that_out():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.tune.conftest import make_row
+from tune.events import NodeLeft, Pulse
 from tune.job import Outcome
 from tune.store import Store
 from tune.sweep_log import LOG, SweepLog
@@ -18,8 +19,8 @@ def run(store, rows, events=()):
     with SweepLog(store, {"experiment": "test", "trials": 2}) as log:
         for row in rows:
             log.ended(Outcome(row, []))
-        for event, fields in events:
-            log.noticed(event, **fields)
+        for event in events:
+            log.noticed(event)
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def store(tmp_path):
 
 
 def test_every_run_adds_its_lines(store):
-    run(store, [make_row(0.5, seed=3, mode="ours", lam=1e-3)], [("node_left", {"node": "10.0.0.1", "nodes": 2})])
-    run(store, [make_row(status="failed")], [("pulse", {"running": 1, "nodes": 1})])
+    run(store, [make_row(0.5, seed=3, mode="ours", lam=1e-3)], [NodeLeft(node="10.0.0.1", nodes=2)])
+    run(store, [make_row(status="failed")], [Pulse(running=1, nodes=1)])
     found = lines(store)
     assert [line["event"] for line in found] == [
         *("started", "trial_ended", "node_left", "ended"),
@@ -70,15 +71,15 @@ def test_a_store_that_cannot_append_is_written_anew_but_not_for_every_line(store
 def test_what_happened_last_is_written_while_nothing_else_happens(store, monkeypatch):
     monkeypatch.setattr(store, "is_local", False)
     with SweepLog(store, {}) as log:
-        log.noticed("node_left", node="10.0.0.1", nodes=2)
-        log.noticed("pulse", running=1, nodes=2)
+        log.noticed(NodeLeft(node="10.0.0.1", nodes=2))
+        log.noticed(Pulse(running=1, nodes=2))
         assert [line["event"] for line in lines(store)] == ["started"], "it has just been written"
         log._next = 0.0  # time goes by
-        log.noticed("pulse", running=1, nodes=2)
+        log.noticed(Pulse(running=1, nodes=2))
         assert [line["event"] for line in lines(store)] == ["started", "node_left"]
         log._next = 0.0
         monkeypatch.setattr(store, "write_bytes", lambda name, data: pytest.fail("nothing is new"))
-        log.noticed("pulse", running=1, nodes=2)
+        log.noticed(Pulse(running=1, nodes=2))
         monkeypatch.setattr(store, "write_bytes", lambda name, data: None)
 
 
