@@ -116,8 +116,10 @@ class Checkpointer:
             state: dict[str, Any] = saved["state"]
         except Exception as error:  # torch raises a different class for every kind of damage
             reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+            # Who named a file of something else by mistake must not be told to delete it.
             raise CheckpointError(
-                f"checkpoint: {self.storage} is damaged ({reason}); delete it to start the trial again"
+                f"checkpoint: {self.storage} is no checkpoint of gcsr, or damaged ({reason}); expected one, or a file "
+                "that is not there"
             ) from None
         if found != FORMAT:
             raise CheckpointError(f"checkpoint: {self.storage} is in format {found}; expected {FORMAT}")

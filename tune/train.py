@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -116,11 +115,6 @@ def _check_checkpoint(path: Path) -> None:
             pass
     except OSError as error:
         raise InvalidInputError(f"checkpoint: {str(path)!r} cannot be written: {error.strerror}") from None
-    # Who named a file of something else by mistake must not be told to delete it.
-    if path.exists() and not zipfile.is_zipfile(path):
-        raise InvalidInputError(
-            f"checkpoint: {str(path)!r} is no checkpoint of gcsr, or damaged; expected one, or a file that is not there"
-        )
 
 
 def _work(

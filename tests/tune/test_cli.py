@@ -253,7 +253,7 @@ def test_a_damaged_checkpoint_is_bad_input(workers, capfd, tmp_path):
     arguments = ["train", "--model", "mlp1", "--epochs", 1, "--workers", workers, "--checkpoint", tmp_path / "c.pt"]
     code, _, err = run(capfd, *arguments)
     assert code == 2
-    assert "c.pt' is no checkpoint of gcsr, or damaged; expected" in err.splitlines()[-1]
+    assert "c.pt is no checkpoint of gcsr, or damaged" in err.splitlines()[-1]
     assert (tmp_path / "c.pt").read_bytes().startswith(b"PK")
 
 
