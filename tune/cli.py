@@ -22,6 +22,7 @@ from tune.endings import (
     run_as_program,
 )
 from tune.filesystem import one_line
+from tune.folder import StoreError
 from tune.formats import FORMATS, Format
 from tune.options import (
     LOCAL_PATH,
@@ -40,7 +41,7 @@ from tune.options import (
 from tune.schema import FAMILY_FIELDS
 from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, Sampler
 from tune.spec import MAX_TRIALS, load_spec, parse_yaml, shipped_specs
-from tune.store import Store, StoreError
+from tune.store import Store
 from tune.sweep import run_sweep
 from tune.terminal import Terminal, columns, complain, say
 from tune.tolerance import run_tolerance

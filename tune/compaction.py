@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from tune.store import MANIFEST, DamagedStoreError, Store
+from tune.folder import DamagedStoreError
+from tune.store import MANIFEST, Store
 
 __all__ = ["SINGLES", "compact", "recover", "take_up"]
 

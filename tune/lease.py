@@ -7,12 +7,10 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from gcsr import InvalidInputError
-
-if TYPE_CHECKING:
-    from tune.store import Store
+from tune.folder import Folder
 
 __all__ = ["Lease", "LostLeaseError"]
 
@@ -35,25 +33,25 @@ class Lease:
     out at its next renewal: for `_RENEW_SECONDS` after it woke, two may write.
 
     Args:
-        store: whose.
+        folder: the store's.
 
     Raises:
         InvalidInputError: on entering, if another run holds it.
     """
 
-    def __init__(self, store: "Store") -> None:
-        self._store, self._id = store, uuid.uuid4().hex
+    def __init__(self, folder: Folder) -> None:
+        self._folder, self._id = folder, uuid.uuid4().hex
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renewing, daemon=True, name="gcsr-lease")
         self._lost: LostLeaseError | None = None
 
     def __enter__(self) -> Self:
-        found = self._store.read_json(_NAME)
+        found = self._folder.read_json(_NAME)
         if found is not None and not self._is_over(found):
             raise self._refusal(found)
         self._write()
         time.sleep(_SETTLE_SECONDS)
-        found = self._store.read_json(_NAME) or {}
+        found = self._folder.read_json(_NAME) or {}
         if found.get("id") != self._id:
             raise self._refusal(found)
         self._thread.start()
@@ -63,8 +61,8 @@ class Lease:
         self._done.set()
         self._thread.join()
         with contextlib.suppress(OSError, InvalidInputError):
-            if (self._store.read_json(_NAME) or {}).get("id") == self._id:
-                self._store.remove(_NAME)
+            if (self._folder.read_json(_NAME) or {}).get("id") == self._id:
+                self._folder.remove(_NAME)
 
     def check(self) -> None:
         """Raise if another run has taken over.
@@ -78,31 +76,31 @@ class Lease:
     def _renewing(self) -> None:
         while self._lost is None and not self._done.wait(_RENEW_SECONDS):
             with contextlib.suppress(OSError, InvalidInputError):  # the next may pass; until then the old one is valid
-                found = self._store.read_json(_NAME) or {}
+                found = self._folder.read_json(_NAME) or {}
                 if found.get("id") == self._id:
                     self._write()
                 else:
                     self._lost = LostLeaseError(
-                        f"out: {self._store.location!r} was taken over by another gcsr run ({_holder(found)}) while "
+                        f"out: {self._folder.location!r} was taken over by another gcsr run ({_holder(found)}) while "
                         "this one was suspended or cut off"
                     )
 
     def _write(self) -> None:
         machine = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
-        self._store.write_json(_NAME, {"id": self._id} | machine)
+        self._folder.write_json(_NAME, {"id": self._id} | machine)
 
     def _is_over(self, found: dict[str, Any]) -> bool:
         if found.get("machine") == _machine() and not _is_alive(found.get("pid")):
             return True
         # Clocks of machines may differ by minutes: the store's own is read off a file written now.
-        self._store.write_bytes(_CLOCK, self._id.encode())
-        now, renewed = self._store.modified(_CLOCK), self._store.modified(_NAME)
-        self._store.remove(_CLOCK)
+        self._folder.write_bytes(_CLOCK, self._id.encode())
+        now, renewed = self._folder.modified(_CLOCK), self._folder.modified(_NAME)
+        self._folder.remove(_CLOCK)
         return now is not None and renewed is not None and now - renewed > _VALID_SECONDS
 
     def _refusal(self, found: dict[str, Any]) -> InvalidInputError:
         return InvalidInputError(
-            f"out: {self._store.location!r} is in use by another gcsr run ({_holder(found)}); wait for it or stop it "
+            f"out: {self._folder.location!r} is in use by another gcsr run ({_holder(found)}); wait for it or stop it "
             f"(if it died, its claim ends {_VALID_SECONDS:.0f} s after its last sign of life)"
         )
 

@@ -8,11 +8,12 @@ from typing import Any
 from tune.aggregate import summarize
 from tune.curves import Curve, chosen_settings, read_curves
 from tune.figures import figures
+from tune.folder import DamagedStoreError
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
 from tune.search_report import history_figures, importance_table, stored_definition, tuned_fields
-from tune.store import DamagedStoreError, Store
+from tune.store import Store
 
 __all__ = ["Report"]
 

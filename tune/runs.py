@@ -12,13 +12,14 @@ from gcsr import ConfigError, InvalidInputError, TrialConfig
 from gcsr.arrays import held_out, load_arrays
 from gcsr.names import is_mlp
 from tune.events import RunEvent
+from tune.folder import StoreError
 from tune.job import Outcome, SweepJob, UnitSource
 from tune.node_data import local_digest, local_root
 from tune.progress import SweepProgress
 from tune.provenance import provenance
 from tune.recorder import Observer, Recorder
 from tune.spec import SweepSpec
-from tune.store import Store, StoreError
+from tune.store import Store
 from tune.sweep_log import SweepLog
 from tune.terminal import complain
 

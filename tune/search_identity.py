@@ -8,10 +8,11 @@ from typing import Any
 from optuna.distributions import distribution_to_json
 
 from gcsr import InvalidInputError
+from tune.folder import DamagedStoreError, StoreError
 from tune.lines import Line
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
-from tune.store import SEARCH, DamagedStoreError, Store, StoreError
+from tune.store import SEARCH, Store
 
 __all__ = [
     "SearchIdentity",

@@ -7,8 +7,9 @@ from typing import Any
 
 from tune.figures import Figure, Series
 from tune.filesystem import one_line
+from tune.folder import DamagedStoreError
 from tune.schema import METHOD_FIELDS, TRIALS
-from tune.store import SEARCH, DamagedStoreError, Store
+from tune.store import SEARCH, Store
 from tune.tables import TextTable
 from tune.words import fields_text, method_text, told_apart
 

@@ -9,17 +9,16 @@ hold several trials each (`tune.compaction`). ``DIR`` is a path or a URI of pyar
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from gcsr import InvalidInputError
-from tune.filesystem import Files, one_line
+from tune.filesystem import one_line
+from tune.folder import DamagedStoreError, Folder, StoreError
 from tune.folder_lock import folder_lock
 from tune.lease import Lease
 from tune.rows import PARQUET_FORMAT, conformed, first_of_each, parquet_bytes
@@ -28,11 +27,8 @@ from tune.schema import EPOCHS, TRIALS
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
-__all__ = ["CONCURRENT", "MANIFEST", "SEARCH", "DamagedStoreError", "Store", "StoreError", "Trials"]
+__all__ = ["MANIFEST", "SEARCH", "Store", "Trials"]
 
-T = TypeVar("T")
-R = TypeVar("R")
-CONCURRENT = 16  # requests to an object store at once
 MANIFEST = "sweep.json"
 SEARCH = "search.json"  # what a search is (`tune.search_identity`)
 _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
@@ -49,14 +45,6 @@ _SCHEMAS = {"trials": TRIALS, "epochs": EPOCHS}
 _HIDDEN = (".", "_")  # begin names of files that pyarrow, DuckDB's and Polars' globs pass over: temporary ones
 
 
-class StoreError(InvalidInputError):
-    """The output directory cannot be used as asked."""
-
-
-class DamagedStoreError(InvalidInputError):
-    """A file of the store cannot be read."""
-
-
 @dataclass(frozen=True, slots=True)
 class Trials:
     """What is in ``trials/``.
@@ -70,7 +58,7 @@ class Trials:
     damaged: tuple[str, ...]
 
 
-class Store:
+class Store(Folder):
     """A sweep's output directory.
 
     Args:
@@ -81,20 +69,8 @@ class Store:
     """
 
     def __init__(self, location: str) -> None:
-        self.location = location
-        try:
-            self._files = Files(location)
-        except InvalidInputError as error:
-            raise StoreError(str(error)) from None
-        self._root = self._files.root
-        if self._root in ("", "/"):
-            raise StoreError(f"out: {location!r} is not allowed; expected a folder of its own")
-        self.is_local = self._files.is_local
+        super().__init__(location)
         self._lease: Lease | None = None
-
-    def path(self, *parts: str) -> str:
-        """A path inside the store, as its filesystem names it."""
-        return "/".join((self._root, *parts))
 
     # -- the sweep it belongs to ------------------------------------------------------------------------------
 
@@ -149,27 +125,6 @@ class Store:
             if manifest is not None and name in manifest and not kind(manifest[name]):
                 raise DamagedStoreError(f"{self.path(MANIFEST)} is damaged: {name} is {manifest[name]!r:.40}")
         return manifest
-
-    def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Write a small JSON object."""
-        self.write_bytes(name, json.dumps(value, indent=2).encode())
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """What `write_json` wrote under that name; None if there is none.
-
-        Raises:
-            DamagedStoreError: it is there but cannot be read.
-        """
-        data = self.read_bytes(name)
-        if data is None:
-            return None
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise DamagedStoreError(f"{self.path(name)} is damaged: {one_line(error)}") from None
-        if not isinstance(value, dict):
-            raise DamagedStoreError(f"{self.path(name)} is damaged: expected a JSON object")
-        return value
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -257,7 +212,7 @@ class Store:
             except FileNotFoundError:
                 continue  # that merge has just ended
 
-    # -- files ------------------------------------------------------------------------------------------------
+    # -- Parquet files ----------------------------------------------------------------------------------------
 
     def files(self, folder: str) -> list[pafs.FileInfo]:
         """The complete Parquet files of a folder, by name."""
@@ -377,47 +332,3 @@ class Store:
             found = self._files.list(self.path(folder))
             names += [f"{folder}/{info.base_name}" for info in found if info.base_name.endswith(".part")]
         return names
-
-    def move(self, name: str, target: str) -> None:
-        """Give a file another name; where that is not atomic, it has both names for a moment."""
-        self._files.move(self.path(name), self.path(target))
-
-    def each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """The function of each item, in order: on an object store many at once, as each waits for the network."""
-        if self.is_local or len(items) < 2:
-            return [function(item) for item in items]
-        with ThreadPoolExecutor(min(CONCURRENT, len(items)), "gcsr-store") as pool:
-            return list(pool.map(function, items))
-
-    # -- bytes ------------------------------------------------------------------------------------------------
-
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a whole file: on a local disk through a temporary name, elsewhere as one atomic put."""
-        with self._files.writing(self.path(name)) as stream:
-            stream.write(data)
-
-    def read_bytes(self, name: str) -> bytes | None:
-        """A whole file; None if it is not there."""
-        try:
-            with self._files.reading(self.path(name)) as file:
-                data: bytes = file.read()
-        except FileNotFoundError:
-            return None
-        return data
-
-    def modified(self, name: str) -> float | None:
-        """When a file was last written, in seconds by the store's clock; None if it is not there."""
-        info = self._files.info(self.path(name))
-        return info.mtime.timestamp() if info.is_file and info.mtime is not None else None
-
-    def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        self._files.remove(self.path(name))
-
-    @contextlib.contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Around what comes before a run: there a store that does not answer is bad input, later it ends the run."""
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(f"out: {self.location!r} cannot be reached: {one_line(error)}") from None

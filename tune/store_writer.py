@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tune.compaction import SINGLES, compact
+from tune.folder import CONCURRENT
 from tune.job import Outcome, checkpoint_name
-from tune.store import CONCURRENT, Store
+from tune.store import Store
 
 __all__ = ["StoreWriter"]
 

@@ -18,12 +18,13 @@ from tune.cli import main
 from tune.compaction import compact, recover
 from tune.endings import WorkFailedError, resumable
 from tune.events import Pulse
+from tune.folder import StoreError
 from tune.job import Outcome
 from tune.recorder import Recorder
 from tune.runs import RunOptions
 from tune.schema import failed_row
 from tune.spec import SweepSpec
-from tune.store import Store, StoreError
+from tune.store import Store
 from tune.sweep import run_sweep
 
 boto3 = pytest.importorskip("boto3")

@@ -8,7 +8,8 @@ import pytest
 
 from gcsr import InvalidInputError
 from tune.compaction import take_up
-from tune.store import Store, StoreError
+from tune.folder import StoreError
+from tune.store import Store
 
 
 @pytest.fixture
