@@ -22,7 +22,7 @@ from tune.endings import (
     run_as_program,
 )
 from tune.job import SweepJob
-from tune.options import LOCATION, Asked, asked_for, searched
+from tune.options import Asked, asked_for, searched
 from tune.passwords import refuse_password
 from tune.placement import worker_resources
 from tune.provenance import commit
@@ -38,12 +38,18 @@ __all__ = ["cli", "main"]
 _DASHBOARD = "http://127.0.0.1:8265"
 _RUN_OPTIONS = {str(option.name) for option in tune_cli.commands["sweep"].params} - {"out"}
 
+
+def _without_password(context: click.Context, option: click.Parameter, address: str) -> str:
+    refuse_password("address", address)
+    return address
+
+
 _address_option = click.option(
     "--address",
     default=_DASHBOARD,
     show_default=True,
     envvar="RAY_API_SERVER_ADDRESS",
-    type=LOCATION,
+    callback=_without_password,
     metavar="URL",
     help="Of the cluster's dashboard.",
 )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from gcsr import InvalidInputError, TrialConfig
+from gcsr import ConfigError, InvalidInputError, TrialConfig
 from gcsr.arrays import data_root, prepare_arrays, verify_arrays
 from gcsr.files import write_atomically
 from tune.endings import (
@@ -79,7 +79,7 @@ def train_command(
     **fields: str | None,
 ) -> None:
     """Train one trial; under torchrun, as one of the processes that it started."""
-    config = TrialConfig(**{name: parse_yaml(text, name) for name, text in fields.items() if text is not None})
+    config = TrialConfig(**{name: _field(name, text) for name, text in fields.items() if text is not None})
     from tune.train import LostWorkerError, TrainRun, run_train  # only here: torch takes seconds to import
 
     run = TrainRun(
@@ -98,6 +98,12 @@ def train_command(
     except LostWorkerError as error:
         saved = f"; the same command goes on from {checkpoint}" if checkpoint and checkpoint.exists() else ""
         raise WorkFailedError(f"{error}{saved}") from None
+
+
+def _field(name: str, text: str) -> Any:
+    if not text.strip():  # an unset variable; YAML would make it null, which is a field's default
+        raise ConfigError(name, text, "a value, or the option left out")
+    return parse_yaml(text, name)
 
 
 def _counted(statuses: Mapping[str, int]) -> str:

@@ -40,14 +40,6 @@ class Range(BaseModel):
     high: float
     log: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> "Range":
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ConfigError("search.space", [self.low, self.high], "finite numbers low ≤ high")
-        if self.log and self.low <= 0:
-            raise ConfigError("search.space", self.low, "low > 0 where log is true")
-        return self
-
 
 class SearchSpec(BaseModel):
     """The part ``search`` of a spec.
@@ -82,6 +74,10 @@ class SearchSpec(BaseModel):
         for name, given in space.items():
             if name not in (*FLOATS, *INTEGERS):
                 raise ConfigError("search.space", name, "one of " + ", ".join((*FLOATS, *INTEGERS)))
+            if not (math.isfinite(given.low) and math.isfinite(given.high) and given.low <= given.high):
+                raise ConfigError(f"search.space.{name}", [given.low, given.high], "finite numbers low ≤ high")
+            if given.log and given.low <= 0:
+                raise ConfigError(f"search.space.{name}", given.low, "low > 0 where log is true")
             for end in (given.low, given.high):
                 whole = name in INTEGERS and float(end).is_integer()
                 TrialConfig.check_field(name, int(end) if whole else end)

@@ -135,6 +135,8 @@ def test_without_a_token_nothing_is_asked(tmp_path):
     ("address", "words"),
     [
         ("http://[::1", "address: 'http://[::1' is not allowed; expected http"),
+        ("", "address: '' is not allowed; expected http"),
+        ("http://KEY:PASSWORD@10.0.0.1:8265", "address: a URL with a password is not allowed"),
         ("10.0.0.1:8265", "address: '10.0.0.1:8265' is not allowed; expected http"),
         ("http://127.0.0.1:9", "http://127.0.0.1:9 cannot be reached"),
     ],

@@ -93,6 +93,7 @@ BAD = {
     "data set": ["data", "imagenet"],
     "data into a uri": ["data", "cifar10", "--data", "s3://bucket", "--download"],
     "spec name": ["specs", "digitz"],
+    "train on an unset variable": ["train", "--epochs", ""],
     "an unset variable": ["sweep", "digits", "--out", "OUT", "--set", "epochs="],
     "no hold-out to search on": ["search", "digits", "--out", "OUT", "--trials", "3", "--set", "holdout=0"],
     "empty out": ["sweep", "digits", "--out", ""],
