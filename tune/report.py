@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tune.flat import flat_comparison, flat_compression, flat_setting, flat_tolerance
+from tune.flat import flat_comparison, flat_compression, flat_found, flat_setting, flat_tolerance
 from tune.summary import Setting, Summary
 from tune.tables import TextTable, text_tables
-from tune.verdict import caveats, headline, sentences
+from tune.verdict import caveats, commands, headline, sentences
 
-__all__ = ["render"]
+__all__ = ["AGAIN", "render"]
+
+AGAIN = "Train the best again"
 
 
 def render(
@@ -55,6 +57,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         "comparisons": [flat_comparison(each) for each in summary.comparisons],
         "tolerance": [flat_tolerance(each) for each in summary.tolerance],
         "compression": [flat_compression(each) for each in summary.compression],
+        "best_found": [flat_found(each) for each in summary.found],
         "failures": [{"trial_id": trial_id, "error": error} for trial_id, error in summary.failures],
         "headline": headline(summary),
         "verdict": list(sentences(summary)),
@@ -93,6 +96,11 @@ def _text(summary: Summary, title: str, progress: str, width: int) -> str:
         for row in table.rows:
             shown.add_row(*(Text(cell) for cell in row))
         console.print(shown)
+    again = list(commands(summary))
+    if again:
+        console.print(Text(f"\n{AGAIN}"))
+        for what, command in again:
+            console.print(Text(f"# {what}\n{command}"), soft_wrap=True)  # a command is one line, to be copied
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
@@ -104,6 +112,9 @@ def _markdown(summary: Summary, title: str, progress: str) -> str:
             lines += [f"## {heading}", "", *(f"- {_cell(line)}" for line in listed), ""]
     for table in text_tables(summary):
         lines += [f"## {table.title}", "", *_markdown_table(table), ""]
+    again = [line for what, command in commands(summary) for line in (f"# {what}", command)]
+    if again:
+        lines += [f"## {AGAIN}", "", "```sh", *again, "```", ""]
     return "\n".join(lines)
 
 

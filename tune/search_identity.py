@@ -11,7 +11,7 @@ from gcsr import InvalidInputError
 from tune.lines import Line
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
-from tune.store import SEARCH, DamagedStoreError, Store, StoreError
+from tune.store import SEARCH, SUGGESTIONS, DamagedStoreError, Store, StoreError
 
 __all__ = [
     "SearchIdentity",
@@ -22,7 +22,6 @@ __all__ = [
     "write_suggestions",
 ]
 
-_SUGGESTIONS = "suggestions.json"
 _ANEW = "; delete it, and the search makes its suggestions anew, with the trials that are there in mind"
 
 
@@ -113,7 +112,7 @@ def known_suggestions(store: Store, identity: SearchIdentity, lines: Sequence[Li
     Raises:
         DamagedStoreError: it cannot be read.
     """
-    found = _read(store, _SUGGESTIONS)
+    found = _read(store, SUGGESTIONS)
     if found is None or found.get("driver") != identity.driver:
         return [[] for _ in lines]
     try:
@@ -124,10 +123,10 @@ def known_suggestions(store: Store, identity: SearchIdentity, lines: Sequence[Li
     except (KeyError, TypeError, ValueError):
         possible = False
     if not possible:
-        raise DamagedStoreError(f"{store.path(_SUGGESTIONS)} is damaged: expected driver, lines{_ANEW}")
+        raise DamagedStoreError(f"{store.path(SUGGESTIONS)} is damaged: expected driver, lines{_ANEW}")
     return suggested
 
 
 def write_suggestions(store: Store, identity: SearchIdentity, suggested: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Keep them, for `known_suggestions`."""
-    store.write_json(_SUGGESTIONS, {"driver": identity.driver, "lines": suggested})
+    store.write_json(SUGGESTIONS, {"driver": identity.driver, "lines": suggested})

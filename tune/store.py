@@ -28,13 +28,14 @@ from tune.schema import EPOCHS, TRIALS
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
-__all__ = ["CONCURRENT", "MANIFEST", "SEARCH", "DamagedStoreError", "Store", "StoreError", "Trials"]
+__all__ = ["CONCURRENT", "MANIFEST", "SEARCH", "SUGGESTIONS", "DamagedStoreError", "Store", "StoreError", "Trials"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 CONCURRENT = 16  # requests to an object store at once
 MANIFEST = "sweep.json"
-SEARCH = "search.json"  # what a search is (`tune.search_identity`)
+SEARCH = "search.json"  # what a search is (`tune.search_identity`) …
+SUGGESTIONS = "suggestions.json"  # … and what it suggested
 _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
     "experiment": lambda value: isinstance(value, str),
     "spec": lambda value: isinstance(value, dict),

@@ -10,6 +10,7 @@ import pytest
 from tune.aggregate import summarize
 from tune.formats import FORMATS
 from tune.report import render
+from tune.summary import Searched
 from tune.tables import text_tables
 from tune.verdict import caveats, headline
 
@@ -304,7 +305,8 @@ def test_what_a_search_chose_stands_beside_lam(table, row):
         for seed in range(3)
         for regularizer in ("l1", "l2")
     ]
-    summary = summarize(table(rows), {"lr"})
+    search = Searched(tuned=frozenset({"lr"}), objectives=("test_accuracy",), asked={})
+    summary = summarize(table(rows), search)
     text = render(summary, "text", title="x", progress="p", width=400)
     assert (
         "best ours γ=5 84.00 ± 0.00 % at λ = 0.001, lr 0.04 against best baseline 84.00 ± 0.00 % at 0.001, lr 0.04"
