@@ -57,8 +57,8 @@ def text_tables(summary: Summary) -> list[TextTable]:
 
 
 def telling_levels(summary: Summary) -> list[Tolerance]:
-    """The levels of methods that were tried at more than one λ: a search tries many at one each."""
-    return [level for level in summary.tolerance if level.tried > 1]
+    """The tolerance levels; of a search not those of methods at one λ: it tries many, and its refits have one each."""
+    return [level for level in summary.tolerance if level.tried > 1 or not summary.searched]
 
 
 def _printable(text: str) -> str:

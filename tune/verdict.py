@@ -313,13 +313,23 @@ def caveats(summary: Summary) -> Iterator[str]:
 
 
 def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
-    for mode, best in (("baseline", compared.baseline.lam), (compared.mode, compared.ours.lam)):
-        tried = {
+    modes = {"baseline": compared.baseline.lam, compared.mode: compared.ours.lam}
+    tried_by = {
+        mode: {
             s.lam
             for s in settings
             if (s.recipe, s.regularizer, s.mode) == (compared.recipe, compared.regularizer, mode)
             and (s.n or s.diverged)
         }
+        for mode in modes
+    }
+    for mode, best in modes.items():
+        tried = tried_by[mode]
+        if len(tried) == 1 < max(map(len, tried_by.values())):  # as bisection does where the largest λ is borne
+            yield (
+                f"{compared.network}, {compared.regularizer.upper()}: {mode} was tried at one λ only "
+                f"({float_text(best)}), which is compared with the best of several."
+            )
         if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
             side = "smallest" if best == min(tried) else "largest"
             yield (

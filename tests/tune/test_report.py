@@ -315,3 +315,24 @@ def test_what_a_search_chose_stands_beside_lam(table, row):
     assert "baseline  0.001, lr 0.03" in text
     (setting, *_) = json.loads(render(summary, "json", title="x", progress="p"))["settings"]
     assert (setting["lr"], setting["network"]) == (0.03, "mlp6 on digits")
+
+
+def test_a_level_that_took_one_trial_is_told_as_well(table, row):
+    rows = [row(0.9, mode=mode, lam=0.01, model=model) for mode in ("baseline", "ours") for model in ("mlp2", "mlp5")]
+    rows[1] |= row(0.1, status="collapsed", mode="baseline", lam=0.01, model="mlp5")
+    rows.append(row(0.8, mode="baseline", lam=0.005, model="mlp5"))
+    summary = summarize(table(rows))  # of `gcsr tolerance`, which tries the largest λ first
+    assert headline(summary).startswith("Plain regularization stops learning in 1 of 2 sweeps; gated, ")
+    text = render(summary, "text", title="x", progress="p", width=400)
+    assert "mlp2 on digits, L2: plain regularization learned at every λ tried (up to 0.01)." in text
+    (levels,) = (t for t in text_tables(summary) if t.title.startswith("Tolerance"))
+    assert [(cells[0][:4], cells[2], *cells[3:]) for cells in levels.rows] == [
+        ("mlp2", "baseline", "0.01", "–"),
+        ("mlp2", "ours γ=5", "0.01", "–"),
+        ("mlp5", "baseline", "0.005", "0.01"),
+        ("mlp5", "ours γ=5", "0.01", "–"),
+    ]
+    (told,) = (line for line in caveats(summary) if "one λ only" in line)
+    assert (
+        told == "mlp5 on digits, L2: ours was tried at one λ only (0.01), which is compared with the best of several."
+    )
