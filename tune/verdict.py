@@ -148,7 +148,8 @@ def _how_sure(found: Found) -> str:
     if found.equal:
         near.append(f"{found.equal} reached the same")
     if found.within is not None:
-        near.append(f"{found.within or 'none'} {'lies' if found.within == 1 else 'lie'} within its interval")
+        count = "all" if 1 < found.within == others else found.within or "none"
+        near.append(f"{count} {'lies' if count == 1 else 'lie'} within its interval")
     rest = "the one other" if others == 1 else f"the other {others}"
     said = f"; of {rest}, {' and '.join(near)}" if near else ""
     if found.since:

@@ -97,7 +97,7 @@ def test_of_equals_the_report_names_the_one_that_the_search_took(table, asked):
     text = render(summary, "text", title="x", progress="p", width=400)
     assert (
         "mlp2 on digits, L2: the best of 3 settings searched, ours γ=5 at λ = 0.002, has a mean test accuracy of "
-        "85.00 ± 63.53 % over 2 seeds; of the other 2, 1 reached the same and 2 lie within its interval; the one "
+        "85.00 ± 63.53 % over 2 seeds; of the other 2, 1 reached the same and all lie within its interval; the one "
         "suggestion after it was no better." in text
     )
     assert "85.00 %, has ours γ=5 with L2 at λ = 0.002 on mlp2" in text, "the headline names the same"
