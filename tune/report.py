@@ -17,6 +17,7 @@ from tune.verdict import caveats, commands, headline, sentences
 __all__ = ["AGAIN", "render"]
 
 AGAIN = "Train the best again"
+_WORD = 12  # characters that are kept together where a line is narrow
 
 
 def render(
@@ -90,9 +91,12 @@ def _text(summary: Summary, title: str, progress: str, width: int) -> str:
                 console.print(grid)
     for table in text_tables(summary):
         console.print()
-        shown = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-        for column in table.columns:
-            shown.add_column(Text(column), overflow="fold")
+        widths, gap = _widths(table, width)
+        shown = RichTable(
+            title=Text(table.title), title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+        )
+        for column, wide in zip(table.columns, widths, strict=True):
+            shown.add_column(Text(column), overflow="fold", width=wide)
         for row in table.rows:
             shown.add_row(*(Text(cell) for cell in row))
         console.print(shown)
@@ -102,6 +106,25 @@ def _text(summary: Summary, title: str, progress: str, width: int) -> str:
         for what, command in again:
             console.print(Text(f"# {what}\n{command}"), soft_wrap=True)  # a command is one line, to be copied
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _widths(table: TextTable, width: int) -> tuple[list[int | None], int]:
+    """Widths of columns that break no number in two, and the gap between; None for rich's own, if there is no room.
+
+    Where it is narrow the gap is smaller, and where it is narrower still titles are broken.
+    """
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    wide = [max(1, *(len(cell) for cell in column)) for column in columns]
+    for gap, title in ((2, 0), (1, 0), (1, 1)):
+        words = [[word for cell in column[title:] for word in cell.split()] for column in columns]
+        least = [min(_WORD, max(map(len, of_column), default=1)) for of_column in words]
+        room = width - gap * (len(wide) - 1)
+        if sum(least) <= room:
+            while sum(wide) > room:  # takes from the widest that can give
+                most = max((n for n in range(len(wide)) if wide[n] > least[n]), key=wide.__getitem__)
+                wide[most] -= 1
+            return [*wide], gap
+    return [None] * len(wide), 2
 
 
 def _markdown(summary: Summary, title: str, progress: str) -> str:

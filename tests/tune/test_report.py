@@ -336,3 +336,21 @@ def test_a_level_that_took_one_trial_is_told_as_well(table, row):
     assert (
         told == "mlp5 on digits, L2: ours was tried at one λ only (0.01), which is compared with the best of several."
     )
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_breaks_no_number(table, row, width):
+    rows = [
+        row(accuracy + seed / 1000, mode=mode, lam=lam, seed=seed, regularizer=regularizer)
+        for mode, lam, accuracy in (("baseline", 3.689e-4, 0.9), ("ours_orig", 6.654e-3, 0.8), ("ours", 2e-3, 0.123))
+        for regularizer in ("l1", "l2")
+        for seed in range(3)
+    ]
+    rows.append(row(0.1, status="collapsed", mode="baseline", lam=0.01))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=width)
+    assert max(map(len, text.splitlines())) <= width
+    if width == 80:
+        text = text.partition("\nAccuracy, best")[0]  # twelve columns, which such long λ leave no room for
+    words = {word.strip("().") for word in text.split()}
+    assert words >= {"0.0003689", "0.006654", "ours_orig", "collapsed", "digits"}
+    assert not words & {"0.00036", "0.000368", "ours_ori", "ours_", "collapse", "-11.10", "digit"}
