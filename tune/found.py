@@ -60,7 +60,7 @@ def _found(search: Searched, complete: list[Setting], settings: Sequence[Setting
         settings=len(complete),
         equal=sum(round(values(s)[0], DIGITS) == round(reached, DIGITS) for s in complete) - 1,
         within=None if half is None else sum(values(s)[0] >= reached - half for s in complete) - 1,
-        since=max(s.suggestion or 0 for s in complete) - (best.suggestion or 0),
+        since=sum((s.suggestion or 0) > (best.suggestion or 0) for s in complete),
         refit=_refit(best, settings),
     )
 

@@ -203,8 +203,8 @@ class Found(_OfFamily):
 
     ``ranking`` has its complete settings, the best first; with two objectives only those that no other beats in both.
     ``settings`` counts the complete ones, ``equal`` those beside the best that reached the same, and ``within`` those
-    beside it that lie in the 95 % interval of its first objective; None without one. ``since`` counts the suggestions
-    after it. ``refit`` is the best, trained again on all images.
+    beside it that lie in the 95 % interval of its first objective; None without one. ``since`` counts those
+    that were suggested after it. ``refit`` is the best, trained again on all images.
     """
 
     regularizer: str

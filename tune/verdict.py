@@ -148,14 +148,16 @@ def _how_sure(found: Found) -> str:
     if found.equal:
         near.append(f"{found.equal} reached the same")
     if found.within is not None:
-        count = "all" if 1 < found.within == others else found.within or "none"
+        count = "all" if found.within == others else found.within or "none"
         near.append(f"{count} {'lies' if count == 1 else 'lie'} within its interval")
-    rest = "the one other" if others == 1 else f"the other {others}"
-    said = f"; of {rest}, {' and '.join(near)}" if near else ""
+    said = f"; of the other {others}, {' and '.join(near)}" if near else ""
+    if others == 1 and near:
+        within = "lies within its interval" if found.within else "lies outside its interval"
+        said = f"; the other one {'reached the same' if found.equal else within}"
     if found.since:
-        after = "the one suggestion" if found.since == 1 else f"none of the {found.since} suggestions"
-        return f"{said}; {after} after it was {'no ' * (found.since == 1)}better"
-    return f"{said}; it was the last suggestion, so that more trials may well find a better one"
+        after = "the one" if found.since == 1 else f"none of the {found.since}"
+        return f"{said}; {after} suggested after it was {'no ' * (found.since == 1)}better"
+    return f"{said}; it was suggested last of these, so that more trials may well find a better one"
 
 
 def commands(summary: Summary) -> Iterator[tuple[str, str]]:

@@ -98,7 +98,7 @@ def test_of_equals_the_report_names_the_one_that_the_search_took(table, asked):
     assert (
         "mlp2 on digits, L2: the best of 3 settings searched, ours γ=5 at λ = 0.002, has a mean test accuracy of "
         "85.00 ± 63.53 % over 2 seeds; of the other 2, 1 reached the same and all lie within its interval; the one "
-        "suggestion after it was no better." in text
+        "suggested after it was no better." in text
     )
     assert "85.00 %, has ours γ=5 with L2 at λ = 0.002 on mlp2" in text, "the headline names the same"
     places = [line.split() for line in text.splitlines() if " of 3 " in line and "settings" not in line]
@@ -173,3 +173,10 @@ def test_the_report_names_what_the_search_found_and_the_command_that_trains_it(t
         told = capsys.readouterr().out
         assert all(each["refit"]["command"] in told.splitlines() for each in found), "on one line, to be copied"
     assert stored_definition(store) is not None
+
+
+def test_what_is_under_way_says_nothing_of_the_best(table, asked):
+    rows = [*of_seeds(1e-3, 0.8, 0.9), *of_seeds(2e-3, 0.1, 0.2), *of_seeds(3e-3, 0.95)]
+    text = render(summarize(table(rows), asked(2e-3, 1e-3, 3e-3)), "text", title="x", progress="p", width=400)
+    assert "the best of 2 settings searched, ours γ=5 at λ = 0.001, has" in text
+    assert "; the other one lies outside its interval; it was suggested last of these, so that more trials may" in text
