@@ -10,7 +10,7 @@ The modules in layers. Each imports only from its own layer and from those above
     executors          inline_executor, placement, capacity, node_check, quarantine, ray_connection, ray_scheduler,
                        ray_searcher, trainable, workers, relay, ray_executor
     runs               runs, sweep, lines, study, search_identity, search, tolerance
-    statistics         stats, summary, aggregate, curves
+    statistics         stats, summary, found, aggregate, curves
     reports            tables, verdict, figures, static_figures, plotly_figures, search_report, flat, report, html,
                        reporting, watch
     commands           endings, options, train, cli

@@ -1,7 +1,7 @@
 """From the store's rows to what a report says (`tune.summary`)."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +9,15 @@ import duckdb
 import pyarrow as pa
 
 from tune import stats
+from tune.found import found_by
 from tune.schema import CONFIG_FIELDS, FAMILY_FIELDS, METHOD_FIELDS
-from tune.summary import NEAR, Compared, Compression, Row, Setting, Sparsest, Summary, Tolerance
+from tune.summary import DIGITS, NEAR, Compared, Compression, Row, Searched, Setting, Sparsest, Summary, Tolerance
 from tune.words import network_texts
 
 __all__ = ["MEMORY", "best_setting", "compression_rate", "summarize"]
 
 _GATED = ("ours", "ours_orig")
-_DIGITS = 12  # after the point: means that agree in them are equal
-_ROUNDING = 10.0**-_DIGITS
+_ROUNDING = 10.0**-DIGITS
 _TRIAL_FIELDS = (
     *("trial_id", "seed", "status", "error", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction"),
     *("gamma_used", "seconds"),
@@ -30,18 +30,20 @@ def compression_rate(baseline_sparsity: float, ours_sparsity: float) -> float | 
     return (1 - baseline_sparsity) / (1 - ours_sparsity) if ours_sparsity < 1 else None
 
 
-def summarize(trials: pa.Table, tuned: Collection[str] = ()) -> Summary:
+def summarize(trials: pa.Table, search: Searched | None = None) -> Summary:
     """Aggregate the rows of the ``trials`` table.
 
     Args:
         trials: the table.
-        tuned: config fields that a search chose, as it chose λ: settings that differ in them compete.
+        search: that filled the store: settings that differ in what it chose compete, as those that differ in λ do.
     """
+    tuned = frozenset() if search is None else search.tuned
     rows = _grouped(trials)
     recipe_fields = tuple(name for name in FAMILY_FIELDS if name not in tuned)
     networks = network_texts([config for config, _ in rows], recipe_fields)
     of_rows = (
-        _setting(config, group, network, recipe_fields) for (config, group), network in zip(rows, networks, strict=True)
+        _setting(config, group, network, recipe_fields, search)
+        for (config, group), network in zip(rows, networks, strict=True)
     )
     settings = sorted(of_rows, key=_order)
     families: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
@@ -54,6 +56,8 @@ def summarize(trials: pa.Table, tuned: Collection[str] = ()) -> Summary:
         comparisons=_corrected(comparisons),
         tolerance=tuple(tolerance),
         compression=tuple(found for family in families.values() if (found := _compression(family)) is not None),
+        found=() if search is None else tuple(found_by(search, settings)),
+        searched=search is not None,
         failures=tuple(
             sorted(
                 (row["trial_id"], row["error"] or "") for _, group in rows for row in group if row["status"] == "failed"
@@ -87,12 +91,16 @@ def _grouped(trials: pa.Table) -> list[tuple[Row, list[Row]]]:
     return [(dict(zip(names, row[:-1], strict=True)), row[-1]) for row in found]
 
 
-def _setting(first: Row, group: list[Row], network: str, recipe_fields: Sequence[str]) -> Setting:
+def _setting(
+    first: Row, group: list[Row], network: str, recipe_fields: Sequence[str], search: Searched | None
+) -> Setting:
     # A failed trial measured nothing; one that diverged in its first epoch has no accuracy. Neither is a zero.
     measured = [row for row in group if row["status"] != "failed" and row["test_accuracy"] is not None]
     count = {status: sum(row["status"] == status for row in group) for status in ("collapsed", "diverged", "failed")}
     accuracies = [row["test_accuracy"] for row in measured]
     held_out = [row["val_accuracy"] for row in measured if row["val_accuracy"] is not None]
+    trial_ids = tuple(row["trial_id"] for row in group)
+    asked = None if search is None else next((search.asked[i] for i in trial_ids if i in search.asked), None)
 
     def average(name: str) -> float | None:
         values = [row[name] for row in measured if row[name] is not None]
@@ -118,17 +126,27 @@ def _setting(first: Row, group: list[Row], network: str, recipe_fields: Sequence
         seeds=tuple(row["seed"] for row in measured),
         accuracies=tuple(accuracies),
         measured_ids=tuple(row["trial_id"] for row in measured),
-        trial_ids=tuple(row["trial_id"] for row in group),
+        trial_ids=trial_ids,
+        suggestion=None if asked is None else asked.number,
+        complete=asked is None or asked.trial_ids <= set(trial_ids),
     )
 
 
 def best_setting(settings: Iterable[Setting]) -> Setting | None:
-    """The best-tuned setting: highest mean on the selection split; of equals the weakest λ.
+    """The best-tuned setting: highest mean on the selection split; of equals what a search took, or the weakest λ.
 
-    One of which a trial diverged at once is it only if there is no other: its mean is of those that were lucky.
+    One of which a trial diverged at once, or that a search gave fewer seeds than others, is it only if there is no
+    other: its mean is of those that were lucky.
     """
     usable = [setting for setting in settings if setting.selection is not None]
-    return max(usable, key=lambda s: (s.unmeasured == 0, round(s.selection or 0.0, _DIGITS), -s.lam), default=None)
+    return max(usable, key=_preference, default=None)
+
+
+def _preference(s: Setting) -> tuple[Any, ...]:
+    mean = s.selection or 0.0
+    # A search compares the means as they are, and of equals takes the first.
+    searched = (-1.0, 0) if s.suggestion is None else (mean, -s.suggestion)
+    return (s.unmeasured == 0 and s.complete, round(mean, DIGITS), *searched, -s.lam)
 
 
 def _of(family: Sequence[Setting], regularizer: str, *modes: str) -> list[Setting]:
@@ -251,7 +269,9 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
 
 def _sparsest(settings: Sequence[Setting], enough: float, baseline_sparsity: float) -> Sparsest | None:
     """The sparsest of the settings that are as accurate as that is enough; None if none is."""
-    measured = [(s.sparsity_mean, s) for s in settings if s.sparsity_mean is not None and not s.unmeasured]
+    measured = [
+        (s.sparsity_mean, s) for s in settings if s.sparsity_mean is not None and not s.unmeasured and s.complete
+    ]
     good = [(sparsity, s) for sparsity, s in measured if s.selection is not None and s.selection >= enough - _ROUNDING]
     if not good:
         return None

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tune.summary import Compared, Compression, Row, Setting, Sparsest, Tolerance
+from tune.found import train_command
+from tune.summary import Compared, Compression, Found, Row, Setting, Sparsest, Tolerance
 
-__all__ = ["flat_comparison", "flat_compression", "flat_setting", "flat_tolerance"]
+__all__ = ["flat_comparison", "flat_compression", "flat_found", "flat_setting", "flat_tolerance"]
 
 _METHOD = {name: name for name in ("lam", "mu", "gamma", "gamma_threshold", "tuned")}
 _ACCURACY = {"n": "n", "accuracy": "accuracy_mean", "ci95": "accuracy_ci95"}
@@ -44,6 +45,21 @@ def flat_compression(found: Compression) -> Row:
     )
 
 
+def flat_found(found: Found) -> Row:
+    """What a line of a search found: each setting of ``ranking`` and the ``refit`` with its ``command``."""
+    return _flat(
+        found,
+        ranking={"ranking": [_ranked(setting) for setting in found.ranking]},
+        refit={"refit": None if found.refit is None else _ranked(found.refit)},
+    )
+
+
+def _ranked(setting: Setting) -> Row:
+    names = (*_METHOD, "n", "accuracy_mean", "accuracy_ci95", "val_accuracy_mean", "val_accuracy_ci95", "sparsity_mean")
+    named = {name: getattr(setting, name) for name in (*names, "seeds", "trial_ids", "suggestion")}
+    return named | {"command": train_command(setting)}
+
+
 def _sparsest(prefix: str, found: Sparsest | None, compression: str) -> Row:
     setting = None if found is None else found.setting
     named = _named(prefix, setting, {"mode": "mode", **_SPARSITY})
@@ -55,7 +71,7 @@ def _named(prefix: str, setting: Setting | None, names: Mapping[str, str]) -> Ro
     return {f"{prefix}_{name}": None if setting is None else getattr(setting, own) for name, own in names.items()}
 
 
-def _flat(finding: Setting | Tolerance | Compared | Compression, **nested: Row) -> Row:
+def _flat(finding: Setting | Tolerance | Compared | Compression | Found, **nested: Row) -> Row:
     """The finding's fields in their order, ``nested`` in place of those that are no plain values; its recipe last."""
     record: dict[str, Any] = {}
     for field in fields(finding):

@@ -9,9 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from tune.curves import Curve
 from tune.figures import Figure, figures
 from tune.plotly_figures import plotly_figure, plotly_library
+from tune.report import AGAIN
 from tune.summary import Setting, Summary
 from tune.tables import TextTable, setting_cells, text_tables
-from tune.verdict import caveats, headline, sentences
+from tune.verdict import caveats, commands, headline, sentences
 
 __all__ = ["render_html"]
 
@@ -57,6 +58,8 @@ def render_html(
         headline=headline(summary),
         verdict=list(sentences(summary)),
         caveats=list(caveats(summary)),
+        again="\n".join(f"# {what}\n{command}" for what, command in commands(summary)),
+        again_title=AGAIN,
         figures=drawn,
         figure_json=_script_json([plotly_figure(figure) for figure in drawn]),
         plotly=plotly_library(),

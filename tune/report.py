@@ -9,12 +9,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tune.flat import flat_comparison, flat_compression, flat_setting, flat_tolerance
+from tune.flat import flat_comparison, flat_compression, flat_found, flat_setting, flat_tolerance
 from tune.summary import Setting, Summary
 from tune.tables import TextTable, text_tables
-from tune.verdict import caveats, headline, sentences
+from tune.verdict import caveats, commands, headline, sentences
 
-__all__ = ["render"]
+__all__ = ["AGAIN", "render"]
+
+AGAIN = "Train the best again"
+_WORD = 12  # characters that are kept together where a line is narrow
 
 
 def render(
@@ -55,6 +58,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         "comparisons": [flat_comparison(each) for each in summary.comparisons],
         "tolerance": [flat_tolerance(each) for each in summary.tolerance],
         "compression": [flat_compression(each) for each in summary.compression],
+        "best_found": [flat_found(each) for each in summary.found],
         "failures": [{"trial_id": trial_id, "error": error} for trial_id, error in summary.failures],
         "headline": headline(summary),
         "verdict": list(sentences(summary)),
@@ -87,13 +91,40 @@ def _text(summary: Summary, title: str, progress: str, width: int) -> str:
                 console.print(grid)
     for table in text_tables(summary):
         console.print()
-        shown = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-        for column in table.columns:
-            shown.add_column(Text(column), overflow="fold")
+        widths, gap = _widths(table, width)
+        shown = RichTable(
+            title=Text(table.title), title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+        )
+        for column, wide in zip(table.columns, widths, strict=True):
+            shown.add_column(Text(column), overflow="fold", width=wide)
         for row in table.rows:
             shown.add_row(*(Text(cell) for cell in row))
         console.print(shown)
+    again = list(commands(summary))
+    if again:
+        console.print(Text(f"\n{AGAIN}"))
+        for what, command in again:
+            console.print(Text(f"# {what}\n{command}"), soft_wrap=True)  # a command is one line, to be copied
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _widths(table: TextTable, width: int) -> tuple[list[int | None], int]:
+    """Widths of columns that break no number in two, and the gap between; None for rich's own, if there is no room.
+
+    Where it is narrow the gap is smaller, and where it is narrower still titles are broken.
+    """
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    wide = [max(1, *(len(cell) for cell in column)) for column in columns]
+    for gap, title in ((2, 0), (1, 0), (1, 1)):
+        words = [[word for cell in column[title:] for word in cell.split()] for column in columns]
+        least = [min(_WORD, max(map(len, of_column), default=1)) for of_column in words]
+        room = width - gap * (len(wide) - 1)
+        if sum(least) <= room:
+            while sum(wide) > room:  # takes from the widest that can give
+                most = max((n for n in range(len(wide)) if wide[n] > least[n]), key=wide.__getitem__)
+                wide[most] -= 1
+            return [*wide], gap
+    return [None] * len(wide), 2
 
 
 def _markdown(summary: Summary, title: str, progress: str) -> str:
@@ -104,6 +135,9 @@ def _markdown(summary: Summary, title: str, progress: str) -> str:
             lines += [f"## {heading}", "", *(f"- {_cell(line)}" for line in listed), ""]
     for table in text_tables(summary):
         lines += [f"## {table.title}", "", *_markdown_table(table), ""]
+    again = [line for what, command in commands(summary) for line in (f"# {what}", command)]
+    if again:
+        lines += [f"## {AGAIN}", "", "```sh", *again, "```", ""]
     return "\n".join(lines)
 
 

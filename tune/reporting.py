@@ -12,8 +12,9 @@ from tune.folder import DamagedStoreError
 from tune.formats import Format
 from tune.html import render_html
 from tune.report import render
-from tune.search_report import history_figures, importance_table, stored_definition, tuned_fields
+from tune.search_report import history_figures, importance_table, stored_definition, stored_search, tuned_fields
 from tune.store import Store
+from tune.summary import Searched
 
 __all__ = ["Report"]
 
@@ -44,11 +45,19 @@ class Report:
             self._search = stored_definition(store)
         except DamagedStoreError as error:
             self.damaged += (str(error),)
-        self._summary = summarize(trials.table, tuned_fields(self._search))
+        self._summary = summarize(trials.table, None if self._search is None else self._what_was_asked(self._search))
         known = set(self._manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist())
         planned = max(len(known), self._manifest.get("planned", 0))
         self._progress = f"{len(trials.table)} of {planned} trials ended"
         self._title = str(self._manifest.get("experiment", fallback_title))
+
+    def _what_was_asked(self, definition: dict[str, Any]) -> Searched:
+        try:
+            return stored_search(self._store, definition)
+        except DamagedStoreError as error:
+            self.damaged += (str(error),)
+            objectives = tuple(definition["objectives"])
+            return Searched(tuned=tuned_fields(definition), objectives=objectives, asked={})
 
     def render(self, form: Format, *, width: int = 120, version: str | None = None) -> str:
         """The report as text of the format; see `tune.html.render_html` for ``version``."""

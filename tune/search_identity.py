@@ -12,7 +12,7 @@ from tune.folder import DamagedStoreError, StoreError
 from tune.lines import Line
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
-from tune.store import SEARCH, Store
+from tune.store import SEARCH, SUGGESTIONS, Store
 
 __all__ = [
     "SearchIdentity",
@@ -23,7 +23,6 @@ __all__ = [
     "write_suggestions",
 ]
 
-_SUGGESTIONS = "suggestions.json"
 _ANEW = "; delete it, and the search makes its suggestions anew, with the trials that are there in mind"
 
 
@@ -114,7 +113,7 @@ def known_suggestions(store: Store, identity: SearchIdentity, lines: Sequence[Li
     Raises:
         DamagedStoreError: it cannot be read.
     """
-    found = _read(store, _SUGGESTIONS)
+    found = _read(store, SUGGESTIONS)
     if found is None or found.get("driver") != identity.driver:
         return [[] for _ in lines]
     try:
@@ -125,10 +124,10 @@ def known_suggestions(store: Store, identity: SearchIdentity, lines: Sequence[Li
     except (KeyError, TypeError, ValueError):
         possible = False
     if not possible:
-        raise DamagedStoreError(f"{store.path(_SUGGESTIONS)} is damaged: expected driver, lines{_ANEW}")
+        raise DamagedStoreError(f"{store.path(SUGGESTIONS)} is damaged: expected driver, lines{_ANEW}")
     return suggested
 
 
 def write_suggestions(store: Store, identity: SearchIdentity, suggested: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Keep them, for `known_suggestions`."""
-    store.write_json(_SUGGESTIONS, {"driver": identity.driver, "lines": suggested})
+    store.write_json(SUGGESTIONS, {"driver": identity.driver, "lines": suggested})

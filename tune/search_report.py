@@ -2,18 +2,20 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gcsr import InvalidInputError, TrialConfig
 from tune.figures import Figure, Series
 from tune.filesystem import one_line
 from tune.folder import DamagedStoreError
 from tune.schema import METHOD_FIELDS, TRIALS
-from tune.store import SEARCH, Store
-from tune.tables import TextTable
+from tune.store import SEARCH, SUGGESTIONS, Store
+from tune.summary import Asked, Searched
+from tune.tables import TextTable, objective_text
 from tune.words import fields_text, method_text, told_apart
 
-__all__ = ["history_figures", "importance_table", "stored_definition", "tuned_fields"]
+__all__ = ["history_figures", "importance_table", "stored_definition", "stored_search", "tuned_fields"]
 
 _NAMING = ("dataset", "model", "regularizer", "mode")
 _LEAST = 8  # settings of a line before the importance of its parameters says anything
@@ -44,10 +46,30 @@ def stored_definition(store: Store) -> dict[str, Any] | None:
     return definition
 
 
-def tuned_fields(definition: Mapping[str, Any] | None) -> set[str]:
-    """The fields beside the method's own that a search chose; none without a search."""
-    lines = () if definition is None else definition["lines"]
-    return {name for line in lines for name in _searched(line)} - set(METHOD_FIELDS)
+def stored_search(store: Store, definition: Mapping[str, Any]) -> Searched:
+    """What the search did, as far as its suggestions are noted.
+
+    Raises:
+        DamagedStoreError: what is noted cannot be read.
+    """
+    found = store.read_json(SUGGESTIONS)
+    asked: dict[str, Asked] = {}
+    try:
+        suggested = [] if found is None else list(zip(definition["lines"], found["lines"], strict=True))
+        for n, (line, settings) in enumerate(suggested):
+            for number, params in enumerate(settings):
+                configs = (TrialConfig(**line["fixed"] | params, seed=seed) for seed in line["seed"])
+                trial_ids = frozenset(config.trial_id for config in configs)
+                for trial_id in trial_ids:
+                    asked.setdefault(trial_id, Asked(line=n, number=number, trial_ids=trial_ids))
+    except (KeyError, TypeError, ValueError, InvalidInputError) as error:
+        raise DamagedStoreError(f"{store.path(SUGGESTIONS)} is damaged: {one_line(error)}") from None
+    return Searched(tuned=tuned_fields(definition), objectives=tuple(definition["objectives"]), asked=asked)
+
+
+def tuned_fields(definition: Mapping[str, Any]) -> frozenset[str]:
+    """The fields beside the method's own that a search chose."""
+    return frozenset(name for line in definition["lines"] for name in _searched(line)) - set(METHOD_FIELDS)
 
 
 def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -> list[Figure]:
@@ -60,30 +82,38 @@ def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -
     objective = definition["objectives"][0]
     panels: dict[tuple[Any, ...], list[Series]] = defaultdict(list)
     for line, settings in _lines(rows, definition):
-        values = [value for _, value in settings]
-        best = [max(values[: k + 1]) for k in range(len(values))]
-        order = tuple(float(k + 1) for k in range(len(values)))
+        order = tuple(float(k + 1) for k in range(len(settings)))
         where, mode, name = tuple(line[name] for name in _NAMING[:-1]), line["mode"], line["name"]
         hover = tuple(
-            ", ".join(f"{k} {v:g}" for k, v in params.items()) + f": {100 * v0:.2f}" for params, v0 in settings
+            ", ".join(f"{k} {v:g}" for k, v in params.items()) + f": {100 * v0:.2f}" for params, v0, _ in settings
         )
-        shown = tuple(100 * value for value in values)
+        shown = tuple(100 * value for _, value, _ in settings)
         variant = sum(series.mode == mode and series.joined for series in panels[where])
         points = Series(name=name, mode=mode, variant=variant, x=order, y=shown, hover=hover, joined=False)
-        shown = tuple(100 * v for v in best)
-        reached = Series(name=f"{name}, best so far", mode=mode, variant=variant, x=order, y=shown, hover=hover)
+        best = tuple(None if v is None else 100 * v for v in _best_so_far(settings))
+        reached = Series(name=f"{name}, best so far", mode=mode, variant=variant, x=order, y=best, hover=hover)
         panels[where] += [points, reached]
     return [
         Figure(
             name=f"history-{number}",
             title=f"Search: {model} on {dataset}, {regularizer.upper()}",
-            caption="Mean over seeds of every setting, in the order in which they ended.",
+            caption="Mean over seeds of every setting, in the order in which they ended; the best so far is of those "
+            "that got every seed.",
             x_title="setting",
-            y_title=f"{objective.replace('_', ' ')} (%)",
+            y_title=f"{objective_text(objective)} (%)",
             series=tuple(series),
         )
         for number, ((dataset, model, regularizer), series) in enumerate(panels.items())
     ]
+
+
+def _best_so_far(settings: Sequence[tuple[Row, float, bool]]) -> list[float | None]:
+    """None as long as none is complete: the mean of fewer seeds may be high because they are the easy ones."""
+    best: list[float | None] = []
+    for _, value, complete in settings:
+        before = best[-1] if best else None
+        best.append(max(value, value if before is None else before) if complete else before)
+    return best
 
 
 def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -> TextTable | None:
@@ -95,24 +125,27 @@ def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) 
     found = []
     for line, settings in _lines(rows, definition):
         names = list(settings[0][0]) if settings else []
-        if len(names) < 2 or len(settings) < _LEAST or len({value for _, value in settings}) < 2:
+        if len(names) < 2 or len(settings) < _LEAST or len({value for _, value, _ in settings}) < 2:
             continue
         study = optuna.create_study(direction="maximize")
         space = {name: optuna.distributions.json_to_distribution(json.dumps(line[name])) for name in names}
-        for params, value in settings:
+        for params, value, _ in settings:
             study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
         label = "/".join(str(line[name]) for name in (*_NAMING[:-1], "name"))
         found += [(label, name, f"{100 * share:.0f} %", str(len(settings))) for name, share in shares.items()]
     columns = ("line", "parameter", "importance", "settings")
-    return TextTable("Importance of the searched parameters (fANOVA)", columns, tuple(found)) if found else None
+    title = f"Importance of the searched parameters for {objective_text(definition['objectives'][0])} (fANOVA)"
+    return TextTable(title, columns, tuple(found)) if found else None
 
 
 def _lines(
     rows: list[dict[str, Any]], definition: Mapping[str, Any]
-) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], float]]]]:
-    """Each line of the search, and its settings in the order in which they ended: searched parameters, objective.
+) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], float, bool]]]]:
+    """Each line of the search, and its settings in the order in which they ended.
+
+    Of a setting the searched parameters, the objective, and whether every seed has ended.
 
     A line's ``name`` is its mode, with what else tells it from lines of the same network.
     """
@@ -121,17 +154,22 @@ def _lines(
     for line, others in zip(definition["lines"], told, strict=True):
         fixed, names = line["fixed"], _searched(line)
         settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+        ended_seeds: dict[tuple[Any, ...], set[int]] = defaultdict(set)
         for row in rows:
             measured = row["status"] != "failed" and row[objective] is not None
             is_auto = "gamma" in names and row["gamma"] == "auto"  # which lies in no range
-            if measured and not is_auto and _is_of(row, fixed):
-                settings[tuple(row[name] for name in names)].append(row)
+            if not is_auto and _is_of(row, fixed):
+                values = tuple(row[name] for name in names)
+                ended_seeds[values].add(row["seed"])
+                if measured:
+                    settings[values].append(row)
         ended = sorted(settings.items(), key=lambda item: max(row["finished_at"] for row in item[1]))
         found = []
         for values, group in ended:
             params = {n: int(v) if n == "gamma" and v is not None else v for n, v in zip(names, values, strict=True)}
             if None not in params.values():
-                found.append((params, sum(row[objective] for row in group) / len(group)))
+                complete = ended_seeds[values].issuperset(line["seed"])
+                found.append((params, sum(row[objective] for row in group) / len(group), complete))
         if found:
             method = method_text(fixed["mode"], gamma=fixed.get("gamma"))
             name = f"{method}, {fields_text(others)}" if others else method

@@ -27,10 +27,11 @@ from tune.schema import EPOCHS, TRIALS
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
 
-__all__ = ["MANIFEST", "SEARCH", "Store", "Trials"]
+__all__ = ["MANIFEST", "SEARCH", "SUGGESTIONS", "Store", "Trials"]
 
 MANIFEST = "sweep.json"
-SEARCH = "search.json"  # what a search is (`tune.search_identity`)
+SEARCH = "search.json"  # what a search is (`tune.search_identity`) …
+SUGGESTIONS = "suggestions.json"  # … and what it suggested
 _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
     "experiment": lambda value: isinstance(value, str),
     "spec": lambda value: isinstance(value, dict),

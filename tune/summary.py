@@ -1,13 +1,51 @@
 """What a report says: settings, comparisons (Table 2), tolerance (Figure 7), compression (Table 3)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NEAR", "Compared", "Compression", "Row", "Setting", "Sparsest", "Summary", "Tolerance"]
+__all__ = [
+    "DIGITS",
+    "NEAR",
+    "Asked",
+    "Compared",
+    "Compression",
+    "Found",
+    "Row",
+    "Searched",
+    "Setting",
+    "Sparsest",
+    "Summary",
+    "Tolerance",
+]
 
 NEAR = 0.01  # one percentage point
 
+DIGITS = 12  # after the point: means that agree in them are equal
+
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A setting that a search asked for: the how manieth of which of its lines, and the ids of its trials."""
+
+    line: int
+    number: int
+    trial_ids: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Searched:
+    """What the search that filled a store did.
+
+    ``tuned`` holds the fields beside the method's own that it chose, ``objectives`` the columns that it maximized,
+    ``asked`` what each trial was asked for as, by its id.
+    """
+
+    tuned: frozenset[str]
+    objectives: tuple[str, ...]
+    asked: Mapping[str, Asked]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +57,9 @@ class Setting:
     counted and nothing else. ``learned`` says that every trial ended above chance, so that none failed. ``network``
     names the family: it tells the fields in which families of one network and data set differ. ``tuned`` holds the
     fields beside the method's own that a search chose.
+
+    ``suggestion`` counts the settings of a line of a search, None for one that no search asked for; ``complete`` is
+    False for one that a search gave fewer seeds than it has: the setting was pruned, or is under way.
     """
 
     dataset: str
@@ -51,6 +92,8 @@ class Setting:
     accuracies: tuple[float, ...]
     measured_ids: tuple[str, ...]
     trial_ids: tuple[str, ...]
+    suggestion: int | None
+    complete: bool
 
     @property
     def selection(self) -> float | None:
@@ -155,12 +198,40 @@ class Compression(_OfFamily):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Found(_OfFamily):
+    """What one line of a search found.
+
+    ``ranking`` has its complete settings, the best first; with two objectives only those that no other beats in both.
+    ``settings`` counts the complete ones, ``equal`` those beside the best that reached the same, and ``within`` those
+    beside it that lie in the 95 % interval of its first objective; None without one. ``since`` counts those
+    that were suggested after it. ``refit`` is the best, trained again on all images.
+    """
+
+    regularizer: str
+    mode: str
+    objectives: tuple[str, ...]
+    ranking: tuple[Setting, ...]
+    settings: int
+    equal: int
+    within: int | None
+    since: int
+    refit: Setting | None
+
+    @property
+    def best(self) -> Setting:
+        """The best by the first objective."""
+        return self.ranking[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """All that a report says about the trials of a store."""
+    """All that a report says about the trials of a store. ``searched`` says that a search filled it."""
 
     settings: tuple[Setting, ...]
     comparisons: tuple[Compared, ...]
     tolerance: tuple[Tolerance, ...]
     compression: tuple[Compression, ...]
+    found: tuple[Found, ...]
+    searched: bool
     failures: tuple[tuple[str, str], ...]
     """Trial id and error of every failed trial."""

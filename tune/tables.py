@@ -5,11 +5,25 @@ from dataclasses import dataclass
 
 from gcsr import TrialConfig
 from gcsr.gate import GAMMA
+from tune.found import interval_of, value_of
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
-from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
+from tune.summary import DIGITS, Compared, Compression, Found, Setting, Sparsest, Summary, Tolerance
 from tune.words import NONE, fields_text, float_text, method_text, number, percent, probability, tuned_text
 
-__all__ = ["TextTable", "accuracy_of", "lam_of", "method_of", "setting_cells", "text_tables"]
+__all__ = [
+    "TextTable",
+    "accuracy_of",
+    "lam_of",
+    "method_of",
+    "objective_text",
+    "reached_text",
+    "setting_cells",
+    "telling_levels",
+    "text_tables",
+]
+
+_RANKED = 3  # settings of each line of a search that are shown …
+_FRONT = 10  # … and of its Pareto front
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +38,11 @@ class TextTable:
 def text_tables(summary: Summary) -> list[TextTable]:
     """The settings, and Tables 2 and 3 and the tolerance levels of Figure 7 where there is something to show."""
     tables = [_settings(summary.settings)]
+    if summary.found:
+        tables.append(_found(summary.found))
     if summary.comparisons:
         tables.append(_comparisons(summary.comparisons))
-    levels = [level for level in summary.tolerance if level.tried > 1]  # a search tries many methods at one λ each
+    levels = telling_levels(summary)
     if levels:
         tables.append(_tolerance(levels))
     if summary.compression:
@@ -38,6 +54,11 @@ def text_tables(summary: Summary) -> list[TextTable]:
         rows = tuple((trial_id, _printable(error)) for trial_id, error in summary.failures)
         tables.append(TextTable("Failed trials", ("trial", "error"), rows))
     return tables
+
+
+def telling_levels(summary: Summary) -> list[Tolerance]:
+    """The tolerance levels; of a search not those of methods at one λ: it tries many, and its refits have one each."""
+    return [level for level in summary.tolerance if level.tried > 1 or not summary.searched]
 
 
 def _printable(text: str) -> str:
@@ -81,6 +102,44 @@ def _settings(settings: Sequence[Setting]) -> TextTable:
     columns = ("network", "reg.", "mode", "λ", "n", "accuracy", "sparsity", "π", "imposed", "notes")
     rows = tuple(setting_cells(setting) for setting in settings)
     return TextTable("Settings (mean ± half of the 95 % t interval over seeds)", columns, rows)
+
+
+def objective_text(objective: str) -> str:
+    """What a search maximized, in words."""
+    return objective.replace("val_", "validation ").replace("_", " ")
+
+
+def reached_text(s: Setting, objective: str) -> str:
+    """What a setting reached of it, with the half interval of an accuracy."""
+    value = value_of(s, objective)
+    return number(value) if objective == "sparsity" else percent(value, interval_of(s, objective))
+
+
+def _found(found: Sequence[Found]) -> TextTable:
+    objectives = found[0].objectives
+    shown = objectives if "test_accuracy" in objectives else (*objectives, "test_accuracy")
+    rows = []
+    for each in found:
+        places = _places(each)
+        if each.refit is not None:
+            places.append(("refit", each.refit))
+        for place, s in places:
+            reached = (reached_text(s, name) for name in shown)
+            rows.append((s.network, s.regularizer, method_of(s), lam_of(s), place, str(s.n), *reached))
+    columns = ("network", "reg.", "mode", "λ", "place", "n", *map(objective_text, shown))
+    title = "Best found by the search" if len(objectives) == 1 else "Pareto front of the search"
+    return TextTable(title, columns, tuple(rows))
+
+
+def _places(found: Found) -> list[tuple[str, Setting]]:
+    """The first few of a line; equals share a place, and a Pareto front has none."""
+    if len(found.objectives) > 1:
+        return [("front", s) for s in found.ranking[:_FRONT]]
+    reached = [round(value_of(s, found.objectives[0]) or 0.0, DIGITS) for s in found.ranking]
+    return [
+        (f"{reached.index(value) + 1} of {found.settings}", s)
+        for value, s in zip(reached[:_RANKED], found.ranking, strict=False)
+    ]
 
 
 def _comparisons(comparisons: Sequence[Compared]) -> TextTable:

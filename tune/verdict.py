@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from tune.aggregate import best_setting
-from tune.summary import Compared, Compression, Setting, Sparsest, Summary, Tolerance
-from tune.tables import accuracy_of, lam_of, method_of
-from tune.words import float_text, number, percent, probability
+from tune.found import train_command
+from tune.summary import Compared, Compression, Found, Setting, Sparsest, Summary, Tolerance
+from tune.tables import accuracy_of, lam_of, method_of, objective_text, reached_text, telling_levels
+from tune.words import counted, float_text, number, percent, probability
 
-__all__ = ["caveats", "headline", "sentences"]
+__all__ = ["caveats", "commands", "headline", "sentences"]
 
 _NOTICEABLE = 1.05  # times smaller
 
@@ -83,9 +84,9 @@ def _best_of(settings: Sequence[Setting]) -> str:
 
 
 def _plain_levels(summary: Summary) -> list[Tolerance]:
-    """The levels of plain regularization; of a search not those of its refits, which have one λ each."""
-    plain = [level for level in summary.tolerance if level.mode == "baseline"]
-    return [level for level in plain if level.tried > 1] or plain
+    """The levels of plain regularization; of a search those at one λ, as of its refits, only for want of others."""
+    telling = [level for level in telling_levels(summary) if level.mode == "baseline"]
+    return telling or [level for level in summary.tolerance if level.mode == "baseline"]
 
 
 def _reach(level: Tolerance, levels: Sequence[Tolerance]) -> float:
@@ -108,12 +109,64 @@ def _gated(level: Tolerance, levels: Sequence[Tolerance]) -> Iterator[Tolerance]
 
 def sentences(summary: Summary) -> Iterator[str]:
     """One sentence a finding, in the order in which a reader asks."""
+    for line in summary.found:
+        yield _best_found(line)
     for level in _plain_levels(summary):
         yield _collapse(level, summary)
     for compared in summary.comparisons:
         yield _comparison(compared)
     for found in summary.compression:
         yield _compression(found)
+
+
+def _best_found(found: Found) -> str:
+    best, objective = found.best, found.objectives[0]
+    where = f"{found.network}, {found.regularizer.upper()}"
+    if len(found.objectives) > 1:
+        words = " and ".join(objective_text(name) for name in found.objectives)
+        ends = [found.ranking[0], found.ranking[-1]][: len(found.ranking)]
+        reached = (" and ".join(reached_text(s, name) for name in found.objectives) for s in ends)
+        told = (f"{values} at λ = {lam_of(s)} ({method_of(s)})" for values, s in zip(reached, ends, strict=True))
+        front = f"{len(found.ranking)} of {counted(found.settings, 'setting')} of {found.mode}"
+        first = f"{where}: the Pareto front of {words} has {front}, {' to '.join(told)}"
+    else:
+        first = (
+            f"{where}: the best of {counted(found.settings, 'setting')} searched, {method_of(best)} at "
+            f"λ = {lam_of(best)}, has a mean {objective_text(objective)} of {reached_text(best, objective)} over "
+            f"{counted(best.n, 'seed')}{_how_sure(found)}"
+        )
+    if found.refit is None:
+        return f"{first}."
+    return f"{first}; {method_of(best)} trained again on all images has {accuracy_of(found.refit)} on the test images."
+
+
+def _how_sure(found: Found) -> str:
+    others = found.settings - 1
+    if not others:
+        return ""
+    near = []
+    if found.equal:
+        near.append(f"{found.equal} reached the same")
+    if found.within is not None:
+        count = "all" if found.within == others else found.within or "none"
+        near.append(f"{count} {'lies' if count == 1 else 'lie'} within its interval")
+    said = f"; of the other {others}, {' and '.join(near)}" if near else ""
+    if others == 1 and near:
+        within = "lies within its interval" if found.within else "lies outside its interval"
+        said = f"; the other one {'reached the same' if found.equal else within}"
+    if found.since:
+        after = "the one" if found.since == 1 else f"none of the {found.since}"
+        return f"{said}; {after} suggested after it was {'no ' * (found.since == 1)}better"
+    return f"{said}; it was suggested last of these, so that more trials may well find a better one"
+
+
+def commands(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Of each line of a search, what its best setting is and the command that trains it again."""
+    for found in summary.found:
+        best = found.refit or found.best
+        seeds = ", ".join(map(str, best.seeds[1:]))
+        others = f"; other seeds: {seeds}" if seeds else ""
+        yield f"{best.network}, {best.regularizer.upper()}, {method_of(best)}{others}", train_command(best)
 
 
 def _collapse(level: Tolerance, summary: Summary) -> str:
@@ -236,7 +289,10 @@ def _times(found: Sparsest | None) -> float:
 
 def caveats(summary: Summary) -> Iterator[str]:
     """What a careful reader should know before quoting the numbers."""
-    if any(c.selected_on == "test" for c in summary.comparisons):
+    searched_on = {found.objectives[0] for found in summary.found if found.settings > 1}
+    if "val_accuracy" in searched_on:
+        yield "The best of a search was lucky on the validation images that chose it; quote its test accuracy."
+    if "test_accuracy" in searched_on or any(c.selected_on == "test" for c in summary.comparisons):
         yield "The best λ was chosen on the test split, as in the paper; set holdout to choose it honestly."
     few = sorted({s.n for s in summary.settings if 0 < s.n < 3})
     if few:
@@ -260,13 +316,23 @@ def caveats(summary: Summary) -> Iterator[str]:
 
 
 def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
-    for mode, best in (("baseline", compared.baseline.lam), (compared.mode, compared.ours.lam)):
-        tried = {
+    modes = {"baseline": compared.baseline.lam, compared.mode: compared.ours.lam}
+    tried_by = {
+        mode: {
             s.lam
             for s in settings
             if (s.recipe, s.regularizer, s.mode) == (compared.recipe, compared.regularizer, mode)
             and (s.n or s.diverged)
         }
+        for mode in modes
+    }
+    for mode, best in modes.items():
+        tried = tried_by[mode]
+        if len(tried) == 1 < max(map(len, tried_by.values())):  # as bisection does where the largest λ is borne
+            yield (
+                f"{compared.network}, {compared.regularizer.upper()}: {mode} was tried at one λ only "
+                f"({float_text(best)}), which is compared with the best of several."
+            )
         if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
             side = "smallest" if best == min(tried) else "largest"
             yield (

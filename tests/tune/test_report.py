@@ -10,6 +10,7 @@ import pytest
 from tune.aggregate import summarize
 from tune.formats import FORMATS
 from tune.report import render
+from tune.summary import Searched
 from tune.tables import text_tables
 from tune.verdict import caveats, headline
 
@@ -304,7 +305,8 @@ def test_what_a_search_chose_stands_beside_lam(table, row):
         for seed in range(3)
         for regularizer in ("l1", "l2")
     ]
-    summary = summarize(table(rows), {"lr"})
+    search = Searched(tuned=frozenset({"lr"}), objectives=("test_accuracy",), asked={})
+    summary = summarize(table(rows), search)
     text = render(summary, "text", title="x", progress="p", width=400)
     assert (
         "best ours γ=5 84.00 ± 0.00 % at λ = 0.001, lr 0.04 against best baseline 84.00 ± 0.00 % at 0.001, lr 0.04"
@@ -313,3 +315,42 @@ def test_what_a_search_chose_stands_beside_lam(table, row):
     assert "baseline  0.001, lr 0.03" in text
     (setting, *_) = json.loads(render(summary, "json", title="x", progress="p"))["settings"]
     assert (setting["lr"], setting["network"]) == (0.03, "mlp6 on digits")
+
+
+def test_a_level_that_took_one_trial_is_told_as_well(table, row):
+    rows = [row(0.9, mode=mode, lam=0.01, model=model) for mode in ("baseline", "ours") for model in ("mlp2", "mlp5")]
+    rows[1] |= row(0.1, status="collapsed", mode="baseline", lam=0.01, model="mlp5")
+    rows.append(row(0.8, mode="baseline", lam=0.005, model="mlp5"))
+    summary = summarize(table(rows))  # of `gcsr tolerance`, which tries the largest λ first
+    assert headline(summary).startswith("Plain regularization stops learning in 1 of 2 sweeps; gated, ")
+    text = render(summary, "text", title="x", progress="p", width=400)
+    assert "mlp2 on digits, L2: plain regularization learned at every λ tried (up to 0.01)." in text
+    (levels,) = (t for t in text_tables(summary) if t.title.startswith("Tolerance"))
+    assert [(cells[0][:4], cells[2], *cells[3:]) for cells in levels.rows] == [
+        ("mlp2", "baseline", "0.01", "–"),
+        ("mlp2", "ours γ=5", "0.01", "–"),
+        ("mlp5", "baseline", "0.005", "0.01"),
+        ("mlp5", "ours γ=5", "0.01", "–"),
+    ]
+    (told,) = (line for line in caveats(summary) if "one λ only" in line)
+    assert (
+        told == "mlp5 on digits, L2: ours was tried at one λ only (0.01), which is compared with the best of several."
+    )
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_breaks_no_number(table, row, width):
+    rows = [
+        row(accuracy + seed / 1000, mode=mode, lam=lam, seed=seed, regularizer=regularizer)
+        for mode, lam, accuracy in (("baseline", 3.689e-4, 0.9), ("ours_orig", 6.654e-3, 0.8), ("ours", 2e-3, 0.123))
+        for regularizer in ("l1", "l2")
+        for seed in range(3)
+    ]
+    rows.append(row(0.1, status="collapsed", mode="baseline", lam=0.01))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=width)
+    assert max(map(len, text.splitlines())) <= width
+    if width == 80:
+        text = text.partition("\nAccuracy, best")[0]  # twelve columns, which such long λ leave no room for
+    words = {word.strip("().") for word in text.split()}
+    assert words >= {"0.0003689", "0.006654", "ours_orig", "collapsed", "digits"}
+    assert not words & {"0.00036", "0.000368", "ours_ori", "ours_", "collapse", "-11.10", "digit"}

@@ -1,0 +1,94 @@
+"""What a search found: the best settings of each of its lines, and how to train one again."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from gcsr import TrialConfig
+from tune.schema import CONFIG_FIELDS, METHOD_FIELDS
+from tune.summary import DIGITS, Found, Row, Searched, Setting
+from tune.words import float_text
+
+__all__ = ["found_by", "interval_of", "train_command", "value_of"]
+
+_MEANS = {"val_accuracy": "val_accuracy_mean", "test_accuracy": "accuracy_mean", "sparsity": "sparsity_mean"}
+_INTERVALS = {"val_accuracy": "val_accuracy_ci95", "test_accuracy": "accuracy_ci95"}
+
+
+def value_of(setting: Setting, objective: str) -> float | None:
+    """The mean of what a search maximized; None if nothing was measured."""
+    value: float | None = getattr(setting, _MEANS[objective])
+    return value
+
+
+def interval_of(setting: Setting, objective: str) -> float | None:
+    """Half of the 95 % interval of that mean; None if there is none."""
+    half: float | None = getattr(setting, _INTERVALS[objective]) if objective in _INTERVALS else None
+    return half
+
+
+def found_by(search: Searched, settings: Sequence[Setting]) -> Iterator[Found]:
+    """What each line of a search found; nothing of a line of which no setting is complete yet."""
+    lines: dict[int, list[Setting]] = {}
+    for setting in settings:
+        asked = next((search.asked[i] for i in setting.trial_ids if i in search.asked), None)
+        if asked is not None and setting.complete and value_of(setting, search.objectives[0]) is not None:
+            lines.setdefault(asked.line, []).append(setting)
+    for _, complete in sorted(lines.items()):
+        yield _found(search, complete, settings)
+
+
+def _found(search: Searched, complete: list[Setting], settings: Sequence[Setting]) -> Found:
+    def values(s: Setting) -> tuple[float, ...]:
+        return tuple(value_of(s, name) or 0.0 for name in search.objectives)
+
+    # As the search itself ranks them; but a mean without the trials that diverged at once is of the lucky ones.
+    ranking = sorted(complete, key=lambda s: (s.unmeasured == 0, values(s), -(s.suggestion or 0)), reverse=True)
+    best = ranking[0]
+    reached, half = values(best)[0], interval_of(best, search.objectives[0])
+    if len(search.objectives) > 1:
+        front: list[Setting] = []
+        for s in ranking:  # whatever beats it comes before it
+            if not any(values(o) != values(s) and _at_least(values(o), values(s)) for o in front):
+                front.append(s)
+        ranking = front
+    return Found(
+        **{name: getattr(best, name) for name in ("dataset", "model", "network", "width", "recipe")},
+        regularizer=best.regularizer,
+        mode=best.mode,
+        objectives=search.objectives,
+        ranking=tuple(ranking),
+        settings=len(complete),
+        equal=sum(round(values(s)[0], DIGITS) == round(reached, DIGITS) for s in complete) - 1,
+        within=None if half is None else sum(values(s)[0] >= reached - half for s in complete) - 1,
+        since=sum((s.suggestion or 0) > (best.suggestion or 0) for s in complete),
+        refit=_refit(best, settings),
+    )
+
+
+def _at_least(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _refit(best: Setting, settings: Sequence[Setting]) -> Setting | None:
+    """The setting trained on all training images; None if it was so already, or was not yet."""
+    wanted = _fields(best) | {"holdout": 0.0}
+    return None if _fields(best) == wanted else next((s for s in settings if _fields(s) == wanted and s.n), None)
+
+
+def _fields(setting: Setting) -> Row:
+    """Every field of its config but the seed."""
+    return setting.recipe | setting.tuned | {name: getattr(setting, name) for name in METHOD_FIELDS}
+
+
+def train_command(setting: Setting) -> str:
+    """The command that trains a setting again, with its first seed; fields at their defaults are left out."""
+    named = ("dataset", "model", "regularizer", "mode", "lam", "seed")
+    fields = _fields(setting) | {"seed": min(setting.seeds, default=0)}
+    usual = TrialConfig(**{name: fields[name] for name in named}).to_dict()
+    given = {name: fields[name] for name in CONFIG_FIELDS if name in named or _text(fields[name]) != _text(usual[name])}
+    options = (f"--{name.replace('_', '-')} {shlex.quote(_text(value))}" for name, value in given.items())
+    return " ".join(("gcsr train", *options))
+
+
+def _text(value: object) -> str:
+    return float_text(value) if isinstance(value, float) else str(value).lower()
