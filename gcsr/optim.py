@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from gcsr.coherence import CoherenceCounter, Counts, coherence_rate
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
-from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate, is_number
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate, is_integer, is_number
 from gcsr.memory_pass import Decision, MemoryPass
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
@@ -265,7 +265,13 @@ class GatedOptimizer:
         """Tell the gate which epoch (from 0) the next steps belong to, and begin its sums anew.
 
         With ``gamma: auto`` this is where γ is chosen, which reads the ended epoch's mean π.
+
+        Raises:
+            ConfigError: it is no integer ≥ 0.
         """
+        if not is_integer(epoch) or epoch < 0:
+            raise ConfigError("epoch", epoch, "an integer ≥ 0")
+        epoch = int(epoch)  # a saved state holds plain values
         if self.gate.mode == "ours" and self.gate.gamma is None:
             ended = self._sums.tolist()
             previous_pi = ended[1] / ended[0] if ended[0] else None

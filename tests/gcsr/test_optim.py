@@ -6,6 +6,7 @@ import io
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -322,6 +323,28 @@ def test_auto_gamma_waits_for_the_threshold():
         assert optimizer.gamma == (3 if epoch >= 3 else None)
     optimizer.start_epoch(4)
     assert optimizer.gamma == 3
+
+
+@pytest.mark.parametrize("gamma", ["auto", np.int64(1)])
+def test_integers_of_numpy_are_integers(gamma):
+    model = network()
+    optimizer = gated(model, mode="ours", gamma=gamma, gamma_threshold=0.0)
+    for epoch in np.arange(3):
+        optimizer.start_epoch(epoch)
+        steps(model, optimizer)
+    assert (optimizer.gamma, optimizer.epoch) == (1, 2)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True)["gate"]["gamma"] == 1
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "3", None, True])
+def test_what_is_no_epoch_is_refused(epoch):
+    optimizer = gated(network())
+    with pytest.raises(ConfigError, match=r"^epoch: .* is not allowed; expected an integer ≥ 0"):
+        optimizer.start_epoch(epoch)
+    assert optimizer.epoch == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
