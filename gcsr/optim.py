@@ -148,13 +148,15 @@ class GatedOptimizer:
         mu: float = MU,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        params = list({id(p): p for p in params}.values())  # tied weights are one parameter
+        params = _distinct(params)
         if regularizer not in REGULARIZERS:
             raise ConfigError("regularizer", regularizer, "one of " + ", ".join(REGULARIZERS))
         if not is_number(lam) or not 0 <= lam <= MAX_LAM:
             raise ConfigError("lam", lam, f"a number from 0 to {MAX_LAM:g}")
         if gamma is None:
             raise ConfigError("gamma", gamma, "an integer ≥ 0, or auto")
+        if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+            raise ConfigError("optimizer", optimizer, "a torch.optim.Optimizer")
         closure = inspect.signature(type(optimizer).step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ConfigError("optimizer", type(optimizer).__name__, "one whose step needs no closure")
@@ -431,8 +433,11 @@ class GatedOptimizer:
         Only with ``gamma="auto"`` the state's choice of γ counts.
 
         Raises:
-            ConfigError: the state brings back a weight decay of regularized parameters, or ``maximize``.
+            ConfigError: the state is not of a `GatedOptimizer`, or brings back a weight decay of regularized
+                parameters, or ``maximize``.
         """
+        if not state.keys() >= {"optimizer", "gate"}:  # the inner optimizer's, perhaps
+            raise ConfigError("state", ", ".join(map(str, state)), "what GatedOptimizer.state_dict() gave")
         self.optimizer.load_state_dict(state["optimizer"])
         if self._gamma_is_auto:
             self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
@@ -464,12 +469,26 @@ class _Vote:
         return torch.where(coherent < 0, torch.nan, coherence_rate(coherent, n))
 
 
+def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
+    """Each parameter once, as tied weights are one. Raise `ConfigError` unless all are tensors of real numbers."""
+    if isinstance(params, Tensor):
+        raise ConfigError("params", f"one tensor of shape {list(params.shape)}", "a list of parameters")
+    distinct = list({id(p): p for p in params}.values())
+    for p in distinct:
+        if not isinstance(p, Tensor):
+            raise ConfigError("params", type(p).__name__, "parameters, as regularized_parameters(model) gives")
+        if p.is_complex():
+            raise ConfigError("params", str(p.dtype), "real parameters, as a complex gradient has no sign")
+    return distinct
+
+
 def _check_groups(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:
     """Raise `ConfigError` unless the optimizer has all regularized parameters, and leaves them to the gate."""
     _check_settings(optimizer, regularized)
     missing = regularized - {id(p) for group in optimizer.param_groups for p in group["params"]}
     if missing:
-        raise ConfigError("params", f"{len(missing)} parameters", "parameters of the given optimizer")
+        found = f"{len(missing)} other parameter{'s' * (len(missing) > 1)}"
+        raise ConfigError("params", found, "parameters of the given optimizer")
 
 
 def _check_settings(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:

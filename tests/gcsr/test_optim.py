@@ -464,6 +464,26 @@ def test_what_cannot_be_wrapped_is_refused():
         gated(model).step(lambda: 0.0)
 
 
+def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
+    model = network()
+    sgd, weights = torch.optim.SGD(model.parameters(), 0.1), regularized_parameters(model)
+    wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    other = nn.Parameter(torch.ones(2))
+    for inner, params, message in (
+        (torch.optim.SGD, weights, "optimizer: <class '.*SGD'> is not allowed; expected a torch.optim.Optimizer"),
+        (nn.Flatten(), weights, r"optimizer: Flatten\(.*\) is not allowed; expected a torch.optim.Optimizer"),
+        (sgd, model.named_parameters(), "params: 'tuple' is not allowed; expected parameters, as regularized_param"),
+        (sgd, model, "params: 'Linear' is not allowed"),
+        (sgd, weights[0], r"params: 'one tensor of shape \[16, 6\]' is not allowed; expected a list of parameters"),
+        (sgd, [other], "params: '1 other parameter' is not allowed; expected parameters of the given optimizer"),
+        (torch.optim.SGD([wave]), [wave], "params: 'torch.complex64' is not allowed; expected real parameters"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            GatedOptimizer(inner, params, regularizer="l2", mode="none", lam=0.1)
+    with pytest.raises(ConfigError, match=r"state: 'state, param_groups' is not allowed; .*GatedOptimizer.state_dict"):
+        gated(model).load_state_dict(sgd.state_dict())
+
+
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize(("name", "value"), [("weight_decay", 0.1), ("maximize", True)])
 def test_what_a_group_is_given_later_is_refused_too(inner, name, value):
