@@ -157,6 +157,8 @@ class GatedOptimizer:
             raise ConfigError("gamma", gamma, "an integer ≥ 0, or auto")
         if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
             raise ConfigError("optimizer", optimizer, "a torch.optim.Optimizer")
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            raise ConfigError("optimizer", "differentiable=True", "one through whose steps nothing is differentiated")
         closure = inspect.signature(type(optimizer).step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ConfigError("optimizer", type(optimizer).__name__, "one whose step needs no closure")

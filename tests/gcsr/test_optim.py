@@ -484,6 +484,14 @@ def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
         gated(model).load_state_dict(sgd.state_dict())
 
 
+def test_steps_that_are_differentiated_through_are_refused():
+    """The penalty would be no part of the graph, and a fused step has none."""
+    w = torch.ones(3, requires_grad=True).clone()
+    inner = torch.optim.SGD([w], 0.1, differentiable=True)
+    with pytest.raises(ConfigError, match="optimizer: 'differentiable=True' is not allowed"):
+        GatedOptimizer(inner, [w], regularizer="l2", mode="baseline", lam=0.1)
+
+
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize(("name", "value"), [("weight_decay", 0.1), ("maximize", True)])
 def test_what_a_group_is_given_later_is_refused_too(inner, name, value):
