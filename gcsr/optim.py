@@ -24,6 +24,7 @@ from gcsr.sharding import align_gradients, check_group, counted_slices, local
 __all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
 
 _LOCATED = frozenset({"_regularized", "_counter", "_fused"})  # attributes that know the parameters' places
+_DECAYS = ("weight_decay", "lambd")  # the latter is `torch.optim.ASGD`'s
 _NOT_FINITE = -(1 << 52)  # far beyond any count, and 1,024 ranks' sum of it still fits into int64
 
 # Affine parameters of these are not regularized: decay on them does not simplify the function.
@@ -119,7 +120,8 @@ class GatedOptimizer:
     of two integers makes the global π, the same on all ranks.
 
     Args:
-        optimizer: the inner optimizer. Its own ``weight_decay`` must be 0 for the regularized parameters.
+        optimizer: the inner optimizer. Its own ``weight_decay`` (``lambd`` of ASGD) must be 0 for the regularized
+            parameters.
         params: the regularized parameters R; each must belong to ``optimizer``.
         regularizer: ``"l2"`` (Ω = ‖w‖², so λ here is half of torch's ``weight_decay``) or ``"l1"``.
         mode: ``none``, ``baseline``, ``ours`` (eq. 11) or ``ours_orig`` (eq. 8).
@@ -498,11 +500,11 @@ def _check_settings(optimizer: torch.optim.Optimizer, regularized: set[int]) -> 
     be changed.
     """
     for index, group in enumerate(optimizer.param_groups):
-        decay, maximize = group.get("weight_decay"), group.get("maximize")
-        if not (decay or maximize) or not any(id(p) in regularized for p in group["params"]):
+        decay = next((name for name in _DECAYS if group.get(name)), None)
+        if not (decay or group.get("maximize")) or not any(id(p) in regularized for p in group["params"]):
             continue
         if decay:
-            raise ConfigError(f"param_groups[{index}].weight_decay", decay, "0: the penalty is the gate's")
+            raise ConfigError(f"param_groups[{index}].{decay}", group[decay], "0: the penalty is the gate's")
         raise ConfigError(f"param_groups[{index}].maximize", True, "False: minimize the negative, as π is of a loss")
 
 

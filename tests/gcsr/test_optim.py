@@ -456,6 +456,8 @@ def test_what_cannot_be_wrapped_is_refused():
         GatedOptimizer(
             torch.optim.SGD(model.parameters(), maximize=True), weights, regularizer="l2", mode="none", lam=0.0
         )
+    with pytest.raises(ConfigError, match=r"param_groups\[0\]\.lambd: 0\.0001 is not allowed; expected 0: the penalty"):
+        GatedOptimizer(torch.optim.ASGD(model.parameters()), weights, regularizer="l2", mode="none", lam=0.0)
     empty = nn.Parameter(torch.ones(0))
     for nothing in ([], [empty]):
         with pytest.raises(ConfigError, match="params"):
