@@ -116,7 +116,8 @@ class GatedOptimizer:
     and gradients of the same layout.
 
     ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
-    clipping. Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
+    clipping: clip in a ``register_step_pre_hook`` of the inner optimizer, which for L2 sees the penalty, too.
+    Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
     of two integers makes the global π, the same on all ranks.
 
     Args:

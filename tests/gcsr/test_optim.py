@@ -281,6 +281,17 @@ def test_a_loaded_state_does_not_change_gamma():
         assert optimizer.gamma == 20
 
 
+def test_a_hook_clips_after_pi_was_counted():
+    w = nn.Parameter(torch.tensor([0.5]))
+    sgd = torch.optim.SGD([w], 0.1)
+    sgd.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_([w], 0.2))
+    optimizer = GatedOptimizer(sgd, [w], regularizer="l1", mode="baseline", lam=1.0)
+    w.grad = torch.tensor([-2.0])
+    optimizer.step()
+    assert optimizer.last_pi.item() == 1.0, "clipped to -0.2, it would not have kept its sign"
+    assert w.item() == pytest.approx(0.5 + 0.1 * 0.2 - 0.1)
+
+
 def test_a_hook_that_drops_gradients_does_not_stop_the_shrinking():
     w = nn.Parameter(torch.ones(4))
     inner = torch.optim.SGD([w], lr=0.1)
