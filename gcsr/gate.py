@@ -1,7 +1,7 @@
 """When λ applies: eq. 8 (`ours_orig`), eq. 11 (`ours`), and the two plain modes."""
 
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from gcsr.errors import ConfigError
@@ -10,7 +10,7 @@ from gcsr.names import MODES, Mode
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MAX_LAM", "MU", "Gate", "is_number"]
+__all__ = ["GAMMA", "GAMMA_THRESHOLD", "MAX_LAM", "MU", "Gate", "is_integer", "is_number"]
 
 GAMMA, MU = 5, 0.6  # the paper's (§3)
 MAX_LAM = 1e30  # beyond, 2λ or what it multiplies may be no float32
@@ -20,6 +20,11 @@ GAMMA_THRESHOLD = 0.6  # of ``gamma: auto``: "a little greater than 0.5"
 def is_number(value: object) -> bool:
     """Whether it is a real number, NumPy's included."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer, NumPy's included."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +47,10 @@ class Gate:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError("mode", self.mode, "one of " + ", ".join(MODES))
-        if self.gamma is not None and (type(self.gamma) is not int or self.gamma < 0):
-            raise ConfigError("gamma", self.gamma, "an integer ≥ 0, or auto")
+        if self.gamma is not None:
+            if not is_integer(self.gamma) or self.gamma < 0:
+                raise ConfigError("gamma", self.gamma, "an integer ≥ 0, or auto")
+            object.__setattr__(self, "gamma", int(self.gamma))  # a saved state holds plain values
         for name in ("gamma_threshold", "mu"):
             if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(name, getattr(self, name), "a number from 0 to 1")

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from gcsr.coherence import CoherenceCounter, Counts, coherence_rate
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
-from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate, is_number
+from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate, is_integer, is_number
 from gcsr.memory_pass import Decision, MemoryPass
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
@@ -24,6 +24,7 @@ from gcsr.sharding import align_gradients, check_group, counted_slices, local
 __all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
 
 _LOCATED = frozenset({"_regularized", "_counter", "_fused"})  # attributes that know the parameters' places
+_DECAYS = ("weight_decay", "lambd")  # the latter is `torch.optim.ASGD`'s
 _NOT_FINITE = -(1 << 52)  # far beyond any count, and 1,024 ranks' sum of it still fits into int64
 
 # Affine parameters of these are not regularized: decay on them does not simplify the function.
@@ -115,11 +116,13 @@ class GatedOptimizer:
     and gradients of the same layout.
 
     ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
-    clipping. Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
+    clipping: clip in a ``register_step_pre_hook`` of the inner optimizer, which for L2 sees the penalty, too.
+    Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
     of two integers makes the global π, the same on all ranks.
 
     Args:
-        optimizer: the inner optimizer. Its own ``weight_decay`` must be 0 for the regularized parameters.
+        optimizer: the inner optimizer. Its own ``weight_decay`` (``lambd`` of ASGD) must be 0 for the regularized
+            parameters.
         params: the regularized parameters R; each must belong to ``optimizer``.
         regularizer: ``"l2"`` (Ω = ‖w‖², so λ here is half of torch's ``weight_decay``) or ``"l1"``.
         mode: ``none``, ``baseline``, ``ours`` (eq. 11) or ``ours_orig`` (eq. 8).
@@ -148,13 +151,17 @@ class GatedOptimizer:
         mu: float = MU,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        params = list({id(p): p for p in params}.values())  # tied weights are one parameter
+        params = _distinct(params)
         if regularizer not in REGULARIZERS:
             raise ConfigError("regularizer", regularizer, "one of " + ", ".join(REGULARIZERS))
         if not is_number(lam) or not 0 <= lam <= MAX_LAM:
             raise ConfigError("lam", lam, f"a number from 0 to {MAX_LAM:g}")
         if gamma is None:
             raise ConfigError("gamma", gamma, "an integer ≥ 0, or auto")
+        if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+            raise ConfigError("optimizer", optimizer, "a torch.optim.Optimizer")
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            raise ConfigError("optimizer", "differentiable=True", "one through whose steps nothing is differentiated")
         closure = inspect.signature(type(optimizer).step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ConfigError("optimizer", type(optimizer).__name__, "one whose step needs no closure")
@@ -265,7 +272,13 @@ class GatedOptimizer:
         """Tell the gate which epoch (from 0) the next steps belong to, and begin its sums anew.
 
         With ``gamma: auto`` this is where γ is chosen, which reads the ended epoch's mean π.
+
+        Raises:
+            ConfigError: it is no integer ≥ 0.
         """
+        if not is_integer(epoch) or epoch < 0:
+            raise ConfigError("epoch", epoch, "an integer ≥ 0")
+        epoch = int(epoch)  # a saved state holds plain values
         if self.gate.mode == "ours" and self.gate.gamma is None:
             ended = self._sums.tolist()
             previous_pi = ended[1] / ended[0] if ended[0] else None
@@ -425,8 +438,11 @@ class GatedOptimizer:
         Only with ``gamma="auto"`` the state's choice of γ counts.
 
         Raises:
-            ConfigError: the state brings back a weight decay of regularized parameters, or ``maximize``.
+            ConfigError: the state is not of a `GatedOptimizer`, or brings back a weight decay of regularized
+                parameters, or ``maximize``.
         """
+        if not state.keys() >= {"optimizer", "gate"}:  # the inner optimizer's, perhaps
+            raise ConfigError("state", ", ".join(map(str, state)), "what GatedOptimizer.state_dict() gave")
         self.optimizer.load_state_dict(state["optimizer"])
         if self._gamma_is_auto:
             self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
@@ -458,12 +474,26 @@ class _Vote:
         return torch.where(coherent < 0, torch.nan, coherence_rate(coherent, n))
 
 
+def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
+    """Each parameter once, as tied weights are one. Raise `ConfigError` unless all are tensors of real numbers."""
+    if isinstance(params, Tensor):
+        raise ConfigError("params", f"one tensor of shape {list(params.shape)}", "a list of parameters")
+    distinct = list({id(p): p for p in params}.values())
+    for p in distinct:
+        if not isinstance(p, Tensor):
+            raise ConfigError("params", type(p).__name__, "parameters, as regularized_parameters(model) gives")
+        if p.is_complex():
+            raise ConfigError("params", str(p.dtype), "real parameters, as a complex gradient has no sign")
+    return distinct
+
+
 def _check_groups(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:
     """Raise `ConfigError` unless the optimizer has all regularized parameters, and leaves them to the gate."""
     _check_settings(optimizer, regularized)
     missing = regularized - {id(p) for group in optimizer.param_groups for p in group["params"]}
     if missing:
-        raise ConfigError("params", f"{len(missing)} parameters", "parameters of the given optimizer")
+        found = f"{len(missing)} other parameter{'s' * (len(missing) > 1)}"
+        raise ConfigError("params", found, "parameters of the given optimizer")
 
 
 def _check_settings(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:
@@ -471,11 +501,11 @@ def _check_settings(optimizer: torch.optim.Optimizer, regularized: set[int]) -> 
     be changed.
     """
     for index, group in enumerate(optimizer.param_groups):
-        decay, maximize = group.get("weight_decay"), group.get("maximize")
-        if not (decay or maximize) or not any(id(p) in regularized for p in group["params"]):
+        decay = next((name for name in _DECAYS if group.get(name)), None)
+        if not (decay or group.get("maximize")) or not any(id(p) in regularized for p in group["params"]):
             continue
         if decay:
-            raise ConfigError(f"param_groups[{index}].weight_decay", decay, "0: the penalty is the gate's")
+            raise ConfigError(f"param_groups[{index}].{decay}", group[decay], "0: the penalty is the gate's")
         raise ConfigError(f"param_groups[{index}].maximize", True, "False: minimize the negative, as π is of a loss")
 
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -280,6 +281,17 @@ def test_a_loaded_state_does_not_change_gamma():
         assert optimizer.gamma == 20
 
 
+def test_a_hook_clips_after_pi_was_counted():
+    w = nn.Parameter(torch.tensor([0.5]))
+    sgd = torch.optim.SGD([w], 0.1)
+    sgd.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_([w], 0.2))
+    optimizer = GatedOptimizer(sgd, [w], regularizer="l1", mode="baseline", lam=1.0)
+    w.grad = torch.tensor([-2.0])
+    optimizer.step()
+    assert optimizer.last_pi.item() == 1.0, "clipped to -0.2, it would not have kept its sign"
+    assert w.item() == pytest.approx(0.5 + 0.1 * 0.2 - 0.1)
+
+
 def test_a_hook_that_drops_gradients_does_not_stop_the_shrinking():
     w = nn.Parameter(torch.ones(4))
     inner = torch.optim.SGD([w], lr=0.1)
@@ -322,6 +334,28 @@ def test_auto_gamma_waits_for_the_threshold():
         assert optimizer.gamma == (3 if epoch >= 3 else None)
     optimizer.start_epoch(4)
     assert optimizer.gamma == 3
+
+
+@pytest.mark.parametrize("gamma", ["auto", np.int64(1)])
+def test_integers_of_numpy_are_integers(gamma):
+    model = network()
+    optimizer = gated(model, mode="ours", gamma=gamma, gamma_threshold=0.0)
+    for epoch in np.arange(3):
+        optimizer.start_epoch(epoch)
+        steps(model, optimizer)
+    assert (optimizer.gamma, optimizer.epoch) == (1, 2)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True)["gate"]["gamma"] == 1
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "3", None, True])
+def test_what_is_no_epoch_is_refused(epoch):
+    optimizer = gated(network())
+    with pytest.raises(ConfigError, match=r"^epoch: .* is not allowed; expected an integer ≥ 0"):
+        optimizer.start_epoch(epoch)
+    assert optimizer.epoch == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -433,12 +467,42 @@ def test_what_cannot_be_wrapped_is_refused():
         GatedOptimizer(
             torch.optim.SGD(model.parameters(), maximize=True), weights, regularizer="l2", mode="none", lam=0.0
         )
+    with pytest.raises(ConfigError, match=r"param_groups\[0\]\.lambd: 0\.0001 is not allowed; expected 0: the penalty"):
+        GatedOptimizer(torch.optim.ASGD(model.parameters()), weights, regularizer="l2", mode="none", lam=0.0)
     empty = nn.Parameter(torch.ones(0))
     for nothing in ([], [empty]):
         with pytest.raises(ConfigError, match="params"):
             GatedOptimizer(torch.optim.SGD([empty]), nothing, regularizer="l2", mode="none", lam=0.0)
     with pytest.raises(TypeError, match="closure"):
         gated(model).step(lambda: 0.0)
+
+
+def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
+    model = network()
+    sgd, weights = torch.optim.SGD(model.parameters(), 0.1), regularized_parameters(model)
+    wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    other = nn.Parameter(torch.ones(2))
+    for inner, params, message in (
+        (torch.optim.SGD, weights, "optimizer: <class '.*SGD'> is not allowed; expected a torch.optim.Optimizer"),
+        (nn.Flatten(), weights, r"optimizer: Flatten\(.*\) is not allowed; expected a torch.optim.Optimizer"),
+        (sgd, model.named_parameters(), "params: 'tuple' is not allowed; expected parameters, as regularized_param"),
+        (sgd, model, "params: 'Linear' is not allowed"),
+        (sgd, weights[0], r"params: 'one tensor of shape \[16, 6\]' is not allowed; expected a list of parameters"),
+        (sgd, [other], "params: '1 other parameter' is not allowed; expected parameters of the given optimizer"),
+        (torch.optim.SGD([wave]), [wave], "params: 'torch.complex64' is not allowed; expected real parameters"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            GatedOptimizer(inner, params, regularizer="l2", mode="none", lam=0.1)
+    with pytest.raises(ConfigError, match=r"state: 'state, param_groups' is not allowed; .*GatedOptimizer.state_dict"):
+        gated(model).load_state_dict(sgd.state_dict())
+
+
+def test_steps_that_are_differentiated_through_are_refused():
+    """The penalty would be no part of the graph, and a fused step has none."""
+    w = torch.ones(3, requires_grad=True).clone()
+    inner = torch.optim.SGD([w], 0.1, differentiable=True)
+    with pytest.raises(ConfigError, match="optimizer: 'differentiable=True' is not allowed"):
+        GatedOptimizer(inner, [w], regularizer="l2", mode="baseline", lam=0.1)
 
 
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
