@@ -8,8 +8,10 @@ from gcsr.errors import CheckpointError, ConfigError, DataError, InvalidInputErr
 
 if TYPE_CHECKING:
     from gcsr.data import Dataset, load_dataset
-    from gcsr.optim import GatedOptimizer, GateMetrics, regularized_parameters
+    from gcsr.gate_metrics import GateMetrics
+    from gcsr.optim import GatedOptimizer
     from gcsr.records import EpochRecord, TrialResult
+    from gcsr.regularized import regularized_parameters
     from gcsr.trainer import train
 
 __all__ = [
@@ -35,11 +37,11 @@ __version__ = "0.1.0"
 _NEEDS_TORCH = {
     "Dataset": "gcsr.data",
     "EpochRecord": "gcsr.records",
-    "GateMetrics": "gcsr.optim",
+    "GateMetrics": "gcsr.gate_metrics",
     "GatedOptimizer": "gcsr.optim",
     "TrialResult": "gcsr.records",
     "load_dataset": "gcsr.data",
-    "regularized_parameters": "gcsr.optim",
+    "regularized_parameters": "gcsr.regularized",
     "train": "gcsr.trainer",
 }
 

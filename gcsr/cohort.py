@@ -23,12 +23,13 @@ from gcsr.config import COHORT_FIELDS, TrialConfig
 from gcsr.data import Dataset, check_data
 from gcsr.errors import ConfigError
 from gcsr.evaluation import CorrectAnswers
+from gcsr.gate_metrics import GateMetrics
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.models import new_network
-from gcsr.optim import GateMetrics, regularized_parameters
 from gcsr.precision import autocast
 from gcsr.randomness import seed_generators, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
+from gcsr.regularized import regularized_parameters
 
 __all__ = ["train_cohort"]
 

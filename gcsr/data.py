@@ -78,8 +78,10 @@ def load_dataset(
 
     Raises:
         DataError: the files are missing or damaged; the message says how to get them.
-        ConfigError: nothing is left to train on.
+        ConfigError: ``holdout`` or ``inputs`` is not allowed, or nothing is left to train on.
     """
+    for field, value in (("holdout", holdout), ("inputs", inputs)):
+        TrialConfig.check_field(field, value)
     arrays = load_arrays(name, root)
     train = torch.from_numpy(arrays["train_images"]).permute(0, 3, 1, 2)
     labels = torch.from_numpy(arrays["train_labels"].astype(np.int64))

@@ -14,9 +14,10 @@ from gcsr.interleaving import Steps
 from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import ConvolutionalNetwork
 from gcsr.names import is_mlp
-from gcsr.optim import GatedOptimizer, regularized_parameters
+from gcsr.optim import GatedOptimizer
 from gcsr.parallel import Workers
 from gcsr.precision import autocast
+from gcsr.regularized import regularized_parameters
 from gcsr.training_images import TrainingImages
 from gcsr.triton_support import has_triton
 

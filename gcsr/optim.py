@@ -3,97 +3,29 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
-from gcsr.coherence import CoherenceCounter, Counts, coherence_rate
+from gcsr.coherence import CoherenceCounter
 from gcsr.errors import ConfigError, NonFiniteGradientError
 from gcsr.fused_sgd import FusedSGD
 from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate, is_integer, is_number
+from gcsr.gate_metrics import GateMetrics
 from gcsr.memory_pass import Decision, MemoryPass
 from gcsr.names import REGULARIZERS, Mode, Regularizer
 from gcsr.penalty import soft_threshold_
 from gcsr.sharding import align_gradients, check_group, counted_slices, local
+from gcsr.vote import Vote, all_agree
 
-__all__ = ["GateMetrics", "GatedOptimizer", "regularized_parameters"]
+__all__ = ["GatedOptimizer"]
 
 _LOCATED = frozenset({"_regularized", "_counter", "_fused"})  # attributes that know the parameters' places
 _DECAYS = ("weight_decay", "lambd")  # the latter is `torch.optim.ASGD`'s
-_NOT_FINITE = -(1 << 52)  # far beyond any count, and 1,024 ranks' sum of it still fits into int64
-
-# Affine parameters of these are not regularized: decay on them does not simplify the function.
-_NORMALIZATION = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
-
-
-def regularized_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """R of the method: the trainable parameters except biases and the affine ones of normalization layers."""
-    skipped = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in _own_parameters(module)
-        if isinstance(module, _NORMALIZATION) or any(part.startswith("bias") for part in name.split("_"))
-    }
-    return [p for p in model.parameters() if p.requires_grad and id(p) not in skipped]
-
-
-def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Its parameters by name, without submodules'; what a parametrized one is made of has that one's name."""
-    yield from module.named_parameters(recurse=False)
-    if parametrize.is_parametrized(module):
-        for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            yield from ((name, part) for part in parts.parameters(recurse=False))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GateMetrics:
-    """What the gate measured since the epoch began, averaged over its steps.
-
-    Attributes:
-        steps: number of steps.
-        pi: mean π, measured with the target λ at every step, imposed or not (the paper's Figure 3).
-        imposed_fraction: share of the steps at which λ was imposed.
-        lam_effective: mean of ``lam_t``.
-        grad_abs_mean: mean |∂L/∂w| over R, before the penalty joins (the paper's Figure 2b).
-    """
-
-    steps: int
-    pi: float
-    imposed_fraction: float
-    lam_effective: float
-    grad_abs_mean: float
-
-    @classmethod
-    def of_sums(
-        cls, steps: float, pi: float, imposed: float, grad_sum: float, *, lam: float, size: int
-    ) -> "GateMetrics":
-        """The means of what was summed over ``steps`` steps.
-
-        Args:
-            steps: their number.
-            pi, imposed: sums over the steps; of ``imposed``, 1 for each step at which λ was.
-            grad_sum: Σ|∂L/∂w| over R and the steps.
-            lam: target λ.
-            size: number of elements of R.
-        """
-        divisor = max(steps, 1)
-        return cls(
-            steps=int(steps),
-            pi=pi / divisor,
-            imposed_fraction=imposed / divisor,
-            lam_effective=lam * imposed / divisor,
-            grad_abs_mean=grad_sum / size / divisor,
-        )
 
 
 class GatedOptimizer:
@@ -223,7 +155,7 @@ class GatedOptimizer:
         self._fused: FusedSGD | None = None
         possible = FusedSGD.suits(self.optimizer)
         if agreed is None:
-            agreed = _all_agree(possible, params[0].device, group)
+            agreed = all_agree(possible, params[0].device, group)
         if possible and agreed:
             slices = counted_slices(params, rank, world_size)
             self._fused = FusedSGD(self.optimizer, params, slices, self.lam, self.regularizer)
@@ -317,10 +249,10 @@ class GatedOptimizer:
             self._prepared(fused).step(self._decision)
         elif self.gate.decides_by_pi():
             fused.count()
-            fused.update(self._decide(_Vote(fused.counts(), self._process_group)), count=False)
+            fused.update(self._decide(Vote(fused.counts(), self._process_group)), count=False)
         else:  # the decision does not wait for the count: one pass does both
             fused.update(self._certain_lam, count=True)
-            self._decide(_Vote(fused.counts(), self._process_group))
+            self._decide(Vote(fused.counts(), self._process_group))
 
     def prepared_pass(self) -> tuple[MemoryPass, Decision] | None:
         """For a caller that runs the next steps of this epoch itself: the pass over memory, and the decision.
@@ -346,7 +278,7 @@ class GatedOptimizer:
         for p in self._params:  # torch's operations on lists change none that is only marked as negative
             if p.grad is not None and p.grad.is_neg():
                 p.grad = p.grad.resolve_neg()
-        vote = _Vote(self._counter.count(), self._process_group)
+        vote = Vote(self._counter.count(), self._process_group)
         if self.regularizer == "l2" and by_pi:
             strength = 2 * self._decide(vote)
             for p in self._params:
@@ -369,7 +301,7 @@ class GatedOptimizer:
         for lr, weights in shrunk:
             soft_threshold_(weights, (lam_t * lr).reshape(()))
 
-    def _decide(self, vote: "_Vote") -> Tensor:
+    def _decide(self, vote: Vote) -> Tensor:
         """The step's ``lam_t``, once the vote is in; noted, so to be called once a step."""
         pi = vote.pi()
         by_pi = self.gate.decides_by_pi()
@@ -451,29 +383,6 @@ class GatedOptimizer:
         _check_groups(self.optimizer, self._regularized)
 
 
-class _Vote:
-    """The counts of one step on their way to the global π: the all-reduce runs while the caller goes on.
-
-    Args:
-        counts: of this rank's share.
-        group: ranks to add up over; None for a single process.
-    """
-
-    def __init__(self, counts: Counts, group: dist.ProcessGroup | None) -> None:
-        self.grad_sum = counts.grad_sum
-        # A gradient that is not finite makes π NaN on every rank: its mark survives the sum of integers.
-        coherent = torch.where(counts.grad_sum < math.inf, counts.coherent, _NOT_FINITE)  # nor is NaN less
-        self._both = torch.stack((coherent, counts.n))
-        self._work = None if group is None else dist.all_reduce(self._both, group=group, async_op=True)
-
-    def pi(self) -> Tensor:
-        """The global π, float64 0-dim; NaN if a gradient was not finite. Waits for the all-reduce."""
-        if self._work is not None:
-            self._work.wait()
-        coherent, n = self._both.unbind()
-        return torch.where(coherent < 0, torch.nan, coherence_rate(coherent, n))
-
-
 def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
     """Each parameter once, as tied weights are one. Raise `ConfigError` unless all are tensors of real numbers."""
     if isinstance(params, Tensor):
@@ -507,12 +416,3 @@ def _check_settings(optimizer: torch.optim.Optimizer, regularized: set[int]) -> 
         if decay:
             raise ConfigError(f"param_groups[{index}].{decay}", group[decay], "0: the penalty is the gate's")
         raise ConfigError(f"param_groups[{index}].maximize", True, "False: minimize the negative, as π is of a loss")
-
-
-def _all_agree(possible: bool, device: torch.device, group: dist.ProcessGroup | None) -> bool:
-    """Whether something is possible on all ranks: in two ways of rounding, replicated weights would drift apart."""
-    if group is None:
-        return possible
-    votes = torch.tensor(possible, dtype=torch.int32, device=device)
-    dist.all_reduce(votes, dist.ReduceOp.MIN, group)
-    return bool(votes.item())

@@ -8,9 +8,10 @@ from gcsr.data import Dataset
 from gcsr.interleaving import Steps
 from gcsr.native_epoch import NativeEpoch
 from gcsr.native_network import NativeNetwork
-from gcsr.optim import GatedOptimizer, regularized_parameters
+from gcsr.optim import GatedOptimizer
 from gcsr.parallel import Workers
 from gcsr.plain_network import PlainNetwork
+from gcsr.regularized import regularized_parameters
 from gcsr.training_images import TrainingImages
 
 __all__ = ["PlainLearner"]

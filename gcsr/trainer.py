@@ -18,12 +18,13 @@ from gcsr.fused_sgd import QuickSGD
 from gcsr.interleaving import Steps, finished
 from gcsr.learner import AutogradLearner, Learner, memory_layout
 from gcsr.models import new_network
-from gcsr.optim import GatedOptimizer, regularized_parameters
+from gcsr.optim import GatedOptimizer
 from gcsr.parallel import Workers
 from gcsr.plain_learner import PlainLearner
 from gcsr.plain_network import plain_network
 from gcsr.randomness import seed_generators, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
+from gcsr.regularized import regularized_parameters
 
 __all__ = ["train", "training"]
 

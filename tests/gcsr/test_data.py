@@ -40,6 +40,15 @@ def test_hold_out_is_fixed_disjoint_and_complete():
 
 
 @pytest.mark.parametrize(
+    "wrong", [{"inputs": "standardised"}, {"holdout": -0.5}, {"holdout": "x"}, {"holdout": 1}], ids=str
+)
+def test_what_is_no_hold_out_and_no_inputs_is_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"^{name}: {value!r} is not allowed; expected "):
+        load_dataset("digits", **wrong)
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"dataset": "cifar10", "model": "alexnet"}, "dataset: 'cifar10' is not allowed; expected digits"),
