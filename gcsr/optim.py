@@ -84,6 +84,7 @@ class GatedOptimizer:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         params = _distinct(params)
+        _check_is_group(process_group)
         if regularizer not in REGULARIZERS:
             raise ConfigError("regularizer", regularizer, "one of " + ", ".join(REGULARIZERS))
         if not is_number(lam) or not 0 <= lam <= MAX_LAM:
@@ -394,6 +395,13 @@ def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
         if p.is_complex():
             raise ConfigError("params", str(p.dtype), "real parameters, as a complex gradient has no sign")
     return distinct
+
+
+def _check_is_group(group: object) -> None:
+    """Raise `ConfigError` unless it is a process group, or None."""
+    known = (dist.ProcessGroup, type(None)) if dist.is_available() else type(None)
+    if not isinstance(group, known) and group is not dist.GroupMember.NON_GROUP_MEMBER:
+        raise ConfigError("process_group", type(group).__name__, "a ProcessGroup, as mesh.get_group() of a DeviceMesh")
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, regularized: set[int]) -> None:

@@ -520,6 +520,14 @@ def test_what_a_group_is_given_later_is_refused_too(inner, name, value):
         optimizer.step()
 
 
+@pytest.mark.parametrize("group", ["world", True, 3])
+def test_what_is_no_process_group_is_refused(group):
+    with pytest.raises(
+        ConfigError, match=r"^process_group: .* is not allowed; expected a ProcessGroup, as mesh.get_gro"
+    ):
+        gated(network(), process_group=group)
+
+
 def test_a_group_without_this_process_is_refused():
     with pytest.raises(ConfigError, match="process_group: 'a group without this process' is not allowed"):
         gated(network(), process_group=torch.distributed.GroupMember.NON_GROUP_MEMBER)
