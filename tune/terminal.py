@@ -1,6 +1,7 @@
 """Talking to a person: whoever listens no longer ends the talk, and never the work."""
 
 import contextlib
+import io
 import os
 import sys
 from typing import TextIO
@@ -8,7 +9,7 @@ from typing import TextIO
 import click
 from rich.console import Console
 
-__all__ = ["Terminal", "columns", "complain", "say"]
+__all__ = ["Terminal", "columns", "complain", "make_forgiving", "say"]
 
 
 class Terminal(Console):
@@ -20,7 +21,13 @@ class Terminal(Console):
         _silence(sys.stderr if self.stderr else sys.stdout)
 
 
-def say(text: str, *, nl: bool = True) -> None:
+def make_forgiving(stream: TextIO | None) -> None:
+    """Have it write ``?`` for what its encoding lacks (λ, ±, a file's name), instead of ending the process."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")
+
+
+def say(text: str | bytes, *, nl: bool = True) -> None:
     """Print a result on stdout; to nobody, if a pipe like ``| head`` was closed."""
     try:
         click.echo(text, nl=nl)
