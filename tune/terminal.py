@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from types import TracebackType
 from typing import TextIO
 
 import click
@@ -13,12 +14,26 @@ __all__ = ["Terminal", "columns", "complain", "make_forgiving", "say"]
 
 
 class Terminal(Console):
-    """A rich console that falls silent where rich would end the process: when its pipe is closed."""
+    """A rich console that falls silent where rich would end the process: when its pipe is closed.
+
+    On stderr, where no results are, also for other reasons: a full disk, a terminal that was closed.
+    """
 
     def on_broken_pipe(self) -> None:
         """See rich."""
         self.quiet = True
         _silence(sys.stderr if self.stderr else sys.stdout)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See rich: the end of each output."""
+        try:
+            super().__exit__(kind, error, trace)
+        except OSError:
+            if not self.stderr:
+                raise
+            self.quiet = True
 
 
 def make_forgiving(stream: TextIO | None) -> None:

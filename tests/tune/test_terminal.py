@@ -1,5 +1,6 @@
 """Printing where letters are missing, or where nothing can be written: the work goes on."""
 
+import errno
 import io
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from tune.cli import main
-from tune.terminal import make_forgiving
+from tune.terminal import Terminal, make_forgiving
 
 GCSR = (sys.executable, "-m", "tune.cli")
 BARE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -46,3 +47,19 @@ def test_what_forgives_already_stays_as_it_is():
     for each in (stream, io.StringIO(), None):
         make_forgiving(each)
     assert stream.errors == "backslashreplace"
+
+
+def test_progress_that_cannot_be_written_ends_nothing(monkeypatch):
+    """As on a full disk, or on a terminal that was closed; results on stdout must not get lost so."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("stderr", "stdout"):
+        monkeypatch.setattr(sys, name, Full())
+    progress = Terminal(stderr=True)
+    for line in ("one of three", "two of three"):
+        progress.print(line)
+    with pytest.raises(OSError, match="No space left"):
+        Terminal().print("results")
