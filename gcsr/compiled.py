@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from gcsr.errors import DataError
 from gcsr.files import cache_folder
 
 __all__ = ["compiled", "native_allowed"]
@@ -69,7 +70,7 @@ def _cache() -> Path | None:
         cache = cache_folder() / "compiled"  # a folder of its own: others may be given the data beside it, not code
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = cache.stat()
-    except (OSError, RuntimeError):
+    except (OSError, DataError):
         return None
     others = found.st_uid != os.getuid() or found.st_mode & 0o022  # what others may write is not ours to load
     return cache if not others and os.access(cache, os.W_OK) and _may_run(cache) else None
