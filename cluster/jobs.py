@@ -262,7 +262,7 @@ def _authorization(address: str) -> dict[str, str]:
         return {}
     token = os.environ.get("RAY_AUTH_TOKEN")
     if not token:
-        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
         try:
             token = file.read_text().strip()
         except (OSError, UnicodeDecodeError):

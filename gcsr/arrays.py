@@ -45,7 +45,11 @@ _Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype
 
 
 def data_root(given: str | os.PathLike[str] | None = None) -> Path:
-    """Where data files are: ``given``, else ``GCSR_DATA``, else ``gcsr/`` in the user's cache folder."""
+    """Where data files are: ``given``, else ``GCSR_DATA``, else ``gcsr/`` in the user's cache folder.
+
+    Raises:
+        DataError: it is none of them, as the user has no home folder.
+    """
     if given is not None:
         return Path(given)
     if os.environ.get("GCSR_DATA"):
@@ -80,9 +84,11 @@ def prepare_arrays(name: str, root: str | os.PathLike[str] | None = None, *, dow
         root: see `data_root`.
         download: let torchvision's loaders fetch what is missing.
     """
+    if name == "digits" or name not in DATASETS:
+        return load_arrays(name, root)
     folder = data_root(root)
     cache = folder / f"{name}.npz"
-    if name == "digits" or name not in DATASETS or _is_there(cache):
+    if _is_there(cache):
         return load_arrays(name, root)
     try:
         if download:
@@ -169,7 +175,10 @@ def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
             arrays[f"{split}_labels"] = labels.astype(np.uint8)
     except Exception as error:  # torchvision raises many kinds for missing and damaged files
         if isinstance(error, RuntimeError) and "not found or corrupted" in str(error):
-            where = "" if root == data_root() else f" --data {shlex.quote(str(root))}"
+            default: Path | None = None
+            with contextlib.suppress(DataError):
+                default = data_root()
+            where = "" if root == default else f" --data {shlex.quote(str(root))}"
             raise DataError(
                 f"dataset: {name} is not in {root}; put torchvision's files or {name}.npz there, name another folder "
                 f"with --data or GCSR_DATA, or run: gcsr data {name} --download{where}"

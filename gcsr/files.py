@@ -8,12 +8,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from gcsr.errors import DataError
+
 __all__ = ["cache_folder", "write_atomically"]
 
 
 def cache_folder() -> Path:
-    """``gcsr/`` in the user's cache folder, which may not be there yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcsr"
+    """``gcsr/`` in the user's cache folder, which may not be there yet.
+
+    Raises:
+        DataError: the user has no home folder, as one whom a container does not know.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcsr"
+    except RuntimeError:
+        raise DataError("data: this user has no home folder; name a folder with --data or GCSR_DATA") from None
 
 
 @contextmanager

@@ -45,6 +45,8 @@ def is_emulated(precision: str, device: torch.device) -> bool:
     """Whether the device has no instructions for this precision, so that it is many times slower than float32."""
     if precision != "bf16" or device.type != "cpu":
         return False
+    if not torch.backends.mkldnn.is_available():  # as on macOS, where the question below is not there either
+        return True
     return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

@@ -253,7 +253,7 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
             for path in report.write_figures(figures):
                 complain(f"wrote {path}")
     if out is None:
-        say(text, nl=False)
+        say(text.encode() if form == "html" else text, nl=False)  # a page says itself how it is encoded
     else:
         with _writing("out", out), write_atomically(out) as target:
             target.write(text.encode())

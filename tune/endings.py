@@ -13,7 +13,7 @@ import click
 from gcsr import InvalidInputError
 from tune.node_data import UnfitNodeError
 from tune.passwords import without_password
-from tune.terminal import complain, say
+from tune.terminal import complain, make_forgiving, say
 
 __all__ = [
     "BAD_INPUT",
@@ -92,6 +92,7 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
 
 def run_as_program(group: click.Group, arguments: Sequence[str] | None = None) -> None:
     """Run a command line as a process of its own, and exit."""
+    make_forgiving(sys.stdout)
     # Batch systems end a job so, and an ssh session that is closed: as Ctrl-C, with the line that resumes.
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it

@@ -54,10 +54,10 @@ def commit() -> str | None:
 
 
 def _processor() -> str:
+    otherwise = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+        return otherwise
+    # On ARM it says no name.
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), otherwise)

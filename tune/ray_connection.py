@@ -89,7 +89,12 @@ def _keep_token_private() -> None:
     elsewhere = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if elsewhere or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
-    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path = Path.home() / ".ray" / "auth_token"
+    except RuntimeError:
+        raise InvalidInputError(
+            "HOME: is not set, and this user has no home folder, in which Ray keeps a secret"
+        ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,26 +1,48 @@
 """Talking to a person: whoever listens no longer ends the talk, and never the work."""
 
 import contextlib
+import io
 import os
 import sys
+from types import TracebackType
 from typing import TextIO
 
 import click
 from rich.console import Console
 
-__all__ = ["Terminal", "columns", "complain", "say"]
+__all__ = ["Terminal", "columns", "complain", "make_forgiving", "say"]
 
 
 class Terminal(Console):
-    """A rich console that falls silent where rich would end the process: when its pipe is closed."""
+    """A rich console that falls silent where rich would end the process: when its pipe is closed.
+
+    On stderr, where no results are, also for other reasons: a full disk, a terminal that was closed.
+    """
 
     def on_broken_pipe(self) -> None:
         """See rich."""
         self.quiet = True
         _silence(sys.stderr if self.stderr else sys.stdout)
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See rich: the end of each output."""
+        try:
+            super().__exit__(kind, error, trace)
+        except OSError:
+            if not self.stderr:
+                raise
+            self.quiet = True
 
-def say(text: str, *, nl: bool = True) -> None:
+
+def make_forgiving(stream: TextIO | None) -> None:
+    """Have it write ``?`` for what its encoding lacks (λ, ±, a file's name), instead of ending the process."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")
+
+
+def say(text: str | bytes, *, nl: bool = True) -> None:
     """Print a result on stdout; to nobody, if a pipe like ``| head`` was closed."""
     try:
         click.echo(text, nl=nl)

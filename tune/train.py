@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
@@ -21,7 +22,7 @@ from gcsr.arrays import load_arrays
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_workers
 from tune.node_data import local_root
-from tune.terminal import Terminal, say
+from tune.terminal import Terminal, make_forgiving, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
 from tune.words import NONE
 
@@ -120,6 +121,7 @@ def _check_checkpoint(path: Path) -> None:
 def _work(
     run: TrainRun, refusals: "SimpleQueue[InvalidInputError]", group: dist.ProcessGroup, device: torch.device
 ) -> None:
+    make_forgiving(sys.stdout)
     try:
         _train_and_print(run, group, device)
     except InvalidInputError as error:

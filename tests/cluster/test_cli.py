@@ -131,6 +131,14 @@ def test_without_a_token_nothing_is_asked(tmp_path):
     assert f"token: there is none in {tmp_path / 'token'}; expected the cluster's" in err
 
 
+def test_without_a_home_folder_there_is_no_token(capsys, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it gives where there is none
+    assert main(["submit", "status"]) == 2
+    assert "token: there is none in ~/.ray/auth_token; expected the cluster's" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [

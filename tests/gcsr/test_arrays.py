@@ -255,3 +255,15 @@ def test_the_checksum_tells_a_changed_file_from_the_one_that_was_written(tmp_pat
     with pytest.raises(DataError, match=r"cifar10\.npz cannot be read: No such file"):
         verify_arrays("cifar10", tmp_path)
     assert verify_arrays("digits") is None
+
+
+def test_a_user_without_a_home_folder_has_to_name_one(monkeypatch, tmp_path):
+    """As in a container that knows no user of its number."""
+    for name in ("HOME", "XDG_CACHE_HOME", "GCSR_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it gives where there is none
+    with pytest.raises(DataError, match="no home folder; name a folder with --data or GCSR_DATA"):
+        load_arrays("cifar10")
+    assert len(prepare_arrays("digits")["train_images"]) == 1347
+    with pytest.raises(DataError, match="is not in"):
+        load_arrays("cifar10", tmp_path)

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
@@ -41,18 +43,60 @@ def test_a_broken_compiler_is_as_good_as_none(tmp_path, monkeypatch):
 
 
 @needs_compiler
-def test_a_compiler_that_is_killed_once_is_asked_again_for_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_compiler_that_is_killed_once_is_asked_again_for_the_same(fails, tmp_path, monkeypatch):
     """Other flags round otherwise: a machine that was short of memory for a moment must not end up with them."""
     flaky = tmp_path / "cc"
     asked = tmp_path / "asked"
-    once = f'echo "$@" >> {asked}; [ $(wc -l < {asked}) -gt 1 ] || kill -9 $$; exec cc "$@"'
-    flaky.write_text(f"#!/bin/sh\n{once}\n")
+    once = f'echo "$@" >> {asked}; [ $(wc -l < {asked}) -ne FAILS ] || kill -9 $$; exec cc "$@"'
+    flaky.write_text(f"#!/bin/sh\n{once}\n".replace("FAILS", str(fails)))
     flaky.chmod(0o755)
     monkeypatch.setenv("CC", str(flaky))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert compiled.__wrapped__("memory_pass.c", "off") is not None
-    first, second = (line.split(" -o ")[0] for line in asked.read_text().splitlines())
-    assert first == second
+    assert len({line.split(" -o ")[0] for line in asked.read_text().splitlines()}) == 1
+
+
+@needs_compiler
+def test_flags_that_the_compiler_lacks_are_not_tried_on_the_source(tmp_path, monkeypatch):
+    """As OpenMP's, which clang often lacks: every process would compile for seconds, in vain."""
+    without = tmp_path / "cc"
+    asked = tmp_path / "asked"
+    refusing = f'echo "$@" >> {asked}; case "$*" in *-fopenmp*) exit 1;; esac; exec cc "$@"'
+    without.write_text(f"#!/bin/sh\n{refusing}\n")
+    without.chmod(0o755)
+    monkeypatch.setenv("CC", str(without))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert compiled.__wrapped__("memory_pass.c", "off") is not None
+    assert len(libraries(tmp_path / "cache")) == 1
+    (whole,) = (line for line in asked.read_text().splitlines() if "memory_pass.c" in line)
+    assert "-fopenmp" not in whole
+
+
+@needs_compiler
+def test_where_nothing_may_be_loaded_from_the_cache_another_folder_is_taken(tmp_path, monkeypatch):
+    """As from a home folder that is mounted noexec."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    forbidden = {tmp_path / "cache" / "gcsr" / "compiled"}
+    statvfs = os.statvfs
+
+    def marked(path):
+        found = statvfs(path)
+        noexec = any(Path(path).is_relative_to(each) for each in forbidden)
+        return types.SimpleNamespace(f_flag=found.f_flag | (os.ST_NOEXEC if noexec else 0))
+
+    monkeypatch.setattr("os.ST_NOEXEC", 8, raising=False)  # as on Linux
+    monkeypatch.setattr("os.statvfs", marked)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = compiled.__wrapped__("memory_pass.c", "off")
+    assert library.gcsr_block() > 0
+    assert not libraries(tmp_path / "cache")
+    assert not list(temporary.iterdir()), "what is loaded stays loaded"
+    forbidden.add(temporary)
+    assert compiled.__wrapped__("memory_pass.c", "off") is None
+    assert not list(temporary.iterdir())
 
 
 @needs_compiler

@@ -9,7 +9,9 @@ import time
 import psutil
 import pytest
 
+from gcsr import InvalidInputError
 from tests.tune.conftest import title
+from tune.ray_connection import connected
 
 STARTED = """
 import os, sys
@@ -34,6 +36,15 @@ def test_its_secret_is_for_its_owner_only(before, address, tmp_path):
     assert token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) == 64
     assert before in (None, token.read_text())
+
+
+def test_without_a_home_folder_there_is_no_place_for_it(monkeypatch):
+    """As in a container that knows no user of its number: one line, before Ray is started."""
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it gives where there is none
+    with pytest.raises(InvalidInputError, match="HOME: is not set"), connected(None):
+        pass
 
 
 def is_ray(process):
