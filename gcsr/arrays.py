@@ -174,7 +174,7 @@ def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
             arrays[f"{split}_images"] = np.ascontiguousarray(images, dtype=np.uint8)
             arrays[f"{split}_labels"] = labels.astype(np.uint8)
     except Exception as error:  # torchvision raises many kinds for missing and damaged files
-        if isinstance(error, RuntimeError) and "not found or corrupted" in str(error):
+        if isinstance(error, RuntimeError) and "not found or corrupted" in str(error) and not download:
             default: Path | None = None
             with contextlib.suppress(DataError):
                 default = data_root()
@@ -183,8 +183,17 @@ def _from_torchvision(name: str, root: Path, *, download: bool) -> Arrays:
                 f"dataset: {name} is not in {root}; put torchvision's files or {name}.npz there, name another folder "
                 f"with --data or GCSR_DATA, or run: gcsr data {name} --download{where}"
             ) from None
+        if download:  # a file that is there already has passed its checksum
+            raise DataError(f"dataset: {name} cannot be downloaded into {root}: {_reason(error)}") from None
         raise DataError(f"dataset: {name} in {root} cannot be read: {' '.join(str(error).split())}") from None
     return _checked(name, root, arrays)
+
+
+def _reason(error: Exception) -> str:
+    """Why a download failed: urllib puts what the network said inside an error of its own."""
+    cause = getattr(error, "reason", None)
+    cause = cause if isinstance(cause, OSError) else error
+    return " ".join(str(getattr(cause, "strerror", None) or cause).split())
 
 
 def _read_npz(name: str, path: Path) -> Arrays:

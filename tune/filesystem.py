@@ -56,6 +56,8 @@ class Files:
             raise InvalidInputError(
                 f"{field}: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name"
             )
+        if "://" in location and "#" in location:  # pyarrow would leave out what follows it
+            raise InvalidInputError(f"{field}: {location!r} is not allowed; expected %23 in place of # in a URI")
         try:
             if "://" in location:
                 self.filesystem, root = pafs.FileSystem.from_uri(_in_one_request(location))
@@ -68,6 +70,8 @@ class Files:
         self.root: str = root.rstrip("/") or "/"
         if not self.is_local and self.root == "/":
             raise InvalidInputError(f"{field}: {location!r} names no bucket; expected SCHEME://… as s3://bucket/name")
+        if not self.is_local and "//" in self.root:  # pyarrow refuses it later, once it is used
+            raise InvalidInputError(f"{field}: {location!r} is not allowed; expected a name between any two slashes")
         self._made: set[str] = set()  # folders that are there: asking again costs a remote store three requests
         self._making = threading.Lock()
 

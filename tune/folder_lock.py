@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gcsr import InvalidInputError
@@ -14,23 +14,39 @@ _NAME = ".lock"
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder, which is made if need be; one that is still empty at the end is removed again.
+
+    Yields:
+        A check, which raises an `OSError` once the folder has been deleted or renamed: what is written under its name
+        from then on would be another folder, which any other run may hold.
 
     Raises:
         InvalidInputError: another process holds it, or it cannot be written.
     """
     created = [each for each in (folder, *folder.parents) if not each.exists()]
     handle = _locked(folder)
+    held = os.open(folder, os.O_RDONLY)  # open: no other folder can be given its number
+
+    def check() -> None:
+        try:
+            there = os.path.samestat(os.fstat(held), os.stat(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        if not there:
+            raise OSError(f"out: {str(folder)!r} was deleted or renamed while this run wrote into it")
+
     try:
-        yield
+        yield check
     finally:
         # Bad input may show up only now (no cluster, too few cores): it must leave nothing behind.
-        if [path.name for path in folder.iterdir()] == [_NAME]:
-            (folder / _NAME).unlink()
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            check()
+            if [path.name for path in folder.iterdir()] == [_NAME]:
+                (folder / _NAME).unlink()
                 for each in created:
                     each.rmdir()
+        os.close(held)
         os.close(handle)
 
 

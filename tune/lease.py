@@ -49,17 +49,24 @@ class Lease:
         found = self._folder.read_json(_NAME)
         if found is not None and not self._is_over(found):
             raise self._refusal(found)
-        self._write()
-        time.sleep(_SETTLE_SECONDS)
-        found = self._folder.read_json(_NAME) or {}
-        if found.get("id") != self._id:
-            raise self._refusal(found)
+        try:
+            self._write()
+            time.sleep(_SETTLE_SECONDS)
+            found = self._folder.read_json(_NAME) or {}
+            if found.get("id") != self._id:
+                raise self._refusal(found)
+        except BaseException:  # Ctrl-C, too: what is not held is not to be waited for
+            self._give_back()
+            raise
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
+        self._give_back()
+
+    def _give_back(self) -> None:
         with contextlib.suppress(OSError, InvalidInputError):
             if (self._folder.read_json(_NAME) or {}).get("id") == self._id:
                 self._folder.remove(_NAME)

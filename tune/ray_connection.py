@@ -46,13 +46,18 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         InvalidInputError: the cluster cannot be reached, or does not let us in.
+        OSError: Ray cannot be started on this machine.
     """
     # In the main thread Ray would put its own handler of SIGTERM in place of ours, and its forks may lose a Ctrl-C.
     # Its processes die with the thread that started them: it stays until the end.
     with ThreadPoolExecutor(1, "gcsr-ray") as thread:
         starting = thread.submit(_connect, address)
         try:
-            starting.result()
+            try:
+                starting.result()
+            except KeyboardInterrupt:
+                complain("gcsr: interrupted while Ray starts: it is stopped as soon as it has started")
+                raise
             _take_back_sigterm()
             _watch_head()
             yield
@@ -74,9 +79,15 @@ def _connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
     if address in (None, "local"):
-        _keep_token_private()
-        # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
-        ray.init(address="local", include_dashboard=False, **quiet)
+        try:
+            _keep_token_private()
+            # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
+            ray.init(address="local", include_dashboard=False, **quiet)
+        except InvalidInputError:
+            raise
+        except Exception as error:  # Ray raises many kinds, as for a full disk or a path that is too long
+            hint = "its files go to /tmp/ray, or to ray/ in RAY_TMPDIR; --executor inline needs no Ray"
+            raise OSError(f"Ray cannot be started on this machine: {one_line(error, 300)} ({hint})") from None
     else:
         try:
             ray.init(address=address, **quiet)

@@ -71,7 +71,7 @@ class Store(Folder):
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
-        self._lease: Lease | None = None
+        self._check_held: Callable[[], None] | None = None  # of what `exclusive` holds
 
     # -- the sweep it belongs to ------------------------------------------------------------------------------
 
@@ -136,23 +136,26 @@ class Store(Folder):
         """
         with contextlib.ExitStack() as held:
             if self.is_local:
-                held.enter_context(folder_lock(Path(self._root)))
+                self._check_held = held.enter_context(folder_lock(Path(self._root)))
             else:
                 bucket = self._root.split("/")[0]
                 with self._reaching():
                     if self._files.info(bucket).type == pafs.FileType.NotFound:
                         raise StoreError(f"out: {self.location!r} cannot be written: there is no bucket {bucket}")
-                    self._lease = held.enter_context(Lease(self))
-            yield
+                    self._check_held = held.enter_context(Lease(self)).check
+            try:
+                yield
+            finally:
+                self._check_held = None
 
     def check_held(self) -> None:
-        """Raise if another run has taken over the right to write that `exclusive` gave.
+        """Raise if the right to write that `exclusive` gave is lost.
 
         Raises:
-            LostLeaseError: it has; only on a remote store.
+            OSError: another run has taken a remote store over (`LostLeaseError`); a folder was deleted or renamed.
         """
-        if self._lease is not None:
-            self._lease.check()
+        if self._check_held is not None:
+            self._check_held()
 
     # -- trials -----------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class StoreWriter:
             compact(self._store)
 
     def check(self) -> None:
-        """Raise what went wrong with an earlier outcome, or that the store is another run's by now."""
+        """Raise what went wrong with an earlier outcome, or that the store is not ours any more."""
         if self._error is not None:
             raise self._error
         self._store.check_held()

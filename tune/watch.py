@@ -9,10 +9,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gcsr import InvalidInputError
+from tune.filesystem import one_line
 from tune.reporting import Report
 from tune.store import Store
 
 __all__ = ["serve"]
+
+_AGAIN_SECONDS = 3
 
 
 def serve(store: Store, title: str, port: int, *, on_ready: Callable[[str], None]) -> None:
@@ -66,10 +69,24 @@ async def _asked_by_its_own_name(request: web.Request, handler: Handler) -> web.
     return await handler(request)
 
 
-async def _serve(page: _Page, port: int, on_ready: Callable[[str], None]) -> None:
-    application = web.Application(middlewares=[_asked_by_its_own_name])
+@web.middleware
+async def _unless_unreadable(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """In place of what a store that cannot be read at the moment would show, one line that tries again by itself."""
+    try:
+        return await handler(request)
+    except (OSError, InvalidInputError) as error:
+        text = f"The store cannot be read at the moment: {one_line(error)}"
+        return web.Response(status=503, text=text, headers={"Refresh": f"{_AGAIN_SECONDS}"})
+
+
+def _application(page: _Page) -> web.Application:
+    application = web.Application(middlewares=[_asked_by_its_own_name, _unless_unreadable])
     application.add_routes([web.get("/", page.page), web.get("/version", page.version)])
-    runner = web.AppRunner(application, access_log=None)
+    return application
+
+
+async def _serve(page: _Page, port: int, on_ready: Callable[[str], None]) -> None:
+    runner = web.AppRunner(_application(page), access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()

@@ -4,7 +4,11 @@ import hashlib
 import io
 import os
 import pickle
+import socket
+import urllib.error
 import zipfile
+from email.message import Message
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +85,34 @@ def test_missing_files_are_one_line_that_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"--data or GCSR_DATA, or run: gcsr data svhn --download") as caught:
         load_arrays("svhn", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (urllib.error.URLError(socket.gaierror(-2, "Name or service not known")), "Name or service not known"),
+        (urllib.error.HTTPError("http://host", 404, "Not Found", Message(), None), "HTTP Error 404: Not Found"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_download_that_fails_says_so_and_why(failure, reason, tmp_path, monkeypatch):
+    def urlopen(*arguments, **options):
+        raise failure
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    with pytest.raises(DataError) as caught:
+        prepare_arrays("svhn", tmp_path, download=True)
+    assert str(caught.value) == f"dataset: svhn cannot be downloaded into {tmp_path}: {reason}"
+
+
+def test_a_download_of_something_else_says_so(tmp_path, monkeypatch):
+    def retrieve(url, path, *arguments, **options):
+        Path(path).write_text("<html>Please log in</html>")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, *arguments, **options: url)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", retrieve)
+    with pytest.raises(DataError, match=r"svhn cannot be downloaded into .*: File not found or corrupted"):
+        prepare_arrays("svhn", tmp_path, download=True)
 
 
 def damaged(case):

@@ -98,6 +98,7 @@ BAD = {
     "no hold-out to search on": ["search", "digits", "--out", "OUT", "--trials", "3", "--set", "holdout=0"],
     "empty out": ["sweep", "digits", "--out", ""],
     "no bucket": ["sweep", "digits", "--out", "s3://"],
+    "a uri with an empty part": ["sweep", "digits", "--out", "s3://bucket/runs//1?region=us-east-1"],
     "half a uri": ["sweep", "digits", "--out", "s3:bucket"],
     "bytes": ["sweep", "digits", "--out", "\udcff"],
     "spec of a device": ["sweep", "/dev/zero", "--out", "OUT"],

@@ -231,6 +231,19 @@ def test_a_second_run_is_refused_while_the_first_lives(bucket, capsys, monkeypat
         pass
 
 
+def test_a_run_that_is_interrupted_before_it_holds_the_store_leaves_no_claim(bucket, monkeypatch):
+    store = Store(bucket)
+
+    def interrupted(seconds):
+        assert store.read_json("lease.json") is not None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lease.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt), store.exclusive():
+        pass
+    assert store.read_json("lease.json") is None
+
+
 @pytest.mark.parametrize("skew", [-1000, 1000])
 def test_a_lease_from_elsewhere_is_judged_by_the_clock_of_the_store(bucket, monkeypatch, skew):
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)

@@ -64,5 +64,20 @@ def test_a_signal_while_ray_starts_ends_the_sweep_with_the_line_that_resumes(num
     finally:
         started.kill()
     assert started.returncode == 130
-    assert "resume with: gcsr sweep digits" in err
-    assert err.count("\n") == 1
+    said = err.splitlines()
+    assert said[0] == "gcsr: interrupted while Ray starts: it is stopped as soon as it has started"
+    assert "resume with: gcsr sweep digits" in said[1]
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(("variable", "value"), [("RAY_AUTH_TOKEN_PATH", "/nowhere"), ("RAY_TMPDIR", "/dev/null")])
+def test_a_ray_that_cannot_start_is_one_line(variable, value, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tune.cli", "sweep", "digits", "--out", str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("gcsr: Ray cannot be started on this machine: ")
+    assert "resume with: gcsr sweep digits" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not out.exists()

@@ -134,3 +134,25 @@ def test_an_interrupted_run_keeps_what_it_was_given(tmp_path):
 
 def test_an_outcome_is_short_where_it_is_printed():
     assert len(repr(outcome(CONFIGS[0]))) < 80
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_folder_that_is_deleted_or_renamed_ends_the_run(tmp_path, made_anew):
+    out, aside = tmp_path / "out", tmp_path / "aside"
+    store = Store(str(out))
+    with (
+        pytest.raises(OSError, match=r"out' was deleted or renamed while"),
+        store.exclusive(),
+        Recorder(store, set(), []) as recorder,
+    ):
+        recorder.ended(outcome(CONFIGS[0]))
+        recorder.wait()
+        out.rename(aside)
+        if made_anew:
+            out.mkdir()
+        recorder.ended(outcome(CONFIGS[1]))
+    assert len(ended(Store(str(aside)))) == 1
+    assert out.exists() == made_anew, "nothing was written under its name"
+    assert not made_anew or not any(out.iterdir())
+    with store.exclusive(), Recorder(store, set(), []) as recorder:
+        recorder.ended(outcome(CONFIGS[1]))

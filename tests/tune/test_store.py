@@ -54,6 +54,12 @@ def test_duckdb_reads_the_folder_as_it_is(store, row):
     assert store.epochs().count_rows() == 3
 
 
+def test_a_uri_says_the_whole_name(tmp_path):
+    assert Store(f"file://{tmp_path}/runs%231").path("trials") == f"{tmp_path}/runs#1/trials"
+    with pytest.raises(StoreError, match="expected %23 in place of #"):
+        Store(f"file://{tmp_path}/runs#1")  # pyarrow would take it for runs
+
+
 @pytest.mark.parametrize("damage", [b"", b"PAR1", b"no parquet at all, but long enough to be one" * 10])
 def test_damaged_files_are_named_and_the_rest_is_read(store, row, damage):
     store.write_trial(row(0.5, seed=1), [])
