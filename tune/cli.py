@@ -110,6 +110,11 @@ def _counted(statuses: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {status}" for status, n in sorted(statuses.items())) or "nothing to do"
 
 
+def _argument(folder: str) -> str:
+    """A folder as a shell and then a command takes it, which takes a leading dash for an option's."""
+    return shlex.quote(f"./{folder}" if folder.startswith("-") else folder)
+
+
 def _list_failures(failures: Sequence[str]) -> None:
     for line in failures[:20]:
         complain(line)
@@ -120,7 +125,7 @@ def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
         _list_failures(failures)
         raise WorkFailedError(
             f"{len(failures)} of {total} trials failed, listed above and in the column error of "
-            f"{shlex.quote(out)}/trials; --resume tries them again"
+            f"{_argument(out)}/trials; --resume tries them again"
         )
 
 
@@ -136,7 +141,7 @@ def sweep_command(out: str, **given: Any) -> None:
     with resumable(asked.options.resume):
         outcome = run_sweep(asked.spec, Store(out), asked.options)
     ended = "none has ended" if outcome.left and not outcome.ran else _counted(outcome.statuses)
-    say(f"{counted(outcome.total, 'trial')}, {outcome.ran} run now: {ended}. Next: gcsr report {shlex.quote(out)}")
+    say(f"{counted(outcome.total, 'trial')}, {outcome.ran} run now: {ended}. Next: gcsr report {_argument(out)}")
     if outcome.left:
         _list_failures(outcome.failures)
         command = resuming(asked.options.resume)
@@ -194,7 +199,7 @@ def search_command(
     if outcome.saved_epochs:
         say(f"not trained, as their trials had collapsed: {counted(outcome.saved_epochs, 'epoch')}")
     done = f"{counted(outcome.total, 'trial')}, {outcome.ran} run now: {_counted(outcome.statuses)}"
-    say(f"{done}. Next: gcsr report {shlex.quote(out)}")
+    say(f"{done}. Next: gcsr report {_argument(out)}")
     _report_failures(outcome.failures, outcome.total, out)
 
 
@@ -219,7 +224,7 @@ def tolerance_command(out: str, precision: float, **given: Any) -> None:
     done = (
         f"{counted(tried, 'trial')} ({outcome.grid} in the grid), {outcome.ran} run now: {_counted(outcome.statuses)}"
     )
-    say(f"{done}. Next: gcsr report {shlex.quote(out)}")
+    say(f"{done}. Next: gcsr report {_argument(out)}")
     _report_failures(outcome.failures, tried, out)
 
 

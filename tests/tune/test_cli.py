@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -280,6 +281,16 @@ def test_a_precision_that_the_processor_lacks_is_warned_of(emulated, capsys, tmp
         assert err.count("precision: bf16 is emulated on this processor") == emulated
     code, _, err = run(capsys, "train", *options)
     assert "emulated" not in err
+
+
+def test_the_command_that_is_named_next_takes_a_folder_with_a_dash(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = ["--set", "mode=none", "--set", "model=mlp1", "--set", "epochs=1", "--set", "seed=0"]
+    code, out, _ = run(capsys, "sweep", "digits", "--out=-runs", "--executor", "inline", *fields)
+    assert code == 0
+    named = shlex.split(out.partition("Next: gcsr ")[2])
+    assert named == ["report", "./-runs"]
+    assert run(capsys, *named)[0] == 0
 
 
 def test_what_the_page_that_is_served_has_no_use_for_is_refused(swept, capsys, tmp_path):
