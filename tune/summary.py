@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A setting that a search asked for: the how manieth of which of its lines, and the ids of its trials."""
+    """A setting that a search asked for: of which of its lines, its number among that line's, and its trials' ids."""
 
     line: int
     number: int
