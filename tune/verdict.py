@@ -291,7 +291,7 @@ def caveats(summary: Summary) -> Iterator[str]:
     """What a careful reader should know before quoting the numbers."""
     searched_on = {found.objectives[0] for found in summary.found if found.settings > 1}
     if "val_accuracy" in searched_on:
-        yield "The best of a search was lucky on the validation images that chose it; quote its test accuracy."
+        yield "The best of a search was probably lucky on the validation images that chose it: quote its test accuracy."
     if "test_accuracy" in searched_on or any(c.selected_on == "test" for c in summary.comparisons):
         yield "The best λ was chosen on the test split, as in the paper; set holdout to choose it honestly."
     few = sorted({s.n for s in summary.settings if 0 < s.n < 3})
