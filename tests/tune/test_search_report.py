@@ -9,12 +9,13 @@ from optuna.distributions import FloatDistribution, IntDistribution, distributio
 from tests.tune.conftest import make_row
 from tune.aggregate import summarize
 from tune.cli import main
+from tune.folder import DamagedStoreError
 from tune.report import render
 from tune.runs import RunOptions
 from tune.search import run_search
 from tune.search_report import history_figures, importance_table, stored_definition, stored_search, tuned_fields
 from tune.spec import SweepSpec
-from tune.store import SUGGESTIONS, DamagedStoreError, Store
+from tune.store import SUGGESTIONS, Store
 from tune.summary import Searched
 
 LAM = json.loads(distribution_to_json(FloatDistribution(1e-4, 1e-1, log=True)))
