@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["cli", "main"]
 
 _DASHBOARD = "http://127.0.0.1:8265"
-_RUN_OPTIONS = {str(option.name) for option in tune_cli.commands["sweep"].params} - {"out"}
+_RUN_OPTIONS = {str(option.name) for option in tune_cli.commands["sweep"].params} - {"out", "dry_run"}
 
 
 def _without_password(context: click.Context, option: click.Parameter, address: str) -> str:
@@ -162,6 +162,8 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
     for option in ("executor", "address"):
         if any(word == f"--{option}" or word.startswith(f"--{option}=") for word in options):
             raise InvalidInputError(f"{option}: is not allowed in a job; a job runs its trials on its own cluster")
+    if parsed.get("dry_run"):
+        raise InvalidInputError("dry_run: is not allowed in a job; gcsr sweep --dry-run shows what a job would run")
     data = parsed["data"]
     if data and "://" not in data and not Path(data).is_absolute():
         raise InvalidInputError(

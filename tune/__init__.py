@@ -13,5 +13,5 @@ The modules in layers. Each imports only from its own layer and from those above
     statistics         stats, summary, found, aggregate, curves
     reports            tables, verdict, figures, static_figures, plotly_figures, search_report, flat, report, html,
                        reporting, watch
-    commands           endings, options, train, cli
+    commands           endings, options, preview, train, cli
 """

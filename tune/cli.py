@@ -38,11 +38,12 @@ from tune.options import (
     stop_option,
     threads_option,
 )
+from tune.preview import preview
 from tune.schema import FAMILY_FIELDS
 from tune.search_spec import OBJECTIVES, PRUNERS, SAMPLERS, Objective, Pruner, Sampler
 from tune.spec import MAX_TRIALS, load_spec, parse_yaml, shipped_specs
 from tune.store import Store
-from tune.sweep import run_sweep
+from tune.sweep import preview_sweep, run_sweep
 from tune.terminal import Terminal, columns, complain, say
 from tune.tolerance import run_tolerance
 from tune.words import counted, float_text, method_text, network_texts
@@ -135,9 +136,16 @@ def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
     "--time-limit", type=TIME, help="As 9m or 1h30m: stop then, after the running epochs and cohorts, to be resumed."
 )
 @stop_option(False)
-def sweep_command(out: str, **given: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Show what would be run, and start nothing.")
+def sweep_command(out: str, dry_run: bool, **given: Any) -> None:
     """Run every trial of SPEC (a shipped name, see gcsr specs, or a YAML file)."""
     asked = asked_for(**given)
+    if dry_run:
+        found = preview_sweep(asked.spec, Store(out), asked.options)
+        Terminal(highlight=False, width=columns(160)).print(preview(found.trials, found.missing))
+        total, left = len(found.trials), len(found.missing)
+        say(f"{counted(total, 'trial')}, {total - left} ended before: {left} to run. Nothing was started.")
+        return
     with resumable(asked.options.resume):
         outcome = run_sweep(asked.spec, Store(out), asked.options)
     ended = "none has ended" if outcome.left and not outcome.ran else _counted(outcome.statuses)

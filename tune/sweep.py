@@ -3,6 +3,7 @@
 from collections.abc import Set
 from dataclasses import dataclass
 
+from gcsr import TrialConfig
 from tune.compaction import take_up
 from tune.events import TimeLimit
 from tune.recorder import RunOutcome
@@ -12,7 +13,7 @@ from tune.store import Store
 from tune.terminal import complain
 from tune.words import counted
 
-__all__ = ["SweepOutcome", "run_sweep"]
+__all__ = ["SweepOutcome", "SweepPreview", "preview_sweep", "run_sweep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +27,33 @@ class SweepOutcome(RunOutcome):
 
     total: int
     left: int
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPreview:
+    """What `run_sweep` would run.
+
+    Attributes:
+        trials: of the spec.
+        missing: ids of those of them that have not ended, or failed.
+    """
+
+    trials: tuple[TrialConfig, ...]
+    missing: frozenset[str]
+
+
+def preview_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepPreview:
+    """Look up what `run_sweep` would run. Nothing is started, and nothing written.
+
+    Raises:
+        InvalidInputError: the spec, the data or the store cannot be used.
+    """
+    trials = spec.trials()
+    check_unused(store, options)
+    check_machine(trials, options)
+    rows = store.read_trials().table.select(["trial_id", "status"]).to_pylist()
+    ended = {row["trial_id"] for row in rows if row["status"] != "failed"}
+    return SweepPreview(tuple(trials), frozenset(config.trial_id for config in trials) - ended)
 
 
 def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcome:

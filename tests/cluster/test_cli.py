@@ -64,6 +64,7 @@ BAD = {
     "time": (["digits", *OUT, "--time-limit", "9"], "time_limit: '9' is not allowed"),
     "share": (["digits", *OUT, "--gpu-share", "2"], "gpu_share: 2.0 is not allowed; expected a number from 0.01 to 1"),
     "executor": (["digits", *OUT, "--executor", "inline"], "executor: is not allowed in a job"),
+    "dry run": (["digits", *OUT, "--dry-run"], "dry_run: is not allowed in a job"),
     "password": (["digits", "--out", "s3://key:secret@bucket/x"], "a URL with a password is not allowed"),
     "storage": (
         ["digits", *OUT, "--command", "search", "--trials", "9", "--storage", "postgresql://me:secret@db/x"],
