@@ -2,7 +2,7 @@
 
 The modules in layers. Each imports only from its own layer and from those above it (``tests/tune/test_layers.py``)::
 
-    words and columns  words, terminal, passwords, provenance, schema, formats, paper
+    words and columns  words, terminal, passwords, provenance, schema, formats, paper, pareto
     what to run        search_spec, spec
     storage            filesystem, node_data, folder, folder_lock, lease, rows, store, compaction
     trials             job, cutting, trial, units

@@ -100,7 +100,7 @@ def _setting(
     accuracies = [row["test_accuracy"] for row in measured]
     held_out = [row["val_accuracy"] for row in measured if row["val_accuracy"] is not None]
     trial_ids = tuple(row["trial_id"] for row in group)
-    asked = None if search is None else next((search.asked[i] for i in trial_ids if i in search.asked), None)
+    asked = None if search is None else search.asked_as(trial_ids)
 
     def average(name: str) -> float | None:
         values = [row[name] for row in measured if row[name] is not None]
@@ -157,10 +157,6 @@ def _regularizers(family: Sequence[Setting]) -> list[str]:
     return [name for name in ("l2", "l1") if any(s.regularizer == name for s in family)]
 
 
-def _where(setting: Setting) -> Row:
-    return {name: getattr(setting, name) for name in ("dataset", "model", "network", "width", "recipe")}
-
-
 def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
     for regularizer in _regularizers(family):
         lines: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
@@ -169,7 +165,7 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
                 lines[setting.mode, setting.mu, setting.gamma, setting.gamma_threshold].append(setting)
         for (mode, mu, gamma, threshold), line in lines.items():
             yield Tolerance(
-                **_where(line[0]),
+                **line[0].family,
                 regularizer=regularizer,
                 mode=mode,
                 mu=mu,
@@ -197,7 +193,7 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
                 continue
             test = stats.compare(ours.accuracies, baseline.accuracies)
             yield Compared(
-                **_where(baseline),
+                **baseline.family,
                 regularizer=regularizer,
                 mode=mode,
                 baseline=baseline,
@@ -259,7 +255,7 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
     assert level is not None
     gated, plain = _of(family, "l1", *_GATED), _of(family, "l1", "baseline")
     return Compression(
-        **_where(baseline),
+        **baseline.family,
         baseline=baseline,
         ours=_sparsest(gated, level, baseline.sparsity_mean),
         near=_sparsest(gated, level - NEAR, baseline.sparsity_mean),

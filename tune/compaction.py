@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from tune.folder import DamagedStoreError
 from tune.store import MANIFEST, Store
 
-__all__ = ["SINGLES", "compact", "recover", "take_up"]
+__all__ = ["SINGLES", "compact", "ended_rows", "recover", "take_up"]
 
 SINGLES = 256  # single-trial files before they are merged
 _HELD = 1024  # single-trial files whose rows are in memory at once
@@ -63,10 +63,15 @@ def take_up(store: Store) -> pa.Table:
         OSError: the store cannot be read at the moment.
     """
     recover(store)  # first: what it puts out of the way has not ended
-    rows = store.read_trials().table
-    ended = rows.filter(pc.not_equal(rows["status"], "failed"))
+    ended = ended_rows(store)
     _discard_leftovers(store, set(ended["trial_id"].to_pylist()))
     return ended
+
+
+def ended_rows(store: Store) -> pa.Table:
+    """The readable rows of all trials but the failed ones, which run again."""
+    rows = store.read_trials().table
+    return rows.filter(pc.not_equal(rows["status"], "failed"))
 
 
 def recover(store: Store) -> None:

@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from gcsr import TrialConfig
+from tune.pareto import unbeaten
 from tune.schema import CONFIG_FIELDS, METHOD_FIELDS
 from tune.summary import DIGITS, Found, Row, Searched, Setting
-from tune.words import float_text
+from tune.words import value_text
 
 __all__ = ["found_by", "interval_of", "train_command", "value_of"]
 
@@ -30,7 +31,7 @@ def found_by(search: Searched, settings: Sequence[Setting]) -> Iterator[Found]:
     """What each line of a search found; nothing of a line of which no setting is complete yet."""
     lines: dict[int, list[Setting]] = {}
     for setting in settings:
-        asked = next((search.asked[i] for i in setting.trial_ids if i in search.asked), None)
+        asked = search.asked_as(setting.trial_ids)
         if asked is not None and setting.complete and value_of(setting, search.objectives[0]) is not None:
             lines.setdefault(asked.line, []).append(setting)
     for _, complete in sorted(lines.items()):
@@ -46,13 +47,9 @@ def _found(search: Searched, complete: list[Setting], settings: Sequence[Setting
     best = ranking[0]
     reached, half = values(best)[0], interval_of(best, search.objectives[0])
     if len(search.objectives) > 1:
-        front: list[Setting] = []
-        for s in ranking:  # whatever beats it comes before it
-            if not any(values(o) != values(s) and _at_least(values(o), values(s)) for o in front):
-                front.append(s)
-        ranking = front
+        ranking = unbeaten(ranking, values)
     return Found(
-        **{name: getattr(best, name) for name in ("dataset", "model", "network", "width", "recipe")},
+        **best.family,
         regularizer=best.regularizer,
         mode=best.mode,
         objectives=search.objectives,
@@ -63,10 +60,6 @@ def _found(search: Searched, complete: list[Setting], settings: Sequence[Setting
         since=sum((s.suggestion or 0) > (best.suggestion or 0) for s in complete),
         refit=_refit(best, settings),
     )
-
-
-def _at_least(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def _refit(best: Setting, settings: Sequence[Setting]) -> Setting | None:
@@ -85,10 +78,7 @@ def train_command(setting: Setting) -> str:
     named = ("dataset", "model", "regularizer", "mode", "lam", "seed")
     fields = _fields(setting) | {"seed": min(setting.seeds, default=0)}
     usual = TrialConfig(**{name: fields[name] for name in named}).to_dict()
-    given = {name: fields[name] for name in CONFIG_FIELDS if name in named or _text(fields[name]) != _text(usual[name])}
-    options = (f"--{name.replace('_', '-')} {shlex.quote(_text(value))}" for name, value in given.items())
+    given = {name: value_text(fields[name]) for name in CONFIG_FIELDS}  # as texts, as a stored γ is one
+    told = (name for name in CONFIG_FIELDS if name in named or given[name] != value_text(usual[name]))
+    options = (f"--{name.replace('_', '-')} {shlex.quote(given[name])}" for name in told)
     return " ".join(("gcsr train", *options))
-
-
-def _text(value: object) -> str:
-    return float_text(value) if isinstance(value, float) else str(value).lower()

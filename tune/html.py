@@ -58,7 +58,7 @@ def render_html(
         headline=headline(summary),
         verdict=list(sentences(summary)),
         caveats=list(caveats(summary)),
-        again="\n".join(f"# {what}\n{command}" for what, command in commands(summary)),
+        again="\n".join(commands(summary)),
         again_title=AGAIN,
         figures=drawn,
         figure_json=_script_json([plotly_figure(figure) for figure in drawn]),

@@ -103,8 +103,8 @@ def _text(summary: Summary, title: str, progress: str, width: int) -> str:
     again = list(commands(summary))
     if again:
         console.print(Text(f"\n{AGAIN}"))
-        for what, command in again:
-            console.print(Text(f"# {what}\n{command}"), soft_wrap=True)  # a command is one line, to be copied
+        for line in again:
+            console.print(Text(line), soft_wrap=True)  # a command is one line, to be copied
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
@@ -135,7 +135,7 @@ def _markdown(summary: Summary, title: str, progress: str) -> str:
             lines += [f"## {heading}", "", *(f"- {_cell(line)}" for line in listed), ""]
     for table in text_tables(summary):
         lines += [f"## {table.title}", "", *_markdown_table(table), ""]
-    again = [line for what, command in commands(summary) for line in (f"# {what}", command)]
+    again = list(commands(summary))
     if again:
         lines += [f"## {AGAIN}", "", "```sh", *again, "```", ""]
     return "\n".join(lines)

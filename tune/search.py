@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import take_up
 from tune.lines import Line, labels, lines_of
+from tune.pareto import unbeaten
 from tune.recorder import RunOutcome
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
 from tune.search_identity import (
@@ -325,15 +326,9 @@ def _front(found: Sequence[tuple[_Setting, tuple[float, ...]]]) -> list[tuple[_S
     ordered = sorted(found, key=lambda each: each[1], reverse=True)
     if len(ordered[0][1]) == 1:
         return ordered[:1]
-    front: list[tuple[_Setting, tuple[float, ...]]] = []
-    for setting, values in ordered:  # whatever beats it comes before it
-        if not any(_beats(other, values) or same.configs == setting.configs for same, other in front):
-            front.append((setting, values))
-    return front
-
-
-def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+    front = unbeaten(ordered, lambda each: each[1])
+    # A sampler may suggest a setting twice.
+    return [each for k, each in enumerate(front) if each[0].configs not in (same.configs for same, _ in front[:k])]
 
 
 def settings_of_lines(lines: Sequence[Line], trials: int) -> list[int]:

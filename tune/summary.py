@@ -1,7 +1,7 @@
 """What a report says: settings, comparisons (Table 2), tolerance (Figure 7), compression (Table 3)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 __all__ = [
@@ -46,6 +46,10 @@ class Searched:
     tuned: frozenset[str]
     objectives: tuple[str, ...]
     asked: Mapping[str, Asked]
+
+    def asked_as(self, trial_ids: Sequence[str]) -> Asked | None:
+        """What a setting of these trials was asked for as; None if it was not."""
+        return next((self.asked[trial_id] for trial_id in trial_ids if trial_id in self.asked), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +98,11 @@ class Setting:
     trial_ids: tuple[str, ...]
     suggestion: int | None
     complete: bool
+
+    @property
+    def family(self) -> Row:
+        """The fields that what is found of its family has in common with it (`_OfFamily`)."""
+        return {field.name: getattr(self, field.name) for field in fields(_OfFamily)}
 
     @property
     def selection(self) -> float | None:

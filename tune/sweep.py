@@ -4,7 +4,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from gcsr import TrialConfig
-from tune.compaction import take_up
+from tune.compaction import ended_rows, take_up
 from tune.events import TimeLimit
 from tune.recorder import RunOutcome
 from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
@@ -51,9 +51,8 @@ def preview_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepPr
     trials = spec.trials()
     check_unused(store, options)
     check_machine(trials, options)
-    rows = store.read_trials().table.select(["trial_id", "status"]).to_pylist()
-    ended = {row["trial_id"] for row in rows if row["status"] != "failed"}
-    return SweepPreview(tuple(trials), frozenset(config.trial_id for config in trials) - ended)
+    ended = ended_rows(store)["trial_id"].to_pylist()
+    return SweepPreview(tuple(trials), frozenset(config.trial_id for config in trials).difference(ended))
 
 
 def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcome:

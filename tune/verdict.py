@@ -160,13 +160,14 @@ def _how_sure(found: Found) -> str:
     return f"{said}; it was suggested last of these, so that more trials may well find a better one"
 
 
-def commands(summary: Summary) -> Iterator[tuple[str, str]]:
-    """Of each line of a search, what its best setting is and the command that trains it again."""
+def commands(summary: Summary) -> Iterator[str]:
+    """Lines for a shell: a comment on the best setting of each line of a search, and the command that trains it."""
     for found in summary.found:
         best = found.refit or found.best
         seeds = ", ".join(map(str, best.seeds[1:]))
         others = f"; other seeds: {seeds}" if seeds else ""
-        yield f"{best.network}, {best.regularizer.upper()}, {method_of(best)}{others}", train_command(best)
+        yield f"# {best.network}, {best.regularizer.upper()}, {method_of(best)}{others}"
+        yield train_command(best)
 
 
 def _collapse(level: Tolerance, summary: Summary) -> str:

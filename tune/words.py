@@ -16,6 +16,7 @@ __all__ = [
     "probability",
     "told_apart",
     "tuned_text",
+    "value_text",
 ]
 
 NONE = "–"
@@ -62,10 +63,11 @@ def network_texts(configs: Sequence[Mapping[str, Any]], fields: Sequence[str]) -
 
 def fields_text(fields: Mapping[str, Any]) -> str:
     """Fields of a config, as ``lr 0.01, augment false``."""
-    return ", ".join(f"{name} {_value(value)}" for name, value in fields.items())
+    return ", ".join(f"{name} {value_text(value)}" for name, value in fields.items())
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A field's value: a number in its shortest form, true or false; a dash for None."""
     if value is None:
         return NONE
     return (
