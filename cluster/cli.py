@@ -145,6 +145,7 @@ def resume_command(name: str, address: str, no_wait: bool) -> int:
 def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "JobCommand":
     """Everything that can be wrong is refused here, before the cluster is asked for anything."""
     from cluster.jobs import JobCommand
+    from cluster.package import modules_here
 
     if spec.startswith("-"):
         raise InvalidInputError(f"spec: {spec!r} is not allowed; expected SPEC before the options of gcsr {command}")
@@ -169,7 +170,8 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         raise InvalidInputError(
             f"data: {data!r} is not allowed in a job; expected a URI, or an absolute path on its nodes"
         )
-    _build(command, asked_for(**{name: value for name, value in parsed.items() if name in _RUN_OPTIONS}), parsed)
+    asked = asked_for(**{name: value for name, value in parsed.items() if name in _RUN_OPTIONS})
+    _build(command, asked, parsed)
     own = spec not in shipped_specs()
     return JobCommand(
         command=command,
@@ -178,6 +180,7 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         out=out,
         options=tuple(options),
         commit=commit(),
+        modules=modules_here(model for space in asked.spec.spaces() for model in space.get("model", ())),
     )
 
 

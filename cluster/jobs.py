@@ -50,6 +50,7 @@ class JobCommand:
         out: the store.
         options: further options, word by word.
         commit: of the code that was submitted, if known.
+        modules: that build the user's own networks, and are submitted, too (`cluster.package.modules_here`).
     """
 
     command: str
@@ -58,6 +59,7 @@ class JobCommand:
     out: str
     options: tuple[str, ...]
     commit: str | None
+    modules: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
         """The job's command line after ``gcsr``."""
@@ -73,7 +75,8 @@ class JobCommand:
         """From a job's metadata; None if it is no job of gcsr's."""
         try:
             fields = json.loads((metadata or {})[_METADATA])
-            return cls(**(fields | {"options": tuple(fields["options"])}))
+            several = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+            return cls(**(fields | several))
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -140,13 +143,16 @@ class Jobs:
 
         Returns:
             The job's name.
+
+        Raises:
+            InvalidInputError: a module of the command is not in this folder; or as `Jobs` itself.
         """
         name = f"gcsr-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
         environment = {"GCSR_RESUME_COMMAND": f"gcsr submit resume {name} --address {self.address}"}
         if command.commit is not None:
             environment["GCSR_COMMIT"] = command.commit
         own = command.spec if command.spec_text is not None else None
-        with packed(own, command.spec_text or "") as folder, self._refused():
+        with packed(own, command.spec_text or "", command.modules) as folder, self._refused():
             self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "cluster.run", *command.words()]),
                 submission_id=name,

@@ -18,27 +18,27 @@ import numpy as np
 
 from gcsr.errors import ConfigError, DataError, shortened
 from gcsr.files import cache_folder, write_atomically
-from gcsr.names import DATASETS
+from gcsr.names import DATASETS, check_dataset_name, is_own_dataset
 
 __all__ = [
-    "CLASSES",
-    "LEVELS",
+    "array_file",
     "checksum_file",
     "data_root",
     "digest",
     "held_out",
+    "levels",
     "load_arrays",
+    "number_of_classes",
     "prepare_arrays",
     "verify_arrays",
 ]
 
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
-LEVELS = {"digits": 16, "cifar10": 255, "cifar100": 255, "svhn": 255}
-"""The highest value that a pixel can have."""
+_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _DIGITS_TRAIN = 1347  # of 1,797: three quarters
 _LONGEST_HEADER = 10_000  # bytes; as numpy, which has read it by the time it looks
 _MOST_IMAGES = 1_000_000  # SVHN's 531,131 further ones are the most that any of them has
+_MOST_CLASSES = 100_000
 
 Arrays = Mapping[str, np.ndarray]
 _Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype
@@ -57,19 +57,41 @@ def data_root(given: str | os.PathLike[str] | None = None) -> Path:
     return cache_folder()
 
 
+def array_file(name: str) -> str:
+    """The file of a data set in a data root: ``NAME.npz``, after which a user's own is named."""
+    return name if is_own_dataset(name) else f"{name}.npz"
+
+
+def number_of_classes(name: str, arrays: Arrays) -> int:
+    """How many classes a data set has: one's own as many as its labels, from 0 on, name."""
+    if name in _CLASSES:
+        return _CLASSES[name]
+    return 1 + max(int(arrays[key].max()) for key in _KEYS if key.endswith("labels"))
+
+
+def levels(name: str) -> int:
+    """The highest value that a pixel of a data set can have."""
+    return 16 if name == "digits" else 255
+
+
 def load_arrays(name: str, root: str | os.PathLike[str] | None = None) -> Arrays:
-    """The four arrays of a data set: images uint8 ``[N, H, W, C]``, labels uint8 ``[N]``.
+    """The four arrays of a data set: images uint8 ``[N, H, W, C]``, labels ``[N]``: uint8, one's own of any integers.
 
     ``NAME.npz`` in the data root is read if it is there; else torchvision's files are, and the ``.npz`` is written
     beside them (if the folder can be written) so that the next trial loads one file.
+
+    Raises:
+        ConfigError: no data set is named so.
+        DataError: the files are missing or damaged; the message says how to get them.
     """
-    if name not in DATASETS:
-        raise ConfigError("dataset", name, "one of " + ", ".join(DATASETS))
+    check_dataset_name(name)
     if name == "digits":
         return _digits()
-    cache = data_root(root) / f"{name}.npz"
+    cache = data_root(root) / array_file(name)
     if _is_there(cache):
         return _read_npz(name, cache)
+    if is_own_dataset(name):
+        raise DataError(f"dataset: {name} is not in {cache.parent}; name its folder with --data or GCSR_DATA")
     arrays = _from_torchvision(name, data_root(root), download=False)
     with contextlib.suppress(OSError):  # a read-only data folder only costs the next trial the same work
         _write_npz(cache, arrays)
@@ -83,11 +105,15 @@ def prepare_arrays(name: str, root: str | os.PathLike[str] | None = None, *, dow
         name: of the data set.
         root: see `data_root`.
         download: let torchvision's loaders fetch what is missing.
+
+    Raises:
+        ConfigError: no data set is named so.
+        DataError: the files are missing or damaged, or cannot be downloaded.
     """
     if name == "digits" or name not in DATASETS:
         return load_arrays(name, root)
     folder = data_root(root)
-    cache = folder / f"{name}.npz"
+    cache = folder / array_file(name)
     if _is_there(cache):
         return load_arrays(name, root)
     try:
@@ -204,7 +230,7 @@ def _read_npz(name: str, path: Path) -> Arrays:
             if missing:
                 raise DataError(f"dataset: {path} lacks {', '.join(missing)}; expected {', '.join(_KEYS)}")
             # What a file says of itself is looked at before there is memory for it.
-            _check_kinds(path, {key: _declared(file, key) for key in _KEYS})
+            _check_kinds(name, path, {key: _declared(file, key) for key in _KEYS})
             arrays = {key: _read_member(file, key) for key in _KEYS}
     except DataError:
         raise
@@ -239,20 +265,26 @@ def _read_member(file: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _checked(name: str, path: Path, arrays: Arrays) -> Arrays:
-    _check_kinds(path, {key: (array.shape, array.dtype) for key, array in arrays.items()})
+    _check_kinds(name, path, {key: (array.shape, array.dtype) for key, array in arrays.items()})
     _check_labels(name, path, arrays)
     return arrays
 
 
-def _check_kinds(path: Path, kinds: Mapping[str, _Kind]) -> None:
+def _check_kinds(name: str, path: Path, kinds: Mapping[str, _Kind]) -> None:
+    own = is_own_dataset(name)
+    pictures = kinds["train_images"][0][1:] if own else (32, 32, 3)
+    if own and (len(pictures) != 3 or 0 in pictures):
+        found = _described(kinds["train_images"][1], kinds["train_images"][0])
+        raise DataError(f"dataset: {path}: train_images is {found}; expected uint8 [N, height, width, channels]")
     for split in ("train", "test"):
         (shape, dtype), (labels_shape, labels_dtype) = kinds[f"{split}_images"], kinds[f"{split}_labels"]
-        if dtype != np.uint8 or shape[1:] != (32, 32, 3) or not 1 <= shape[0] <= _MOST_IMAGES:
-            expected = f"uint8 [N, 32, 32, 3], N from 1 to {_MOST_IMAGES}"
+        if dtype != np.uint8 or shape[1:] != pictures or not 1 <= shape[0] <= _MOST_IMAGES:
+            expected = f"uint8 [N, {', '.join(map(str, pictures))}], N from 1 to {_MOST_IMAGES}"
             raise DataError(f"dataset: {path}: {split}_images is {_described(dtype, shape)}; expected {expected}")
-        if labels_dtype != np.uint8 or labels_shape != shape[:1]:
-            found = _described(labels_dtype, labels_shape)
-            raise DataError(f"dataset: {path}: {split}_labels is {found}; expected uint8 [{shape[0]}]")
+        fits = labels_dtype.kind in "iu" if own else labels_dtype == np.uint8
+        if not fits or labels_shape != shape[:1]:
+            found, kind = _described(labels_dtype, labels_shape), "integers" if own else "uint8"
+            raise DataError(f"dataset: {path}: {split}_labels is {found}; expected {kind} [{shape[0]}]")
 
 
 def _described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
@@ -260,10 +292,11 @@ def _described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
 
 
 def _check_labels(name: str, path: Path, arrays: Arrays) -> None:
+    classes = _CLASSES.get(name, _MOST_CLASSES)
     for split in ("train", "test"):
-        most = arrays[f"{split}_labels"].max()
-        if most >= CLASSES[name]:
-            raise DataError(f"dataset: {path}: {split}_labels holds {most}; expected 0 to {CLASSES[name] - 1}")
+        for label in (arrays[f"{split}_labels"].min(), arrays[f"{split}_labels"].max()):
+            if not 0 <= label < classes:
+                raise DataError(f"dataset: {path}: {split}_labels holds {label}; expected 0 to {classes - 1}")
 
 
 def _write_npz(path: Path, arrays: Arrays) -> None:
@@ -286,7 +319,7 @@ def verify_arrays(name: str, root: str | os.PathLike[str] | None = None) -> str 
     """
     if name == "digits":
         return None
-    path = data_root(root) / f"{name}.npz"
+    path = data_root(root) / array_file(name)
     noted = checksum_file(path)
     try:
         found = _sha256(path)

@@ -26,6 +26,7 @@ from gcsr.evaluation import CorrectAnswers
 from gcsr.gate_metrics import GateMetrics
 from gcsr.graph import ReplayedStep, capture_for
 from gcsr.models import new_network
+from gcsr.names import is_own_network
 from gcsr.precision import autocast
 from gcsr.randomness import seed_generators, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
@@ -46,7 +47,8 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
         One result a trial, in order; ``seconds`` is its share of the cohort's.
 
     Raises:
-        ConfigError: the trials differ in what they must have in common, or the data are not theirs.
+        ConfigError: the trials differ in what they must have in common, their network is a user's own, or the data
+            are not theirs.
     """
     if not configs:
         return []
@@ -55,6 +57,8 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
             if getattr(config, name) != getattr(configs[0], name):
                 expected = f"{getattr(configs[0], name)!r}, as the cohort's first trial has"
                 raise ConfigError(name, getattr(config, name), expected)
+    if is_own_network(configs[0].model):
+        raise ConfigError("model", configs[0].model, "a network that gcsr knows, as others may not be stackable")
     check_data(configs[0], data)
     with undisturbed(data.train_images.device, configs[0].precision):
         cohort = _Cohort(configs, data, stop_collapsed)

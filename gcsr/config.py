@@ -10,7 +10,6 @@ from typing import Any, Literal
 from gcsr.errors import ConfigError
 from gcsr.gate import GAMMA, GAMMA_THRESHOLD, MAX_LAM, MU, Gate
 from gcsr.names import (
-    DATASETS,
     INITIALIZATIONS,
     INPUTS,
     MODES,
@@ -18,9 +17,11 @@ from gcsr.names import (
     REGULARIZERS,
     Mode,
     Regularizer,
+    check_dataset_name,
     check_model_name,
     default_initialization,
     is_mlp,
+    is_own_network,
 )
 
 __all__ = ["COHORT_FIELDS", "MOST_INTERLEAVED", "TrialConfig", "cohort_key"]
@@ -62,10 +63,13 @@ def _choice(*allowed: str) -> Callable[[str, Any], str]:
     return check
 
 
-def _model(field: str, value: Any) -> str:
-    name = value if isinstance(value, str) else repr(value)
-    check_model_name(name)
-    return name
+def _name(check_name: Callable[[str], None]) -> Callable[[str, Any], str]:
+    def check(field: str, value: Any) -> str:
+        name = value if isinstance(value, str) else repr(value)
+        check_name(name)
+        return name
+
+    return check
 
 
 def _flag(field: str, value: Any) -> bool:
@@ -82,8 +86,8 @@ _fraction = _number("a number from 0 to 1", lambda x: 0 <= x <= 1)
 _below_one = _number("a number ≥ 0 and < 1", lambda x: 0 <= x < 1)
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "dataset": _choice(*DATASETS),
-    "model": _model,
+    "dataset": _name(check_dataset_name),
+    "model": _name(check_model_name),
     "width": _number("a number > 0 and ≤ 16", lambda x: 0 < x <= 16),
     "regularizer": _choice("none", *REGULARIZERS),
     "mode": _choice(*MODES),
@@ -115,9 +119,10 @@ class TrialConfig:
     read become None (``gamma``, ``gamma_threshold``, ``mu``), so that they cannot tell equal trials apart.
 
     Attributes:
-        dataset: ``digits``, ``cifar10``, ``cifar100`` or ``svhn``.
-        model: ``alexnet``, ``vgg11``, ``vgg16``, ``vgg19``, ``mlpK``.
-        width: multiplies the width of every hidden layer.
+        dataset: ``digits``, ``cifar10``, ``cifar100``, ``svhn``, or ``NAME.npz`` of one's own (`gcsr.arrays`).
+        model: ``alexnet``, ``vgg11``, ``vgg16``, ``vgg19``, ``mlpK``, or ``MODULE:FUNCTION``, which builds one's own
+            (`gcsr.own_network`).
+        width: multiplies the width of every hidden layer; 1 for one's own network.
         regularizer: ``l1``, ``l2``, or ``none`` (only with mode ``none``).
         mode: ``none``, ``baseline``, ``ours`` (eq. 11), ``ours_orig`` (eq. 8).
         lam: λ. For mode ``none`` it only sets what π is measured with.
@@ -127,7 +132,7 @@ class TrialConfig:
         seed: of initialization, order, augmentation and dropout.
         epochs: 60 on digits, 300 otherwise by default (the paper does not say).
         batch_size, lr, momentum: of SGD. lr is multiplied by ``lr_decay`` every ``lr_decay_epochs`` epochs.
-        dropout: drop probability; 0.5, and 0 for the plain networks.
+        dropout: drop probability; 0.5, and 0 for the plain networks and one's own, which may have dropout of its own.
         augment: flip and crop; on for CIFAR only.
         inputs: ``standardized``: each channel with mean 0 and deviation 1 over the training images; ``unit``: 0 to 1.
         initialization: ``torch``: each layer's default; ``vgg``: torchvision's for VGG, and the default there.
@@ -166,21 +171,24 @@ class TrialConfig:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 object.__setattr__(self, name, check(name, value))
-        mlp = is_mlp(self.model)
-        if self.dataset == "digits" and not mlp:
+        mlp, own = is_mlp(self.model), is_own_network(self.model)
+        if self.dataset == "digits" and not (mlp or own):
             raise ConfigError("model", self.model, "an mlpK for the 8×8 images of digits")
+        if own and self.width != 1:
+            raise ConfigError("width", self.width, f"1 for {self.model}, which knows its own")
         if self.regularizer == "none" and self.mode != "none":
             raise ConfigError("regularizer", "none", f"l1 or l2 for mode {self.mode}")
-        if mlp and self.dropout:
-            raise ConfigError("dropout", self.dropout, f"0 for {self.model}: it has no dropout layer")
-        if mlp and self.initialization == "vgg":
+        if (mlp or own) and self.dropout:
+            why = ": it has no dropout layer" if mlp else ", which has its own dropout layers if any"
+            raise ConfigError("dropout", self.dropout, f"0 for {self.model}{why}")
+        if (mlp or own) and self.initialization == "vgg":
             raise ConfigError("initialization", "vgg", f"torch for {self.model}")
         if self.augment and self.dataset == "digits":
             raise ConfigError("augment", True, "false for digits: a flipped digit is another digit")
         resolved: dict[str, Any] = {
             "epochs": self.epochs or (60 if self.dataset == "digits" else 300),
-            "dropout": self.dropout if self.dropout is not None else (0.0 if mlp else 0.5),
-            "augment": self.augment if self.augment is not None else self.dataset.startswith("cifar"),
+            "dropout": self.dropout if self.dropout is not None else (0.0 if mlp or own else 0.5),
+            "augment": self.augment if self.augment is not None else self.dataset in ("cifar10", "cifar100"),
             "initialization": self.initialization or default_initialization(self.model),
             "lam": 0.0 if self.regularizer == "none" else self.lam,
             "mu": _or(self.mu, MU) if self.mode == "ours_orig" else None,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcsr.arrays import CLASSES, LEVELS, held_out, load_arrays
+from gcsr.arrays import held_out, levels, load_arrays, number_of_classes
 from gcsr.config import TrialConfig
 from gcsr.errors import ConfigError
 
@@ -69,7 +69,7 @@ def load_dataset(
     """Load, split and move a data set.
 
     Args:
-        name: one of `gcsr.names.DATASETS`.
+        name: as in `TrialConfig.dataset`.
         holdout: share of the training images that becomes the validation split. Which ones depends on nothing
             but the data set, so that every trial of a sweep holds out the same images.
         inputs: one of `gcsr.names.INPUTS`.
@@ -104,13 +104,13 @@ def load_dataset(
         test_labels=test_labels.to(device),
         scale=scale.float().view(1, -1, 1, 1).to(device),
         shift=shift.float().view(1, -1, 1, 1).to(device),
-        classes=CLASSES[name],
+        classes=number_of_classes(name, arrays),
         inputs=inputs,
     )
 
 
 def _to_unit(name: str, channels: int) -> tuple[Tensor, Tensor]:
-    scale = torch.full((channels,), 1 / LEVELS[name], dtype=torch.float64)
+    scale = torch.full((channels,), 1 / levels(name), dtype=torch.float64)
     return scale, torch.zeros_like(scale)
 
 

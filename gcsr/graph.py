@@ -51,11 +51,14 @@ class CudaCapture:
         return graph.replay
 
 
-def capture_for(device: torch.device) -> Capture | None:
-    """How steps are captured on ``device``; None where they are not. ``GCSR_GRAPHS=0`` forces that."""
-    if device.type != "cuda" or torch.version.cuda is None or os.environ.get("GCSR_GRAPHS") == "0":
-        return None
-    return CudaCapture(device)
+def capture_for(device: torch.device, *, own_network: bool = False) -> Capture | None:
+    """How steps are captured on ``device``; None where they are not.
+
+    ``GCSR_GRAPHS=0`` forces that, and ``GCSR_GRAPHS=1`` asks for it with a network of the user's own, which may read
+    something back or copy from the host in its steps.
+    """
+    wanted = os.environ.get("GCSR_GRAPHS", "0" if own_network else "1") != "0"
+    return CudaCapture(device) if wanted and device.type == "cuda" and torch.version.cuda is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from gcsr.graph import ReplayedStep, capture_for
 from gcsr.interleaving import Steps
 from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import ConvolutionalNetwork
-from gcsr.names import is_mlp
+from gcsr.names import is_mlp, is_own_network
 from gcsr.optim import GatedOptimizer
 from gcsr.parallel import Workers
 from gcsr.precision import autocast
@@ -70,7 +70,8 @@ class AutogradLearner:
         self._network = workers.wrapped(model)
         self._regularized = regularized_parameters(model)
         self.images = TrainingImages(config, data, workers, layout=self._layout, fused=fused)
-        capture = capture_for(self._device) if workers.group is None else None
+        own = is_own_network(config.model)
+        capture = capture_for(self._device, own_network=own) if workers.group is None else None
         self._replayed = ReplayedStep(capture, optimizer.after_capture)
         self._correct = CorrectAnswers((), self._device, capture)
 

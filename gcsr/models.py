@@ -10,7 +10,8 @@ from torch.nn.functional import conv2d
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
-from gcsr.names import check_model_name, default_initialization, is_mlp
+from gcsr.names import check_model_name, default_initialization, is_mlp, is_own_network
+from gcsr.own_network import own_network
 from gcsr.precision import lowered
 
 __all__ = ["ConvolutionalNetwork", "Features", "build_model", "new_network"]
@@ -43,8 +44,11 @@ def build_model(
 
     Raises:
         ConfigError: an unknown name, or images that the network cannot take.
+        InvalidInputError: it is the user's own, and cannot be built.
     """
     check_model_name(name)
+    if is_own_network(name):
+        return own_network(name, input_shape=input_shape, classes=classes)
     if is_mlp(name):
         model = _mlp(int(name[3:]), input_shape, classes, _scaled(width))
     elif input_shape != (3, 32, 32):

@@ -19,6 +19,7 @@ from gcsr.interleaving import Steps, finished
 from gcsr.learner import AutogradLearner, Learner, memory_layout
 from gcsr.models import new_network
 from gcsr.optim import GatedOptimizer
+from gcsr.own_network import check_workers
 from gcsr.parallel import Workers
 from gcsr.plain_learner import PlainLearner
 from gcsr.plain_network import plain_network
@@ -55,7 +56,8 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ConfigError: the data are not ``config``'s.
+        ConfigError: the data are not ``config``'s, or a user's own network cannot be trained by several processes.
+        InvalidInputError: a user's own network cannot be built.
         OutOfTimeError: the checkpointer's deadline has passed; the state is saved.
     """
     with undisturbed(data.train_images.device, config.precision):
@@ -137,6 +139,7 @@ class _Run:
         self.config, self.data, self.workers = config, data, workers
         self.device = data.train_images.device
         self.model = new_network(config, data).to(memory_format=memory_layout(config, self.device))
+        check_workers(config.model, self.model, workers.world_size)
         inner = QuickSGD(
             self.model.parameters(), config.lr, momentum=config.momentum, fused=self.device.type in ("cpu", "cuda")
         )

@@ -4,7 +4,7 @@ The modules in layers. Each imports only from its own layer and from those above
 
     words and columns  words, terminal, passwords, provenance, schema, formats, paper, pareto
     what to run        search_spec, spec
-    storage            filesystem, node_data, folder, folder_lock, lease, rows, store, compaction
+    storage            filesystem, node_data, networks, folder, folder_lock, lease, rows, store, compaction
     trials             job, cutting, trial, units
     what is told       events, recorder, store_writer, progress, sweep_log, sweep_metrics, tensorboard
     executors          inline_executor, placement, capacity, node_check, quarantine, ray_connection, ray_scheduler,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from gcsr import TrialConfig
 from gcsr.config import MOST_INTERLEAVED, cohort_key
+from gcsr.names import is_mlp, is_own_network
 from tune.job import SweepJob
 
 __all__ = ["UnitCutter", "alone_on_cpus", "are_in_turn", "is_stacked"]
@@ -26,8 +27,11 @@ def is_stacked(config: TrialConfig, cohort: int | Literal["auto"]) -> bool:
 
     With ``auto``, which an executor without GPUs takes for 1 (`alone_on_cpus`), small plain networks on digits are, for
     up to `_SHORT` epochs: they are so short that they write no checkpoints anyway. A trial's bits depend on the answer,
-    so it depends on nothing but the trial and the option: not on which other trials are to be run.
+    so it depends on nothing but the trial and the option: not on which other trials are to be run. A user's own network
+    never is: it may be of any kind.
     """
+    if is_own_network(config.model):
+        return False
     if cohort != "auto":
         return cohort > 1
     return _is_short(config) and _parameters(config.model, config.width) <= _SMALL
@@ -144,8 +148,8 @@ def _tapering(group: list[TrialConfig], slots: int) -> list[list[TrialConfig]]:
 
 
 def _is_short(config: TrialConfig) -> bool:
-    short: bool = config.dataset == "digits" and config.epochs <= _SHORT  # type: ignore[operator]
-    return short
+    plain = config.dataset == "digits" and is_mlp(config.model)
+    return plain and config.epochs <= _SHORT  # type: ignore[operator]
 
 
 def _interleaving_key(config: TrialConfig) -> tuple[object, ...]:

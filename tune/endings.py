@@ -93,6 +93,8 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
 def run_as_program(group: click.Group, arguments: Sequence[str] | None = None) -> None:
     """Run a command line as a process of its own, and exit."""
     make_forgiving(sys.stdout)
+    with contextlib.suppress(OSError):  # a folder that is gone
+        sys.path.append(os.getcwd())  # where a user's own network may be; last, so that it hides nothing
     # Batch systems end a job so, and an ssh session that is closed: as Ctrl-C, with the line that resumes.
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it

@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster can serve a sweep: each sees the store and has the same data."""
+"""Whether the nodes of a cluster can serve a sweep: each sees the store, and has the same data and networks."""
 
 import time
 import uuid
@@ -9,9 +9,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gcsr import InvalidInputError
+from gcsr import InvalidInputError, TrialConfig
+from gcsr.names import is_own_network
 from tune.filesystem import one_line
 from tune.job import SweepJob
+from tune.networks import check_networks, network_digests, to_be_built
 from tune.node_data import local_digest
 from tune.store import Store
 from tune.terminal import complain
@@ -27,7 +29,7 @@ class NodeReport:
 
     Attributes:
         problem: why it cannot serve; None if it can.
-        digests: SHA-256 of each data set that it has.
+        digests: SHA-256 of each data set that it has, and of the module of each network that is the user's own.
     """
 
     problem: str | None = None
@@ -39,14 +41,15 @@ class NodeChecks:
 
     Args:
         job: of the sweep.
-        datasets: names of the data sets that its trials use.
+        trials: some that use every data set and network of the sweep.
         needed: resources of one worker; nodes that lack them run nothing and are not checked.
     """
 
-    def __init__(self, job: SweepJob, datasets: Sequence[str], needed: Mapping[str, float]) -> None:
+    def __init__(self, job: SweepJob, trials: Sequence[TrialConfig], needed: Mapping[str, float]) -> None:
         self._job, self._needed = job, needed
-        self._datasets = [name for name in datasets if name != "digits"]  # that one comes with scikit-learn
-        self._digests: dict[str, tuple[str, str]] = {}  # data set → (digest, the node that had it first)
+        self._datasets = sorted({config.dataset for config in trials} - {"digits"})  # that one comes with scikit-learn
+        self._networks = to_be_built(trials)
+        self._digests: dict[str, tuple[str, str]] = {}  # data set or network → (digest, the node that had it first)
         self._pending: dict[ray.ObjectRef, dict[str, Any]] = {}
 
     def check(self, nodes: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -59,7 +62,7 @@ class NodeChecks:
             InvalidInputError: one of them cannot serve; the line names it.
         """
         here = ray.util.get_node_ip_address()
-        if not self._datasets and all(node["NodeManagerAddress"] == here for node in nodes):
+        if not (self._datasets or self._networks) and all(node["NodeManagerAddress"] == here for node in nodes):
             return {}  # the store is on this machine, or behind a URI that the driver has reached
         store, token = Store(self._job.store), f"visible-{uuid.uuid4().hex}"
         store.write_bytes(token, b"to be seen by every node")
@@ -77,7 +80,7 @@ class NodeChecks:
                     complain(f"gcsr: {line}, for {said - began:.0f} s")
         finally:
             store.remove(token)
-        return {name: found for name, (found, _) in self._digests.items()}
+        return {name: self._digests[name][0] for name in self._datasets if name in self._digests}
 
     def start(self, node: dict[str, Any], token: str | None = None) -> None:
         """Begin to check a node; `finished` gives the answer.
@@ -90,7 +93,7 @@ class NodeChecks:
             return
         pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(num_cpus=0, max_retries=1)(_look).options(scheduling_strategy=pinned)
-        self._pending[task.remote(self._job, self._datasets, token)] = node
+        self._pending[task.remote(self._job, self._datasets, self._networks, token)] = node
 
     def finished(self, wait: float = 0.0) -> list[tuple[dict[str, Any], str | None]]:
         """The nodes whose check has ended since, and what is wrong with them; without those that died meanwhile."""
@@ -113,11 +116,12 @@ class NodeChecks:
         for name, found in report.digests.items():
             expected, first = self._digests.setdefault(name, (found, node["NodeManagerAddress"]))
             if found != expected:
-                return f"dataset: its {name} has the sha256 {found[:12]}…; expected {expected[:12]}…, as node {first}"
+                field, its = ("model", f"the module of {name}") if is_own_network(name) else ("dataset", f"its {name}")
+                return f"{field}: {its} has the sha256 {found[:12]}…; expected {expected[:12]}…, as node {first}"
         return None
 
 
-def _look(job: SweepJob, datasets: Sequence[str], token: str | None) -> NodeReport:
+def _look(job: SweepJob, datasets: Sequence[str], networks: Sequence[TrialConfig], token: str | None) -> NodeReport:
     """Runs on the node."""
     try:
         store = Store(job.store)
@@ -126,6 +130,7 @@ def _look(job: SweepJob, datasets: Sequence[str], token: str | None) -> NodeRepo
             return NodeReport(
                 f"out: {job.store!r} is not shared with this node; expected a URI, or a folder all nodes see"
             )
-        return NodeReport(digests={name: local_digest(job.data, name) for name in datasets})
+        check_networks(networks, job.data, job.workers)
+        return NodeReport(digests={name: local_digest(job.data, name) for name in datasets} | network_digests(networks))
     except (InvalidInputError, OSError) as error:
         return NodeReport(one_line(error))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gcsr import DataError, InvalidInputError
-from gcsr.arrays import checksum_file, data_root, digest, load_arrays
+from gcsr.arrays import array_file, checksum_file, data_root, digest, load_arrays
 from gcsr.files import cache_folder, write_atomically
 from tune.filesystem import Files, one_line
 
@@ -39,11 +39,11 @@ def local_root(data: str | None, name: str) -> str | None:
     if data is None or "://" not in data or name == "digits":
         return data
     files = Files(data, "data")
-    source = f"{files.root}/{name}.npz"
+    source = f"{files.root}/{array_file(name)}"
     expected = _noted_checksum(files, source, data)
     folder = _kept() / "fetched" / hashlib.sha256(data.encode()).hexdigest()[:16]
     with _alone(folder):
-        target = folder / f"{name}.npz"
+        target = folder / array_file(name)
         if not _is_there(target, expected):
             _fetch(files, source, target, expected)
     return str(folder)

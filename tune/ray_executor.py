@@ -40,7 +40,8 @@ class RayExecutor:
         on_cluster: whether that is a running cluster, rather than a Ray of our own.
         wait: seconds for a running cluster that is too small yet; see `tune.capacity.plan_on_cluster`.
         max_concurrent: at most so many units at once; None for as many as fit.
-        datasets: that the trials use; a running cluster's nodes are asked whether they have them.
+        trials: some that use every data set and network of the run; a running cluster's nodes are asked whether they
+            have them.
 
     Raises:
         InvalidInputError: Ray could never run a trial, or has a node that cannot serve.
@@ -53,14 +54,14 @@ class RayExecutor:
         on_cluster: bool,
         wait: float | None = None,
         max_concurrent: int | None = None,
-        datasets: Sequence[str] = (),
+        trials: Sequence[TrialConfig] = (),
     ) -> None:
         self._job = job
         self._max_concurrent = max_concurrent
         self._watch: NodeWatch | None = None
         if on_cluster:
             self._plan = plan_on_cluster(job, wait)
-            checks = NodeChecks(job, datasets, self._plan.resources)
+            checks = NodeChecks(job, trials, self._plan.resources)
             nodes = alive_nodes()
             self._job = replace(job, digests=checks.check(nodes))
             quarantine = Quarantine(self._plan.resources)

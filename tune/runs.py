@@ -14,6 +14,7 @@ from gcsr.names import is_mlp
 from tune.events import RunEvent
 from tune.folder import StoreError
 from tune.job import Outcome, SweepJob, UnitSource
+from tune.networks import check_networks, network_digests, to_be_built
 from tune.node_data import local_digest, local_root
 from tune.progress import SweepProgress
 from tune.provenance import provenance
@@ -135,7 +136,7 @@ def open_executor(
         store: that the trials are run into.
         job: what the trials share.
         options: how to run them.
-        trials: some that use every data set of the run.
+        trials: some that use every data set and network of the run.
 
     Raises:
         InvalidInputError: it could never run a trial; the store's trials were trained on other data; or, of a cluster,
@@ -166,7 +167,7 @@ def open_executor(
             on_cluster=options.address is not None,
             wait=options.wait,
             max_concurrent=options.max_concurrent,
-            datasets=sorted({config.dataset for config in trials}),
+            trials=trials,
         )
         if options.address is not None:
             _check_same_data(store, _digests(trials, executor.cutter.job))
@@ -246,13 +247,19 @@ def check_unused(store: Store, options: RunOptions) -> None:
         raise StoreError(f"out: {store.location!r} holds files of something else; expected a new folder or a sweep's")
 
 
-def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
+def check_machine(trials: Sequence[TrialConfig], options: RunOptions, workers: int) -> None:
     """Raise before anything is started if this machine's device or data cannot serve the trials, warn if badly.
 
-    Not for a running cluster: its nodes have devices and data folders of their own (`tune.node_check`).
+    Not for a running cluster: its nodes have devices, data folders and modules of their own (`tune.node_check`).
+
+    Args:
+        trials: some that use every data set and network of the run.
+        options: of the run.
+        workers: processes that train one trial together.
 
     Raises:
-        InvalidInputError: the device is not there, or the data is missing, damaged or too small.
+        InvalidInputError: the device is not there, the data is missing, damaged or too small, or a network cannot be
+            built.
     """
     if options.address is not None:
         return
@@ -266,6 +273,7 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions) -> None:
         for config in trials:
             if config.dataset == name:
                 held_out(images, config.holdout)
+    check_networks(to_be_built(trials), options.data, workers)
 
 
 def run_source(executor: "InlineExecutor | RayExecutor", source: RowSource, recorder: Recorder) -> None:
@@ -325,15 +333,26 @@ def note_run(
 ) -> None:
     """Note in the store which spec is run into it, on what data, by what and when; what earlier runs noted stays.
 
+    Say so if a module that builds a network was changed since: what it builds may be another, or the same.
+
     Args:
         store: the store.
         spec: the spec.
         job: of the run, as its executor has it.
-        trained: some trials that use every data set of the run.
+        trained: some trials that use every data set and network of the run.
         trials: ids of planned trials, added to those that are noted.
         planned: how many trials there will be, where their ids are not known yet.
     """
     noted = store.read_manifest() or {}
+    networks = noted.get("networks", {})
+    for name, found in network_digests(trained).items():
+        known = networks.setdefault(name, [found])
+        if found != known[-1]:
+            known.append(found)
+            complain(
+                f"gcsr: model: the module of {name} was changed since trials in {store.location} were trained: if it "
+                "builds another network, give a new --out"
+            )
     new: dict[str, Any] = {
         "experiment": spec.experiment,
         "spec": spec.model_dump(mode="json"),
@@ -341,6 +360,8 @@ def note_run(
         "trials": sorted({*noted.get("trials", []), *trials}),
         "data": noted.get("data", {}) | _digests(trained, job),
     }
+    if networks:
+        new["networks"] = networks
     if planned is not None:
         new["planned"] = planned
     store.write_manifest(noted | new)

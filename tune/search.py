@@ -95,7 +95,7 @@ def run_search(
     counts = settings_of_lines(lines, trials)
     check_unused(store, options)
     lowest = [config for line in lines for config in line.configs(line.lowest())]
-    check_machine(lowest, options)
+    check_machine(lowest, options, spec.workers)
     job = job_of(spec, store, options)
     with storage_failures(), store.exclusive():
         stored = {row["trial_id"]: row for row in take_up(store).to_pylist()}

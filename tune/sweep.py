@@ -50,7 +50,7 @@ def preview_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepPr
     """
     trials = spec.trials()
     check_unused(store, options)
-    check_machine(trials, options)
+    check_machine(trials, options, spec.workers)
     ended = ended_rows(store)["trial_id"].to_pylist()
     return SweepPreview(tuple(trials), frozenset(config.trial_id for config in trials).difference(ended))
 
@@ -66,7 +66,7 @@ def run_sweep(spec: SweepSpec, store: Store, options: RunOptions) -> SweepOutcom
     """
     trials = spec.trials()
     check_unused(store, options)
-    check_machine(trials, options)
+    check_machine(trials, options, spec.workers)
     job = job_of(spec, store, options)
     with store.exclusive():
         ended = set(take_up(store)["trial_id"].to_pylist())

@@ -66,7 +66,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     methods = methods_of(spec, precision)
     trials = [config for method in methods for config in method]
     check_unused(store, options)
-    check_machine(trials, options)
+    check_machine(trials, options, spec.workers)
     job = job_of(spec, store, options)
     with store.exclusive():
         stored = {row["trial_id"]: row for row in take_up(store).to_pylist()}

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from cluster.cli import _job_command, cli, main
 from cluster.jobs import JobCommand, _Once
-from cluster.package import packed
+from cluster.package import modules_here, packed
 from cluster.run import cluster_arguments
 from gcsr import InvalidInputError
 
@@ -287,6 +287,28 @@ def test_a_package_is_the_code_and_the_spec_and_nothing_else(monkeypatch, tmp_pa
         assert {name.split("/")[0] for name in found} == {"gcsr", "tune", "cluster", "submitted"}
         assert not [name for name in found if "__pycache__" in name or "/." in name]
     assert not folder.exists()
+
+
+def test_modules_of_this_folder_that_build_networks_travel_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "ours" / ".cache").mkdir(parents=True)
+    for file in ("ours/__init__.py", "ours/nets.py", "ours/token.txt", "ours/.cache/x.py"):
+        (tmp_path / file).write_text("")
+    spec = tmp_path / "grid.yaml"
+    models = "[mine:net, ours.nets:small, torchvision.models:resnet18, gcsr.models:build_model, mlp6]"
+    spec.write_text(f"experiment: own\ngrid: {{dataset: cifar10, model: {models}}}\n")
+    command = _job_command("sweep", str(spec), "s3://bucket/x", ())
+    assert command.modules == modules_here(["mine:net", "ours:net"]) == ("mine", "ours")
+    assert JobCommand.of({"gcsr": json.dumps(asdict(command))}) == command
+    with packed("grid.yaml", "", command.modules) as folder:
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in found if name.split("/")[0] in ("mine.py", "ours")} == {
+        "mine.py", "ours/__init__.py", "ours/nets.py",
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path / "ours")
+    with pytest.raises(InvalidInputError, match=r"model: mine\.py is not in "), packed("", "", command.modules):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torchvision.datasets as tv
 from scipy.io import savemat
 
 from gcsr import ConfigError, DataError, load_dataset
-from gcsr.arrays import checksum_file, held_out, load_arrays, prepare_arrays, verify_arrays
+from gcsr.arrays import checksum_file, held_out, load_arrays, number_of_classes, prepare_arrays, verify_arrays
 
 
 def arrays(classes=10, train=20, test=10):
@@ -272,6 +272,58 @@ def test_preparing_says_if_it_could_not_write(tmp_path, monkeypatch):
 def test_unknown_data_sets_are_refused():
     with pytest.raises(ConfigError, match="dataset"):
         load_arrays("imagenet")
+
+
+def own_arrays(**changed):
+    random = np.random.default_rng(0)
+    found = {
+        "train_images": random.integers(0, 256, (9, 6, 5, 2), dtype=np.uint8), "train_labels": np.arange(9),
+        "test_images": random.integers(0, 256, (4, 6, 5, 2), dtype=np.uint8), "test_labels": np.array([3, 11, 0, 1]),
+    }  # fmt: skip
+    return found | changed
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.uint64])
+def test_data_of_ones_own_have_any_size_and_the_classes_that_their_labels_name(dtype, tmp_path):
+    written = own_arrays(**{key: own_arrays()[key].astype(dtype) for key in ("train_labels", "test_labels")})
+    np.savez(tmp_path / "birds.npz", **written)
+    loaded = load_arrays("birds.npz", tmp_path)
+    assert all(np.array_equal(loaded[key], written[key]) for key in written)
+    assert number_of_classes("birds.npz", loaded) == 12
+    data = load_dataset("birds.npz", root=tmp_path, inputs="unit")
+    assert (data.name, data.classes, data.input_shape) == ("birds.npz", 12, (2, 6, 5))
+    assert np.allclose(data.normalized(data.test_images).numpy().transpose(0, 2, 3, 1), written["test_images"] / 255)
+    assert data.test_labels.tolist() == [3, 11, 0, 1]
+    assert verify_arrays("birds.npz", tmp_path) == hashlib.sha256((tmp_path / "birds.npz").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"train_images": np.zeros((9, 6, 5), np.uint8)},
+            r"train_images is uint8 \[9, 6, 5\]; expected uint8 \[N, height",
+        ),
+        ({"test_images": np.zeros((4, 6, 6, 2), np.uint8)}, r"test_images is .*; expected uint8 \[N, 6, 5, 2\]"),
+        ({"test_images": np.zeros((4, 6, 5, 2))}, r"test_images is float64 \[4, 6, 5, 2\]"),
+        ({"train_images": np.zeros((9, 0, 5, 2), np.uint8)}, "train_images"),
+        ({"test_labels": np.array([0, 1, 2])}, r"test_labels is int64 \[3\]; expected integers \[4\]"),
+        ({"test_labels": np.zeros(4)}, "test_labels is float64"),
+        ({"train_labels": np.arange(9) - 1}, "train_labels holds -1; expected 0 to 99999"),
+        ({"test_labels": np.array([0, 1, 2, 10**6])}, "test_labels holds 1000000"),
+    ],
+)
+def test_wrong_data_of_ones_own_are_one_clear_line(changed, words, tmp_path):
+    np.savez(tmp_path / "birds.npz", **own_arrays(**changed))
+    with pytest.raises(DataError, match=words):
+        load_arrays("birds.npz", tmp_path)
+
+
+def test_data_of_ones_own_that_are_not_there_are_not_looked_for_elsewhere(tmp_path):
+    for find in (load_arrays, prepare_arrays):
+        with pytest.raises(DataError, match=r"birds\.npz is not in .*--data or GCSR_DATA"):
+            find("birds.npz", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_checksum_tells_a_changed_file_from_the_one_that_was_written(tmp_path):

@@ -46,7 +46,20 @@ def test_the_papers_recipe_is_the_default():
     assert (TrialConfig(mode="ours").gamma, TrialConfig(mode="ours_orig").mu) == (5, 0.6)
 
 
+def test_a_network_and_data_of_ones_own():
+    config = TrialConfig(dataset="cifar-like.npz", model="vggs.mine:build")
+    assert (config.epochs, config.dropout, config.augment, config.initialization) == (300, 0.0, False, "torch")
+    assert TrialConfig(dataset="digits", model="mine:net").dropout == 0
+    assert TrialConfig(dataset="birds.npz", model="mlp3", augment=True).augment
+    for field, value in (("width", 2.0), ("dropout", 0.5), ("initialization", "vgg")):
+        with pytest.raises(ConfigError, match=f"^{field}: .* for vggs.mine:build"):
+            dataclasses.replace(config, **{field: value})
+
+
 BAD = [
+    ("dataset", "../birds.npz"), ("dataset", "a/b.npz"), ("dataset", ".npz"), ("dataset", "cifar10.npz"),
+    ("dataset", ["birds.npz"]), ("model", ":net"), ("model", "mine:"), ("model", "a b:net"), ("model", "mine:net()"),
+    ("model", "../mine:net"), ("model", "a:" + "b" * 200), ("model", "a:b:c"),
     ("dataset", "mnist"), ("model", "resnet"), ("model", "vgg16"), ("model", 3), ("width", 0.0), ("width", 17),
     ("regularizer", "l3"), ("regularizer", "none"), ("mode", "yours"), ("mode", None), ("lam", -1e-9),
     ("lam", float("nan")), ("lam", float("inf")), ("lam", "1e-3"), ("lam", True), ("lam", None), ("mu", 1.01),

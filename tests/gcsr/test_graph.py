@@ -33,7 +33,7 @@ def noted(monkeypatch, by_autograd):
     capture = NotedCapture()
     monkeypatch.setattr(gcsr.parameter_pass, "_available", lambda device_type: False)
     for module in (gcsr.learner, gcsr.cohort):
-        monkeypatch.setattr(module, "capture_for", lambda device: capture)
+        monkeypatch.setattr(module, "capture_for", lambda device, **_: capture)
     return capture
 
 
@@ -50,7 +50,7 @@ def test_replayed_steps_are_the_steps(case, request, noted, monkeypatch):
     replayed = train(config, data)
     assert noted.captures >= 2, "whole batches, and the ragged last one"
     assert noted.replays > noted.captures
-    monkeypatch.setattr(gcsr.learner, "capture_for", lambda device: None)
+    monkeypatch.setattr(gcsr.learner, "capture_for", lambda device, **_: None)
     assert measured(replayed) == measured(train(config, data))
 
 
@@ -78,7 +78,7 @@ def test_a_cohorts_replayed_steps_are_its_steps(case, request, noted, monkeypatc
     configs = [TrialConfig(epochs=6, **each) for each in fields]
     replayed = train_cohort(configs, data)
     assert noted.replays > noted.captures >= 2
-    monkeypatch.setattr(gcsr.cohort, "capture_for", lambda device: None)
+    monkeypatch.setattr(gcsr.cohort, "capture_for", lambda device, **_: None)
     expected = train_cohort(configs, data)
     assert [measured(result) for result in replayed] == [measured(result) for result in expected]
     if fixture == "digits":

@@ -71,7 +71,7 @@ def test_so_is_each_whose_steps_are_replayed(pictures, monkeypatch):
     alone = [measured(train(config, pictures)) for config in MIXED]
     captures = []
 
-    def capture_for(device):
+    def capture_for(device, **_):
         captures.append(NotedCapture())
         return captures[-1]
 

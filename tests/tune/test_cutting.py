@@ -97,6 +97,8 @@ def test_of_interleaved_trials_only_those_that_are_missing_are_in_a_unit():
         ({"model": "mlp6", "epochs": 3000}, "auto", False),  # nothing would be left of it if it were killed
         ({"model": "mlp6", "dataset": "cifar10"}, "auto", False),  # long: it needs checkpoints
         ({"model": "alexnet", "dataset": "cifar10"}, "auto", False),
+        ({"model": "mine:net"}, "auto", False),  # it may be of any kind
+        ({"model": "mine:net"}, 8, False),
     ],
 )
 def test_what_is_stacked(fields, cohort, stacked):

@@ -234,6 +234,57 @@ def test_trials_of_other_data_do_not_join_a_store(command, tmp_path, capsys):
     assert main([*more, "--resume", "--data", str(tmp_path / "first")]) == 0
 
 
+OWN_NETWORK = """
+from torch import nn
+
+
+def net(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_classes))
+"""
+
+
+@pytest.mark.slow(40)
+def test_a_network_and_data_of_ones_own_from_the_folder_where_the_command_runs(tmp_path):
+    random = np.random.default_rng(0)
+    labels = {"train": random.integers(0, 3, 90), "test": random.integers(0, 3, 30)}
+    arrays = {f"{split}_labels": found for split, found in labels.items()}
+    for split, found in labels.items():  # as bright as the class says
+        pixels = random.integers(0, 50, (len(found), 9, 7, 1)) + 100 * found.reshape(-1, 1, 1, 1)
+        arrays[f"{split}_images"] = pixels.clip(0, 255).astype(np.uint8)
+    np.savez(tmp_path / "bright.npz", **arrays)
+    module = tmp_path / "a_network_of_mine.py"
+    module.write_text(OWN_NETWORK)
+
+    def gcsr(*words):
+        code = "from cluster.entry import run; run()"
+        path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}  # as a console script finds modules
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    fields = ("dataset=bright.npz", "model=a_network_of_mine:net", "mode=ours", "lam=1e-3", "epochs=8", "batch_size=16")
+    sweep = ["sweep", "digits", "--data", ".", "--threads", "1"]
+    sweep += [word for field in fields for word in ("--set", field)]
+    for out, more in (("on-ray", []), ("inline", ["--executor", "inline"])):
+        done = gcsr(*sweep, "--set", "seed=[0, 1]", "--out", out, *more)
+        assert done.returncode == 0, done.stderr
+        assert "was changed" not in done.stderr
+    assert rows(Store(str(tmp_path / "on-ray"))) == rows(Store(str(tmp_path / "inline")))
+    found = json.loads(gcsr("report", "inline", "--format", "json").stdout)["settings"]
+    assert {setting["network"] for setting in found} == {"a_network_of_mine:net on bright.npz"}
+    assert all(setting["accuracy_mean"] > 0.8 for setting in found)
+
+    module.write_text(OWN_NETWORK.replace("(1, 4, 3)", "(1, 5, 3)").replace("(4)", "(5)"))
+    done = gcsr(*sweep, "--set", "seed=2", "--executor", "inline", "--out", "inline", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "the module of a_network_of_mine:net was changed since trials in inline were trained" in done.stderr
+    module.write_text(OWN_NETWORK.replace("(1, 4, 3)", "(3, 4, 3)"))
+    done = gcsr(*sweep, "--executor", "inline", "--out", "never")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "model: the network of a_network_of_mine:net failed on images of shape [1, 9, 7]" in done.stderr
+    assert not (tmp_path / "never").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "trials").mkdir()
     theirs = tmp_path / "trials" / "patients.parquet"

@@ -1,0 +1,96 @@
+"""Networks that people bring: a function of a Python module builds one, as ``torchvision.models:resnet18`` does."""
+
+import hashlib
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from operator import attrgetter
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gcsr.errors import ConfigError, InvalidInputError
+from gcsr.regularized import regularized_parameters
+
+__all__ = ["check_workers", "own_network", "source_digest"]
+
+
+def own_network(name: str, *, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A network of the user's own, on the CPU, in training mode. Two images are answered to see that it can.
+
+    Args:
+        name: ``MODULE:FUNCTION``. The function is called with ``num_classes``, as torchvision's are, and returns a
+            module: float32 images ``[N, C, H, W]`` → logits ``[N, classes]``. It draws its initialization from torch's
+            global generator, as every torch layer does.
+        input_shape: ``(C, H, W)``.
+        classes: size of the output.
+
+    Raises:
+        InvalidInputError: there is no such function, or what it builds is no such network.
+    """
+    build = _function(name)
+    try:
+        network = build(num_classes=classes)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InvalidInputError(f"model: {name} with num_classes={classes} failed: {_reason(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise InvalidInputError(f"model: {name} returned {type(network).__name__}; expected a torch.nn.Module")
+    try:
+        with torch.no_grad():  # which also gives lazy layers their shapes
+            logits = network.eval()(torch.zeros(2, *input_shape))
+    except Exception as error:
+        images = f"images of shape {list(input_shape)}"
+        raise InvalidInputError(f"model: the network of {name} failed on {images}: {_reason(error)}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
+        found = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InvalidInputError(
+            f"model: the network of {name} answers two images with {found}; expected logits [2, {classes}]"
+        )
+    if not any(weights.numel() for weights in regularized_parameters(network)):
+        raise InvalidInputError(f"model: the network of {name} has no weights to regularize")
+    return network.train()
+
+
+def _function(name: str) -> Callable[..., object]:
+    module, _, function = name.partition(":")
+    try:
+        found: object = attrgetter(function)(import_module(module))
+    except (Exception, SystemExit) as error:  # a script without a guard runs when it is imported
+        raise InvalidInputError(f"model: {name} cannot be imported: {_reason(error)}") from error
+    if not callable(found):
+        raise InvalidInputError(f"model: {name} is {type(found).__name__}; expected a function that builds a network")
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    """What the user's code raised, and where."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    not_theirs = (__file__, "<frozen", str(Path(torch.__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(not_theirs)]
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
+
+
+def check_workers(name: str, network: nn.Module, workers: int) -> None:
+    """Raise `ConfigError` if so many processes cannot train the network together as one would.
+
+    Batch normalization would see each one's share of a batch.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    alone = any(isinstance(each, kinds) and not isinstance(each, nn.SyncBatchNorm) for each in network.modules())
+    if workers > 1 and alone:
+        raise ConfigError("workers", workers, f"1 for {name}, whose batch normalization sees one process's images only")
+
+
+def source_digest(name: str) -> str | None:
+    """SHA-256 of the file of a network's module: tells that it was changed. None if it has no file, or there is none.
+
+    Args:
+        name: ``MODULE:FUNCTION``.
+    """
+    try:
+        found = find_spec(name.partition(":")[0])
+        return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest() if found and found.origin else None
+    except (ImportError, OSError):
+        return None

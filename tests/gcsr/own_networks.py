@@ -1,0 +1,70 @@
+"""What a user might bring as a network, and what is none."""
+
+import torch
+from torch import nn
+
+from gcsr.models import build_model
+
+
+def plain(num_classes):
+    """gcsr's own mlp2 on digits."""
+    return build_model("mlp2", input_shape=(1, 8, 8), classes=num_classes)
+
+
+def normalized(num_classes):
+    """Batch normalization, dropout and a lazy layer."""
+    return nn.Sequential(
+        nn.LazyConv2d(8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2),
+        nn.LazyLinear(num_classes),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """A class is a function, too."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.embed, self.inner, self.answer = nn.Linear(64, 32), nn.Linear(32, 32), nn.Linear(32, num_classes)
+
+    def forward(self, images):
+        hidden = torch.relu(self.embed(images.flatten(1)))
+        return self.answer(hidden + torch.relu(self.inner(hidden)))
+
+
+def raises(num_classes):
+    raise KeyError("no weights\nhere")
+
+
+def exits(num_classes):
+    raise SystemExit(3)
+
+
+def takes_nothing():
+    return nn.Identity()
+
+
+def no_module(num_classes):
+    return "resnet"
+
+
+def too_many_logits(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes + 1))
+
+
+def of_other_images(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def answers_classes(num_classes):
+    class Classes(nn.Module):
+        def forward(self, images):
+            return torch.zeros(len(images), num_classes, dtype=torch.int64)
+
+    return Classes()
+
+
+def without_weights(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.AdaptiveAvgPool1d(num_classes))
+
+
+CONSTANT = 3

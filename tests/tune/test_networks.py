@@ -1,0 +1,59 @@
+"""The networks of a run are built before anything starts, on this machine or on a cluster's nodes."""
+
+import numpy as np
+import pytest
+
+from gcsr import InvalidInputError, TrialConfig
+from tests.tune.data_sets import write_data_set
+from tune.job import SweepJob
+from tune.networks import check_networks, network_digests, to_be_built
+from tune.node_check import NodeChecks, NodeReport, _look
+from tune.store import Store
+
+HERE = "tests.gcsr.own_networks"
+OWN = TrialConfig(model=f"{HERE}:plain", lam=0.1, mode="ours")
+
+
+def test_each_that_may_be_none_is_built_once():
+    trials = [
+        OWN,
+        TrialConfig(model=f"{HERE}:plain", seed=1),
+        TrialConfig(model=f"{HERE}:normalized", dataset="cifar10"),
+        TrialConfig(model="mlp3", dataset="birds.npz"),
+        TrialConfig(model="alexnet", dataset="birds.npz"),
+        TrialConfig(model="alexnet", dataset="cifar10"),
+        TrialConfig(),
+    ]
+    assert to_be_built(trials) == (trials[0], trials[2], trials[4])
+    assert list(network_digests(trials)) == [f"{HERE}:normalized", f"{HERE}:plain"]
+    assert network_digests([TrialConfig()]) == {}
+
+
+def test_they_take_the_images_that_they_are_to_be_trained_on(tmp_path):
+    arrays = write_data_set(tmp_path, name="birds")
+    small = {key: value[:, ::2, ::2] if key.endswith("images") else value for key, value in arrays.items()}
+    np.savez(tmp_path / "chicks.npz", **small)
+    check_networks([TrialConfig(model="alexnet", dataset="birds.npz")], str(tmp_path), 1)
+    check_networks([TrialConfig(model=f"{HERE}:normalized", dataset="chicks.npz")], str(tmp_path), 1)
+    with pytest.raises(InvalidInputError, match=r"model: 'alexnet' .* shape \(3, 16, 16\)"):
+        check_networks([TrialConfig(model="alexnet", dataset="chicks.npz")], str(tmp_path), 1)
+    with pytest.raises(InvalidInputError, match=r"failed on images of shape \[3, 16, 16\]"):
+        check_networks([TrialConfig(model=f"{HERE}:plain", dataset="chicks.npz")], str(tmp_path), 1)
+    with pytest.raises(InvalidInputError, match="workers: 3 is not allowed"):
+        check_networks([TrialConfig(model=f"{HERE}:normalized", dataset="birds.npz")], str(tmp_path), 3)
+
+
+def test_a_node_says_what_is_wrong_with_a_network_and_which_module_it_has(tmp_path):
+    job = SweepJob(experiment="test", store=str(tmp_path))
+    Store(str(tmp_path)).write_bytes("token", b"")
+    assert _look(job, [], [OWN], "token") == NodeReport(digests=network_digests([OWN]))
+    assert "KeyError" in _look(job, [], [TrialConfig(model=f"{HERE}:raises")], "token").problem
+
+
+def test_a_node_whose_module_is_another_is_named(tmp_path):
+    checks = NodeChecks(SweepJob(experiment="test", store=str(tmp_path)), [OWN], {"CPU": 1})
+    first, second = ({"NodeManagerAddress": address} for address in ("10.0.0.1", "10.0.0.2"))
+    assert checks._difference(first, NodeReport(digests={OWN.model: "a" * 64})) is None
+    assert checks._difference(second, NodeReport(digests={OWN.model: "b" * 64})) == (
+        f"model: the module of {OWN.model} has the sha256 bbbbbbbbbbbb…; expected aaaaaaaaaaaa…, as node 10.0.0.1"
+    )

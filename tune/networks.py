@@ -1,0 +1,57 @@
+"""The networks of a run, each built once before anything starts: those that may turn out to be none."""
+
+from collections.abc import Iterable, Sequence
+
+from gcsr import TrialConfig
+from gcsr.arrays import load_arrays, number_of_classes
+from gcsr.names import is_mlp, is_own_dataset, is_own_network
+from tune.node_data import local_root
+
+__all__ = ["check_networks", "network_digests", "to_be_built"]
+
+
+def to_be_built(trials: Iterable[TrialConfig]) -> tuple[TrialConfig, ...]:
+    """A trial of each network that is the user's own, or that may not take the user's own images."""
+    found: dict[tuple[str, str], TrialConfig] = {}
+    for config in trials:
+        if is_own_network(config.model) or (is_own_dataset(config.dataset) and not is_mlp(config.model)):
+            found.setdefault((config.model, config.dataset), config)
+    return tuple(found.values())
+
+
+def check_networks(configs: Sequence[TrialConfig], data: str | None, workers: int) -> None:
+    """Build the network of each trial for its data set, on this machine.
+
+    Args:
+        configs: of `to_be_built`.
+        data: data root, a folder or a URI; None for the default.
+        workers: processes that train one trial together.
+
+    Raises:
+        InvalidInputError: one cannot be built, or not be trained so.
+    """
+    if not configs:
+        return
+    from gcsr.models import build_model  # only here: torch takes seconds to import
+    from gcsr.own_network import check_workers
+
+    for config in configs:
+        arrays = load_arrays(config.dataset, local_root(data, config.dataset))
+        _, height, width, channels = arrays["train_images"].shape
+        network = build_model(
+            config.model,
+            input_shape=(channels, height, width),
+            classes=number_of_classes(config.dataset, arrays),
+            width=config.width,
+        )
+        check_workers(config.model, network, workers)
+
+
+def network_digests(trials: Iterable[TrialConfig]) -> dict[str, str]:
+    """SHA-256 of the file that each of the trials' own networks comes from, as it is on this machine."""
+    names = sorted({config.model for config in trials if is_own_network(config.model)})
+    if not names:
+        return {}
+    from gcsr.own_network import source_digest  # only here: torch takes seconds to import
+
+    return {name: found for name in names if (found := source_digest(name)) is not None}
