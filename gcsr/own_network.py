@@ -1,9 +1,9 @@
 """Networks that people bring: a function of a Python module builds one, as ``torchvision.models:resnet18`` does."""
 
 import hashlib
+import importlib
 import traceback
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -56,7 +56,7 @@ def own_network(name: str, *, input_shape: tuple[int, int, int], classes: int) -
 def _function(name: str) -> Callable[..., object]:
     module, _, function = name.partition(":")
     try:
-        found: object = attrgetter(function)(import_module(module))
+        found: object = attrgetter(function)(importlib.import_module(module))
     except (Exception, SystemExit) as error:  # a script without a guard runs when it is imported
         raise InvalidInputError(f"model: {name} cannot be imported: {_reason(error)}") from error
     if not callable(found):
@@ -67,7 +67,7 @@ def _function(name: str) -> Callable[..., object]:
 def _reason(error: BaseException) -> str:
     """What the user's code raised, and where."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    not_theirs = (__file__, "<frozen", str(Path(torch.__file__).parent))
+    not_theirs = (__file__, "<frozen", *(str(Path(file).parent) for file in (torch.__file__, importlib.__file__)))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(not_theirs)]
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
 

@@ -146,8 +146,8 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _FIELD_HELP = {
-    "dataset": "digits, cifar10, cifar100 or svhn.",
-    "model": "mlpK, alexnet, vgg11, vgg16 or vgg19.",
+    "dataset": "digits, cifar10, cifar100, svhn, or NAME.npz of your own.",
+    "model": "mlpK, alexnet, vgg11, vgg16, vgg19, or MODULE:FUNCTION, which builds your own.",
     "width": "Multiplies the width of every hidden layer.",
     "regularizer": "l1, l2, or none.",
     "mode": "none, baseline, ours (eq. 11) or ours_orig (eq. 8).",

@@ -68,7 +68,7 @@ def test_a_look_at_it_leaves_it_as_it_was_initialized():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nowhere:net", "nowhere:net cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("nowhere:net", "nowhere:net cannot be imported: ModuleNotFoundError: No module named 'nowhere'$"),
         (f"{HERE}:nothing", "cannot be imported: AttributeError: .*has no attribute 'nothing'"),
         (f"{HERE}:CONSTANT", "CONSTANT is int; expected a function"),
         (f"{HERE}:raises", r"failed: KeyError: 'no weights.*here' \(own_networks.py, line \d+\)$"),
