@@ -24,6 +24,7 @@ CASES = {
     "λ by π, L1": ("pictures", {"model": "vgg11", "width": 0.05, "mode": "ours_orig", "mu": 0.5, "regularizer": "l1"}),
     "a falling learning rate": ("digits", {"model": "mlp2", "mode": "baseline", "lr_decay_epochs": 2}),
     "bf16": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "baseline", "precision": "bf16"}),
+    "without crops": ("pictures", {"model": "alexnet", "width": 0.1, "precision": "bf16", "augment": False}),
     "odd batches": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "baseline", "batch_size": 33}),
     "γ = auto": ("digits", {"model": "mlp2", "mode": "ours", "gamma": "auto", "gamma_threshold": 0.5}),
 }  # fmt: skip

@@ -208,7 +208,7 @@ def test_a_gpus_error_between_the_turns_of_trials_is_no_fault_of_theirs(tmp_path
         yield
 
     monkeypatch.setattr(tune.trial, "Interleaved", broken)
-    with pytest.raises(UnfitNodeError, match="device: (cpu|cuda) failed: CUDA error: an illegal memory"):
+    with pytest.raises(UnfitNodeError, match=r"device: (cpu|cuda) failed: CUDA error: an illegal memory"):
         outcomes_of([TrialConfig(epochs=1)], job(tmp_path, cohort=1))
 
 
