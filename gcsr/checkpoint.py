@@ -114,6 +114,8 @@ class Checkpointer:
             saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
             found, owner = saved["format"], saved["trial_id"]
             state: dict[str, Any] = saved["state"]
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # the GPU's fault, and none of the file's
         except Exception as error:  # torch raises a different class for every kind of damage
             reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
             # Who named a file of something else by mistake must not be told to delete it.

@@ -28,13 +28,18 @@ class Capture(Protocol):
 class CudaCapture:
     """CUDA graphs, each with memory of its own.
 
+    A graph keeps using the workspaces that cuBLAS has for the stream it was captured on. So they are captured where
+    they are replayed: torch's streams are 32 in turn, and another one might be that of a graph running beside.
+
     Args:
         device: the GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.current_stream(device)
+        if self._stream == torch.cuda.default_stream(device):  # where nothing can be captured
+            self._stream = torch.cuda.Stream(device)
 
     def warm_up(self, work: Callable[[], None]) -> None:
         outside = torch.cuda.current_stream(self._device)

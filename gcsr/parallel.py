@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
+from gcsr.errors import InvalidInputError
 from gcsr.randomness import seed_generators
 
 __all__ = ["START_METHOD", "Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
@@ -114,17 +115,32 @@ def from_environment(device_type: str) -> Iterator[tuple[dist.ProcessGroup | Non
 
     Args:
         device_type: ``cpu`` or ``cuda``; a rank's GPU is the one of its local rank.
+
+    Raises:
+        InvalidInputError: there are fewer GPUs here than ranks.
     """
     if not dist.is_torchelastic_launched():
         yield None, torch.device(device_type)
         return
-    device = torch.device(device_type, int(os.environ["LOCAL_RANK"])) if device_type == "cuda" else torch.device("cpu")
+    if device_type == "cuda" and (ranks := int(os.environ["LOCAL_WORLD_SIZE"])) > torch.cuda.device_count():
+        raise InvalidInputError(
+            f"--nproc-per-node: {ranks} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
+        )
+    device = _taken_device(device_type, int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend(device_type), timeout=_TIMEOUT)
     try:
         yield dist.group.WORLD, device
         _settle()
     finally:
         dist.destroy_process_group()
+
+
+def _taken_device(device_type: str, local_rank: int) -> torch.device:
+    """A rank's own device. A GPU is made the current one: else each rank would take memory of the first for itself."""
+    if device_type != "cuda":
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def _settle() -> None:
@@ -198,7 +214,7 @@ def _worker(
     loopback = "lo0" if os.uname().sysname == "Darwin" else "lo"
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
     torch.set_num_threads(threads)
-    device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
+    device = _taken_device(device_type, rank)
     dist.init_process_group(
         backend(device_type), init_method=f"file://{meet}", rank=rank, world_size=workers, timeout=_TIMEOUT
     )

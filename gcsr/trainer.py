@@ -91,8 +91,8 @@ def training(
     if state is not None:
         try:
             run.load_state_dict(state)
-        except torch.OutOfMemoryError:
-            raise
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # the GPU's fault, and none of the state's
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint: its state is no trial's: {' '.join(str(error).split())[:100]}"

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import sysconfig
 from importlib.util import find_spec
 
 import torch
@@ -19,6 +20,7 @@ def has_triton(device_type: str) -> bool:
 
 @functools.cache
 def _installed() -> bool:
-    # Triton compiles what launches a kernel with a C compiler.
+    # Triton compiles what launches a kernel with a C compiler and Python's headers, which Debian keeps apart.
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return torch.version.cuda is not None and find_spec("triton") is not None and compiler is not None
+    headers = os.path.exists(os.path.join(sysconfig.get_path("include", "posix_prefix"), "Python.h"))
+    return torch.version.cuda is not None and find_spec("triton") is not None and compiler is not None and headers

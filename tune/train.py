@@ -21,6 +21,7 @@ from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, train
 from gcsr.arrays import load_arrays
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_workers
+from tune.filesystem import one_line
 from tune.node_data import local_root
 from tune.terminal import Terminal, make_forgiving, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
@@ -30,7 +31,7 @@ __all__ = ["LostWorkerError", "TrainRun", "run_train"]
 
 
 class LostWorkerError(Exception):
-    """A worker failed or was killed; the others were ended."""
+    """A worker failed or was killed; the others were ended. Or the only one's GPU failed, or was full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +94,8 @@ def run_train(run: TrainRun, workers: int) -> None:
     try:
         with from_environment(device.type) as (group, own_device):
             _train_and_print(run, group, own_device)
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        raise LostWorkerError(f"device: {device} failed: {one_line(error)}") from None
     except Exception as error:
         if dist.is_torchelastic_launched() and is_lost_worker(error):
             raise LostWorkerError("another worker was lost") from None

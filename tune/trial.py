@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _CHECKPOINT_SHARE = 0.05  # of a trial's time: a thousand GPUs share one store
+_MEMORY_FULL = 2  # CUDA's number for it, where graphs and libraries take memory without torch's allocator
 
 
 def choose_device(name: str) -> torch.device:
@@ -115,12 +116,16 @@ def run_trials(configs: Sequence[TrialConfig], job: SweepJob) -> Iterator[Outcom
     """
     device = device_of(job)
     trainings = [functools.partial(trial_steps, config, job, device) for config in configs]
-    for ended in Interleaved(trainings, device, configs[0].precision, job.trials_per_gpu):
-        if isinstance(ended.result, Outcome):
-            yield ended.result
-        elif not isinstance(ended.result, OutOfTimeError):
-            blame_machine(ended.result, device)
-            yield failed_outcome(configs[ended.place], job, ended.result)
+    try:
+        for ended in Interleaved(trainings, device, configs[0].precision, job.trials_per_gpu):
+            if isinstance(ended.result, Outcome):
+                yield ended.result
+            elif not isinstance(ended.result, OutOfTimeError):
+                blame_machine(ended.result, device)
+                yield failed_outcome(configs[ended.place], job, ended.result)
+    except torch.AcceleratorError as error:  # between their turns, where their pace is measured
+        blame_machine(error, device)
+        raise
 
 
 def trial_steps(
@@ -159,13 +164,25 @@ def trial_steps(
 def is_machines_fault(error: BaseException) -> bool:
     """Whether what a training raised says that its machine is gone, or cannot serve."""
     # A GPU's error that is no want of memory stays: whatever this process does with it later raises it again.
-    return isinstance(error, (UnfitNodeError, torch.AcceleratorError)) or is_lost_worker(error)
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) != _MEMORY_FULL
+    return isinstance(error, UnfitNodeError) or is_lost_worker(error)
 
 
-def blame_machine(error: Exception, device: object) -> None:
+def blame_machine(error: Exception, device: torch.device) -> None:
     """Raise `UnfitNodeError` if what a training on ``device`` raised is no fault of its own."""
-    if is_machines_fault(error):
+    if is_machines_fault(error) or _has_failed(device):
         raise UnfitNodeError(f"device: {device} failed: {one_line(error)}") from None
+
+
+def _has_failed(device: torch.device) -> bool:
+    """Whether a GPU's error has stayed: Triton, cuBLAS and cuDNN raise it as they raise any other."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except torch.AcceleratorError as error:
+        return is_machines_fault(error)
+    return False
 
 
 def failed_outcome(config: TrialConfig, job: SweepJob, error: BaseException) -> Outcome:

@@ -88,3 +88,17 @@ def test_a_single_wrong_bit_is_damage(tmp_path):
         else:  # a byte that only fills up
             assert position != middle
             assert torch.equal(state["weights"], weights)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error")])
+def test_a_gpu_that_is_full_or_failed_is_no_damage_of_the_file(error, tmp_path, monkeypatch):
+    """Damaged checkpoints are deleted, and their trials begin anew."""
+    checkpointer = Checkpointer(FileStorage(tmp_path / "trial.pt"))
+    checkpointer.save(TrialConfig(), {"weights": torch.zeros(3)})
+
+    def load(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        checkpointer.load(TrialConfig(), torch.device("cpu"))

@@ -30,7 +30,8 @@ from gcsr import (
 )
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.coherence import CoherenceCounter, count_reference
-from gcsr.parallel import run_workers
+from gcsr.errors import InvalidInputError
+from gcsr.parallel import from_environment, run_workers
 
 SIZES = (7, 50_021, 13, 3, 1)  # divisible by nothing
 
@@ -419,3 +420,26 @@ def test_shares_add_up_to_the_whole(world_size, regularizer, dtype):
     assert sum(share.n.item() for share in shares) == expected.n.item()
     assert sum(share.coherent.item() for share in shares) == expected.coherent.item()
     assert sum(share.grad_sum.item() for share in shares) == pytest.approx(expected.grad_sum.item(), rel=1e-5)
+
+
+def joined(monkeypatch, gpus):
+    """A rank's device as `from_environment` says, with so many GPUs simulated, and the current one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("init_process_group", "destroy_process_group", "barrier"):
+        monkeypatch.setattr(dist, name, lambda *args, **kwargs: None)
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    with from_environment("cuda") as (_, device):
+        return device, current
+
+
+def test_a_rank_has_the_gpu_of_its_local_rank_and_allocates_nowhere_else(monkeypatch):
+    assert joined(monkeypatch, gpus=2) == (torch.device("cuda:1"), [1])
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    with pytest.raises(InvalidInputError, match="--nproc-per-node: 2 is not allowed here; expected at most 1, a GPU"):
+        joined(monkeypatch, gpus=1)

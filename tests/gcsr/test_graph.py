@@ -1,7 +1,9 @@
 """Captured steps: what a graph would do (tests/gcsr/replaying.py; with a GPU, a real one) is what every step does."""
 
+import contextlib
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import gcsr.trainer
 from gcsr import TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
-from gcsr.graph import ReplayedStep
+from gcsr.graph import CudaCapture, ReplayedStep
 from tests.gcsr.comparing import measured, moved
 from tests.gcsr.replaying import NotedCapture
 
@@ -22,6 +24,7 @@ CASES = {
     "λ by π, L1": ("pictures", {"model": "vgg11", "width": 0.05, "mode": "ours_orig", "mu": 0.5, "regularizer": "l1"}),
     "a falling learning rate": ("digits", {"model": "mlp2", "mode": "baseline", "lr_decay_epochs": 2}),
     "bf16": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "baseline", "precision": "bf16"}),
+    "without crops": ("pictures", {"model": "alexnet", "width": 0.1, "precision": "bf16", "augment": False}),
     "odd batches": ("pictures", {"model": "alexnet", "width": 0.1, "mode": "baseline", "batch_size": 33}),
     "γ = auto": ("digits", {"model": "mlp2", "mode": "ours", "gamma": "auto", "gamma_threshold": 0.5}),
 }  # fmt: skip
@@ -105,6 +108,26 @@ def test_a_trial_resumes_into_replayed_steps(pictures, noted, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         train(config, pictures, checkpointer=Checkpointer(path, min_seconds=0), on_epoch=stop)
     assert measured(train(config, pictures, checkpointer=Checkpointer(path))) == measured(whole)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_steps_are_captured_on_the_stream_of_their_replays(interleaved, monkeypatch):
+    """cuBLAS's workspaces belong to a stream, and torch's streams are few: two graphs of one would race for them."""
+    current = "lane" if interleaved else "default"
+    captured_on = []
+
+    @contextlib.contextmanager
+    def graph(captured, *, stream, capture_error_mode):
+        captured_on.append(stream)
+        yield
+
+    fakes = {"current_stream": lambda d: current, "default_stream": lambda d: "default", "Stream": lambda d: "new"}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    CudaCapture(torch.device("cuda")).capture(lambda: None)
+    assert captured_on == ["lane" if interleaved else "new"]
 
 
 def test_the_simulation_refuses_what_a_gpu_refuses():

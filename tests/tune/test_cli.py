@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import tune.train
 from gcsr import InvalidInputError, TrialConfig
 from gcsr.errors import OutOfTimeError
 from tests.importing import loaded
@@ -454,6 +455,20 @@ def test_train_over_two_workers_is_the_same_experiment():
     assert (one["world_size"], two["world_size"]) == (1, 2)
     assert one["imposed_fraction"] == two["imposed_fraction"]
     assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_gpu_that_is_full_or_fails_is_one_line(kind, capsys, monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        raise kind("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(tune.train, "train", broken)
+    saved = tmp_path / "c.pt"
+    saved.touch()
+    code, out, err = run(capsys, "train", "--model", "mlp1", "--device", "cpu", "--checkpoint", saved)
+    assert (code, out) == (1, "")
+    line = "device: cpu failed: CUDA out of memory. Tried to allocate 2 GiB.; the same command goes on from"
+    assert err == f"gcsr: {line} {saved}\n"
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import itertools
 import time
@@ -23,7 +24,7 @@ from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trial import StoredCheckpoint, trial_steps
+from tune.trial import StoredCheckpoint, blame_machine, trial_steps
 from tune.units import run_unit
 
 
@@ -199,6 +200,42 @@ def test_a_gpu_that_failed_is_no_fault_of_the_trials(cohort, tmp_path, monkeypat
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gcsr: ")]
     assert "failed: CUDA error: an illegal memory access was encountered; every ended trial is stored; resume" in line
     assert len(Store(str(tmp_path / "o")).read_trials().table) == 0
+
+
+def test_a_gpus_error_between_the_turns_of_trials_is_no_fault_of_theirs(tmp_path, monkeypatch):
+    def broken(*args):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        yield
+
+    monkeypatch.setattr(tune.trial, "Interleaved", broken)
+    with pytest.raises(UnfitNodeError, match=r"device: (cpu|cuda) failed: CUDA error: an illegal memory"):
+        outcomes_of([TrialConfig(epochs=1)], job(tmp_path, cohort=1))
+
+
+def accelerator_error(text, code):
+    error = torch.AcceleratorError(f"CUDA error: {text}")
+    error.error_code = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "stays", "blamed"),
+    [
+        (accelerator_error("an illegal memory access was encountered", 700), None, True),
+        (accelerator_error("out of memory", 2), None, False),  # where a graph is made of what was captured
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access"), accelerator_error("illegal", 700), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), None, False),
+        (torch.OutOfMemoryError("CUDA out of memory"), None, False),
+    ],
+)
+def test_a_gpu_has_failed_where_its_error_stays(raised, stays, blamed, monkeypatch):
+    def synchronize(device):
+        if stays is not None:
+            raise stays
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(UnfitNodeError) if blamed else contextlib.nullcontext():
+        blame_machine(raised, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("cohort", [1, 4])
