@@ -287,8 +287,8 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
         for line in report.damaged[:20]:
             complain(f"gcsr: {line}")
         raise InvalidInputError(
-            f"dir: {len(report.damaged)} damaged file(s) left out; the command that filled DIR puts them aside with "
-            "--resume and runs again what is missing, or says what to do"
+            f"dir: {counted(len(report.damaged), 'damaged file')} left out; with --resume, the command that filled DIR "
+            "puts damaged files aside and runs again what is missing, or says what to do"
         )
 
 

@@ -48,7 +48,9 @@ class _Time(click.ParamType[float]):
             hours, minutes, rest = (int(part or 0) for part in found.groups())
             seconds = 3600 * hours + 60 * minutes + rest
         if not seconds:
-            raise InvalidInputError(f"{_named(param)}: {value!r} is not allowed; expected a time as 90s, 9m or 1h30m")
+            raise InvalidInputError(
+                f"{_named(param)}: {value!r} is not allowed; expected a time such as 90s, 9m or 1h30m"
+            )
         return float(seconds)
 
 
@@ -76,7 +78,7 @@ class _Location(click.ParamType[str]):
         refuse_password(_named(param), value)
         if not value:
             raise InvalidInputError(
-                f"{_named(param)}: '' is not allowed; expected a folder, or a URI as s3://bucket/name"
+                f"{_named(param)}: '' is not allowed; expected a folder, or a URI such as s3://bucket/name"
             )
         return _expanded(str(value), param)
 
