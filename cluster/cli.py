@@ -51,7 +51,7 @@ _address_option = click.option(
     envvar="RAY_API_SERVER_ADDRESS",
     callback=_without_password,
     metavar="URL",
-    help="Of the cluster's dashboard.",
+    help="Where the cluster's dashboard is.",
 )
 _job_argument = click.argument("name", metavar="JOB")
 
@@ -74,7 +74,11 @@ def submit() -> None:
     """
 
 
-@submit.command("run", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@submit.command(
+    "run",
+    short_help="Submit SPEC (the word run may be left out).",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
 @click.argument("spec")
 @click.option("--out", required=True, metavar="URI", help="Store that every node reaches.")
 @_address_option
@@ -106,7 +110,7 @@ def status_command(name: str | None, address: str) -> None:
 @submit.command("logs")
 @_job_argument
 @_address_option
-@click.option("--follow", is_flag=True, help="Until the job ends, and end with its exit code.")
+@click.option("--follow", is_flag=True, help="Go on until the job ends, and end with its exit code.")
 def logs_command(name: str, address: str, follow: bool) -> int:
     """Show what a job has printed."""
     jobs = _jobs(address)
@@ -127,7 +131,7 @@ def stop_command(name: str, address: str) -> None:
     say(f"{name} is told to stop. Go on with it: {_with_address('resume', name, address)}")
 
 
-@submit.command("resume")
+@submit.command("resume", short_help="Go on with what a job began, in a new one.")
 @_job_argument
 @_address_option
 @click.option("--no-wait", is_flag=True, help="Print the new job's name and return.")

@@ -1,7 +1,7 @@
 """Bias, ReLU and max-pool after a convolution, as one operation on NVIDIA GPUs.
 
-torch takes a kernel for each, and back, and the sums of the bias's gradient take longer than a convolution of a small
-network. Here it is one kernel forth, and one and a short sum back, with the same bits every time.
+torch takes a kernel for each, forward and backward, and the sums of the bias's gradient take longer than a convolution
+of a small network. Here it is one kernel forward, and one and a short sum backward, with the same bits every time.
 """
 
 from typing import Any

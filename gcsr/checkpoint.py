@@ -57,7 +57,7 @@ class Checkpointer:
         storage: where.
         every_epochs: save after every so many epochs.
         min_seconds: but not sooner than this after the last save (a short trial is cheaper to repeat than to save).
-        max_share: of the time, that saving may take: storage that is slow, or shared with many, is used less often.
+        max_share: share of the time that saving may take: slow or much shared storage is used less often.
         deadline: as `time.time` counts; once it has passed every epoch is saved, and training stops there.
     """
 

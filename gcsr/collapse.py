@@ -28,7 +28,7 @@ def has_collapsed(records: Sequence[EpochRecord], constant_loss: float) -> bool:
     Over `WINDOW` epochs in a row λ was imposed, the training loss was no better than a constant answer's, the weights
     shrank from epoch to epoch, and mean |∇L| fell: by the chain rule it shrinks with the weights (§2.2), so what is
     left of the signal only gets weaker. Weights that are next to nothing need not shrink any more, nor |∇L| fall much.
-    Nothing is given up while λ is not imposed (the free epochs of ``ours``).
+    Nothing is given up while λ is not imposed (the first γ epochs of ``ours``).
 
     Args:
         records: all epochs so far.

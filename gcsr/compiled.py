@@ -77,7 +77,7 @@ def _cache() -> Path | None:
 
 
 def _may_run(folder: str | os.PathLike[str]) -> bool:
-    """Whether a library can be loaded from there: of hardened machines' disks some are mounted ``noexec``."""
+    """Whether a library can be loaded from there: hardened machines mount some disks ``noexec``."""
     return not os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)  # Python knows the flag on Linux
 
 

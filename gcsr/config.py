@@ -127,7 +127,7 @@ class TrialConfig:
         mode: ``none``, ``baseline``, ``ours`` (eq. 11), ``ours_orig`` (eq. 8).
         lam: λ. For mode ``none`` it only sets what π is measured with.
         mu: μ of ``ours_orig`` (default 0.6).
-        gamma: γ of ``ours``: free epochs (default 5), or ``"auto"``.
+        gamma: γ of ``ours``: epochs before λ applies (default 5), or ``"auto"``.
         gamma_threshold: mean π that ``gamma: auto`` waits for (default 0.6).
         seed: of initialization, order, augmentation and dropout.
         epochs: 60 on digits, 300 otherwise by default (the paper does not say).
@@ -135,7 +135,7 @@ class TrialConfig:
         dropout: drop probability; 0.5, and 0 for the plain networks and one's own, which may have dropout of its own.
         augment: flip and crop; on for CIFAR only.
         inputs: ``standardized``: each channel with mean 0 and deviation 1 over the training images; ``unit``: 0 to 1.
-        initialization: ``torch``: each layer's default; ``vgg``: torchvision's for VGG, and the default there.
+        initialization: ``torch``: each layer's default; ``vgg``: torchvision's for VGG. VGG's default is the latter.
         precision: ``fp32``; ``tf32``: NVIDIA GPUs round the factors of products; ``bf16``: autocast.
         holdout: share of the training images kept aside to choose λ on; 0 chooses on the test images.
 

@@ -34,7 +34,7 @@ class Gate:
     Attributes:
         mode: ``none`` never; ``baseline`` always; ``ours`` from epoch γ on, for good (eq. 11);
             ``ours_orig`` at the steps where ``π > μ`` (eq. 8).
-        gamma: γ ≥ 0, the number of free epochs; ``None`` while ``gamma: auto`` has not chosen. Read by ``ours``.
+        gamma: γ ≥ 0, the epochs before λ applies; ``None`` while ``gamma: auto`` has not chosen. Read by ``ours``.
         gamma_threshold: in [0, 1]: the mean π that ``gamma: auto`` waits for.
         mu: μ in [0, 1]. Read by ``ours_orig``.
     """

@@ -14,7 +14,7 @@ class GateMetrics:
         pi: mean π, measured with the target λ at every step, imposed or not (the paper's Figure 3).
         imposed_fraction: share of the steps at which λ was imposed.
         lam_effective: mean of ``lam_t``.
-        grad_abs_mean: mean |∂L/∂w| over R, before the penalty joins (the paper's Figure 2b).
+        grad_abs_mean: mean |∂L/∂w| over the regularized parameters, before the penalty joins (the paper's Figure 2b).
     """
 
     steps: int

@@ -49,8 +49,8 @@ class GatedOptimizer:
 
     ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
     clipping: clip in a ``register_step_pre_hook`` of the inner optimizer, which for L2 sees the penalty, too.
-    Under data parallelism give ``process_group``: every rank counts its slice of R and one all-reduce
-    of two integers makes the global π, the same on all ranks.
+    Under data parallelism give ``process_group``: every rank counts its slice of the regularized parameters
+    and one all-reduce of two integers makes the global π, the same on all ranks.
 
     Args:
         optimizer: the inner optimizer. Its own ``weight_decay`` (``lambd`` of ASGD) must be 0 for the regularized
@@ -59,9 +59,9 @@ class GatedOptimizer:
         regularizer: ``"l2"`` (Ω = ‖w‖², so λ here is half of torch's ``weight_decay``) or ``"l1"``.
         mode: ``none``, ``baseline``, ``ours`` (eq. 11) or ``ours_orig`` (eq. 8).
         lam: λ, from 0 to `gcsr.gate.MAX_LAM`.
-        gamma: γ of ``ours``: the number of free epochs, or ``"auto"``: the first epoch after one whose mean π
-            passed ``gamma_threshold``.
-        gamma_threshold: in [0, 1].
+        gamma: γ of ``ours``: the number of epochs before λ applies, or ``"auto"``: the first epoch after one whose
+            mean π passed ``gamma_threshold``.
+        gamma_threshold: the mean π that ``gamma="auto"`` waits for, in [0, 1].
         mu: μ of ``ours_orig``, in [0, 1].
         process_group: ranks that hold the same gradients and weights, or (FSDP2) all that hold a shard of them;
             ``None`` for a single process.

@@ -121,7 +121,7 @@ def _tile(number, count, channels, TILE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _corner(number, channels, width, channel, TILE: tl.constexpr):
-    """Where the upper left one lies of the four pixels that each of a tile's is the greatest of."""
+    """Where, for each pixel of a tile, the upper left of the four pixels lies that it is the greatest of."""
     pixel = number * TILE + tl.arange(0, TILE)[:, None]
     x = pixel % (width // 2)
     y = pixel // (width // 2)  # of all pictures, one below the other: their heights are even

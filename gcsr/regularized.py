@@ -17,7 +17,7 @@ _NORMALIZATION = (
 
 
 def regularized_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """R of the method: the trainable parameters except biases and the affine ones of normalization layers."""
+    """The regularized parameters R: all trainable ones but biases and the affine ones of normalization layers."""
     skipped = {
         id(parameter)
         for module in model.modules()

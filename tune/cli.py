@@ -60,7 +60,7 @@ def cli() -> None:
     """Sweeps of strong L1/L2 regularization that still learns (gradient-coherent strong regularization)."""
 
 
-@cli.command("train")
+@cli.command("train", short_help="Train one trial.")
 @config_options
 @data_option
 @device_option
@@ -130,10 +130,12 @@ def _report_failures(failures: Sequence[str], total: int, out: str) -> None:
         )
 
 
-@cli.command("sweep")
+@cli.command("sweep", short_help="Run every trial of a spec.")
 @run_options
 @click.option(
-    "--time-limit", type=TIME, help="As 9m or 1h30m: stop then, after the running epochs and cohorts, to be resumed."
+    "--time-limit",
+    type=TIME,
+    help="Such as 9m or 1h30m: stop then, after the running epochs and cohorts; --resume goes on.",
 )
 @stop_option(False)
 @click.option("--dry-run", is_flag=True, help="Show what would be run, and start nothing.")
@@ -159,22 +161,29 @@ def sweep_command(out: str, dry_run: bool, **given: Any) -> None:
     _report_failures(outcome.failures, outcome.total, out)
 
 
-@cli.command("search")
+@cli.command("search", short_help="Let Optuna search λ, μ and γ.")
 @run_options
 @click.option("--trials", type=click.IntRange(1, MAX_TRIALS), required=True, metavar="N", help="Trainings in all.")
-@click.option("--sampler", type=click.Choice(SAMPLERS), help="Of Optuna [default: the spec's, or tpe].")
+@click.option("--sampler", type=click.Choice(SAMPLERS), help="Optuna's [default: the spec's, or tpe].")
 @click.option(
-    "--objective", "objectives", type=click.Choice(OBJECTIVES), multiple=True, help="Give two for a Pareto front."
+    "--objective",
+    "objectives",
+    type=click.Choice(OBJECTIVES),
+    multiple=True,
+    help="What to maximize; give two for a Pareto front [default: the spec's, or val_accuracy].",
 )
 @click.option(
     "--pruner",
     type=click.Choice(PRUNERS),
-    help="Give losing settings no more seeds; for one objective [default: none].",
+    help="Give losing settings no more seeds; for one objective only [default: the spec's, or none].",
 )
 @click.option(
-    "--window", type=click.IntRange(1, 10_000), metavar="N", help="Settings under way at once [default: slots + 1]."
+    "--window",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Settings under way at once [default: as many as can be trained at once, + 1].",
 )
-@click.option("--storage", metavar="URL", help="Of Optuna: a database or a journal file [default: DIR/study.journal].")
+@click.option("--storage", metavar="URL", help="Optuna's: a database or a journal file [default: DIR/study.journal].")
 @click.option("--refit", is_flag=True, help="Train the best settings, by the first objective, again without hold-out.")
 @stop_option(True)
 def search_command(
@@ -211,12 +220,14 @@ def search_command(
     _report_failures(outcome.failures, outcome.total, out)
 
 
-@cli.command("tolerance")
+@cli.command("tolerance", short_help="Find the strongest λ that still learns.")
 @run_options
-@click.option("--precision", type=float, default=0.1, show_default=True, metavar="R", help="Relative, of the level.")
+@click.option(
+    "--precision", type=float, default=0.1, show_default=True, metavar="R", help="Relative precision of the level."
+)
 @stop_option(True)
 def tolerance_command(out: str, precision: float, **given: Any) -> None:
-    """Find the strongest λ at which each method of SPEC still learns, by bisection between its grid's λ."""
+    """Find the strongest λ at which each method of SPEC still learns, bisecting between its grid's λ."""
     asked = asked_for(**given)
     with resumable(asked.options.resume):
         outcome = run_tolerance(asked.spec, Store(out), asked.options, precision=precision)
@@ -242,9 +253,11 @@ def tolerance_command(out: str, precision: float, **given: Any) -> None:
 @click.option("--out", type=LOCAL_PATH, metavar="FILE", help="Write to FILE instead of the terminal.")
 @click.option("--figures", type=LOCAL_PATH, metavar="FOLDER", help="Also write every figure there as SVG, PNG and PDF.")
 @click.option("--watch", is_flag=True, help="Serve the HTML report on loopback, and refresh it while the sweep runs.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8777, show_default=True, help="Of --watch; 0 takes any.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8777, show_default=True, help="Where --watch serves; 0 takes any."
+)
 def report_command(folder: str, form: Format, out: Path | None, figures: Path | None, watch: bool, port: int) -> None:
-    """Read the verdict of the sweep in DIR; also while it runs."""
+    """Show the verdict of the sweep in DIR, also while it runs."""
     from tune.reporting import Report  # only here: the libraries of statistics and figures take seconds to import
 
     store = _store_to_read(folder)
@@ -274,8 +287,8 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
         for line in report.damaged[:20]:
             complain(f"gcsr: {line}")
         raise InvalidInputError(
-            f"dir: {len(report.damaged)} damaged file(s) left out; the command that filled DIR puts them aside with "
-            "--resume and runs again what is missing, or says what to do"
+            f"dir: {counted(len(report.damaged), 'damaged file')} left out; with --resume, the command that filled DIR "
+            "puts damaged files aside and runs again what is missing, or says what to do"
         )
 
 
@@ -298,7 +311,7 @@ def _writing(option: str, path: Path) -> Iterator[None]:
         raise InvalidInputError(f"{option}: {str(path)!r} cannot be written: {error.strerror}") from None
 
 
-@cli.command("data")
+@cli.command("data", short_help="Prepare and check a data set.")
 @click.argument("name")
 @data_option
 @click.option("--download", is_flag=True, help="Fetch what is missing from the data set's own site.")

@@ -2,7 +2,7 @@
 
 A merge first writes the merged rows under ``compacting/``, where no other program looks; then removes the files that it
 replaces; then makes the part visible. Killed at any point, it is completed by the next run (`recover`). A program that
-looks in between sees a trial less, never one twice; `Store` itself also reads ``compacting/`` and misses none.
+looks in between may miss a trial, and never sees one twice; `Store` itself also reads ``compacting/`` and misses none.
 
 Failed trials stay in files of their own, as they are run again and a part is never rewritten for one trial.
 """

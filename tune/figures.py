@@ -251,10 +251,10 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
     setting = curves[0].setting
     where = f"{setting.network}, {setting.regularizer.upper()}"
     for name, title, figure, log in (
-        ("train_loss", "training loss, without the penalty", "2a", True),
-        ("grad_abs_mean", "mean |∇L|", "2c", True),
-        ("weight_abs_mean", "mean |w|", "2d, 8", True),
-        ("pi", "coherence rate π", "3", False),
+        ("train_loss", "training loss, without the penalty", "Figure 2a", True),
+        ("grad_abs_mean", "mean |∇L|", "Figure 2c", True),
+        ("weight_abs_mean", "mean |w|", "Figures 2d and 8", True),
+        ("pi", "coherence rate π", "Figure 3", False),
     ):
         variants: dict[str, int] = {}
         series = []
@@ -273,8 +273,8 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
         yield Figure(
             name=f"{name.replace('_', '-')}-{_slug(where)}-{number}",
             title=f"{title[0].upper()}{title[1:]}: {where}",
-            caption="Mean over the seeds that ran so long; each mode at its best λ, and where the baseline collapses "
-            f"(Figure {figure}).",
+            caption="Mean over the seeds that reached the epoch; each mode at its best λ, and where the baseline "
+            f"collapses (the paper's {figure}).",
             x_title="epoch",
             y_title=title,
             y_log=log,

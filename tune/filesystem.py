@@ -1,4 +1,4 @@
-"""Whole files on a local disk or an object store: they appear complete or not at all, and remote ones patiently."""
+"""Whole files on a local disk or an object store: they appear complete or not at all. Remote stores get retries."""
 
 import contextlib
 import io

@@ -48,7 +48,9 @@ class _Time(click.ParamType[float]):
             hours, minutes, rest = (int(part or 0) for part in found.groups())
             seconds = 3600 * hours + 60 * minutes + rest
         if not seconds:
-            raise InvalidInputError(f"{_named(param)}: {value!r} is not allowed; expected a time as 90s, 9m or 1h30m")
+            raise InvalidInputError(
+                f"{_named(param)}: {value!r} is not allowed; expected a time such as 90s, 9m or 1h30m"
+            )
         return float(seconds)
 
 
@@ -76,7 +78,7 @@ class _Location(click.ParamType[str]):
         refuse_password(_named(param), value)
         if not value:
             raise InvalidInputError(
-                f"{_named(param)}: '' is not allowed; expected a folder, or a URI as s3://bucket/name"
+                f"{_named(param)}: '' is not allowed; expected a folder, or a URI such as s3://bucket/name"
             )
         return _expanded(str(value), param)
 
@@ -153,13 +155,13 @@ _FIELD_HELP = {
     "mode": "none, baseline, ours (eq. 11) or ours_orig (eq. 8).",
     "lam": "λ, the regularization strength.",
     "mu": "μ of ours_orig [default there: 0.6].",
-    "gamma": "γ of ours: free epochs, or auto [default there: 5].",
+    "gamma": "γ of ours: epochs before λ applies, or auto [default there: 5].",
     "gamma_threshold": "Mean π that gamma auto waits for [default there: 0.6].",
-    "seed": "Of initialization, order, augmentation and dropout.",
+    "seed": "Seed of initialization, order, augmentation and dropout.",
     "epochs": "Epochs [default: 60 on digits, else 300].",
-    "batch_size": "Images a step.",
+    "batch_size": "Images per step.",
     "lr": "Learning rate.",
-    "momentum": "Of SGD.",
+    "momentum": "Momentum of SGD.",
     "lr_decay": "Factor on the learning rate …",
     "lr_decay_epochs": "… every so many epochs.",
     "dropout": "Drop probability [default: 0.5; 0 for mlpK].",
@@ -167,7 +169,7 @@ _FIELD_HELP = {
     "inputs": "standardized (mean 0 and deviation 1), or unit (0 to 1).",
     "initialization": "torch, or vgg [default: vgg for vggN, as torchvision; else torch].",
     "precision": "fp32, tf32 or bf16.",
-    "holdout": "Share of the training images kept to choose λ on.",
+    "holdout": "Share of the training images held out to choose λ on.",
 }
 
 
@@ -182,22 +184,34 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="DIR",
             help="Store: a folder, or a URI such as s3://bucket/name.",
         ),
-        click.option("--resume", is_flag=True, help="Run what DIR lacks."),
+        click.option("--resume", is_flag=True, help="Go on with the store in DIR: run what it lacks."),
         click.option(
-            "--set", "assignments", multiple=True, type=_Assignment(), help="Override a field of SPEC; VALUE is YAML."
+            "--set",
+            "assignments",
+            multiple=True,
+            type=_Assignment(),
+            help="Override a field of SPEC; VALUE is YAML. May be given for several fields.",
         ),
         click.option(
-            "--executor", type=click.Choice(EXECUTORS), default="ray", show_default=True, help="inline: no Ray."
+            "--executor",
+            type=click.Choice(EXECUTORS),
+            default="ray",
+            show_default=True,
+            help="inline: one after the other in this process, without Ray.",
         ),
-        click.option("--address", metavar="ADDR", help="A running Ray cluster; none starts Ray on this machine."),
         click.option(
-            "--wait", type=TIME, help="For a cluster that is too small yet [default: 30m if it grows itself]."
+            "--address", metavar="ADDR", help="A running Ray cluster; without it, Ray is started on this machine."
+        ),
+        click.option(
+            "--wait",
+            type=TIME,
+            help="How long to wait for a cluster that is still too small [default: 30m if it grows by itself].",
         ),
         click.option(
             "--max-concurrent",
             type=click.IntRange(1),
             metavar="N",
-            help="At most N at once: trials, cohorts, GPUs with interleaved ones.",
+            help="Run at most N at once: trials, cohorts, or GPUs with interleaved trials.",
         ),
         threads_option,
         click.option(
@@ -206,10 +220,10 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             default=1.0,
             show_default=True,
             metavar="SHARE",
-            help="Of a GPU, that a worker takes.",
+            help="The share of a GPU that a worker takes.",
         ),
         _count_option("--cohort", "Trials trained as one batch, with no checkpoints."),
-        _count_option("--trials-per-gpu", "Trials that a process interleaves, at most."),
+        _count_option("--trials-per-gpu", "The most trials that a process interleaves."),
         click.option("--tensorboard", is_flag=True, help="Also write each trial's curves under DIR/tensorboard."),
         data_option,
         device_option,

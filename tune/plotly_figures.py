@@ -56,7 +56,12 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
 
 
 def _axis(title: str, log: bool) -> dict[str, Any]:
-    return {"title": {"text": title}, "type": "log" if log else "linear", "exponentformat": "power", "automargin": True}
+    return {
+        "title": {"text": title, "standoff": 8},
+        "type": "log" if log else "linear",
+        "exponentformat": "power",
+        "automargin": True,
+    }
 
 
 def _trace(series: Series) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Column
 from tune.events import NodeJoined, NodeLeft, NodeUnfit, Pulse, RunEvent, WorkerLost
 from tune.job import Outcome
 from tune.terminal import Terminal
-from tune.words import counted
+from tune.words import counted, duration_text
 
 __all__ = ["SweepProgress"]
 
@@ -93,7 +93,7 @@ class SweepProgress:
         # The first trials waited for the workers to start: they say nothing about the rest.
         timed = done - self._at_once
         seconds = (time.monotonic() - self._timed_from) / timed * left if timed > 0 else None
-        time_left = "" if seconds is None else f", about {_duration(seconds)} left"
+        time_left = "" if seconds is None else f", about {duration_text(seconds)} left"
         running = min(left, self._at_once if self._running is None else self._running)
         return f"{running} running" + (f", {ends}" if ends else "") + time_left
 
@@ -118,9 +118,3 @@ def _result(row: dict[str, Any]) -> str:
         return f"{name}: failed: {row['error']}"
     accuracy = "" if row["test_accuracy"] is None else f" {100 * row['test_accuracy']:.1f} %"
     return f"{name}:{accuracy}" + ("" if row["status"] == "finished" else f" {row['status']}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ from tune.report import render
 from tune.search_report import history_figures, importance_table, stored_definition, stored_search, tuned_fields
 from tune.store import Store
 from tune.summary import Searched
+from tune.words import duration_text
 
 __all__ = ["Report"]
 
@@ -106,7 +107,7 @@ class Report:
             "trained on": distinct("device"),
             "gcsr": distinct("gcsr_version"),
             "torch": distinct("torch_version"),
-            "training time": f"{seconds / 3600:.2f} h in all trials",
+            "training time": f"{duration_text(seconds)} in all trials",
             "trials ended": f"{min(ends):%Y-%m-%d %H:%M} to {max(ends):%Y-%m-%d %H:%M} UTC" if ends else "–",
             "report made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         }

@@ -252,7 +252,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip() or not value.strip():
-        raise InvalidInputError(f"set: {text!r} is not allowed; expected FIELD=VALUE, as seed=[0,1]")
+        raise InvalidInputError(f"set: {text!r} is not allowed; expected FIELD=VALUE, such as seed=[0,1]")
     return name.strip(), parse_yaml(value, f"set: {name.strip()}")
 
 

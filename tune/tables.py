@@ -8,7 +8,17 @@ from gcsr.gate import GAMMA
 from tune.found import interval_of, value_of
 from tune.paper import TABLE2, TABLE2_NONE, TABLE3
 from tune.summary import DIGITS, Compared, Compression, Found, Setting, Sparsest, Summary, Tolerance
-from tune.words import NONE, fields_text, float_text, method_text, number, percent, probability, tuned_text
+from tune.words import (
+    NONE,
+    fields_text,
+    float_text,
+    method_text,
+    number,
+    percent,
+    probability,
+    signed_percent,
+    tuned_text,
+)
 
 __all__ = [
     "TextTable",
@@ -150,7 +160,7 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
             f"{accuracy_of(c.baseline)} at {lam_of(c.baseline)}",
             method_of(c.ours),
             f"{accuracy_of(c.ours)} at {lam_of(c.ours)}",
-            NONE if c.relative_improvement is None else f"{c.relative_improvement:+z.2%}",
+            signed_percent(c.relative_improvement),
             probability(c.p_value),
             probability(c.p_value_holm),
             number(c.hedges_g, 2),
@@ -246,7 +256,7 @@ def _paper(summary: Summary) -> TextTable:
                 (c.network, f"{reg} ours accuracy", f"{accuracy.ours:.2f} ± {accuracy.ours_ci95:.2f} %",
                  accuracy_of(c.ours), str(c.ours.n), _joined(other, gamma)),
                 (c.network, f"{reg} relative improvement", f"{accuracy.relative_improvement:+z.2f} %",
-                 NONE if c.relative_improvement is None else f"{100 * c.relative_improvement:+z.2f} %", runs,
+                 signed_percent(c.relative_improvement), runs,
                  _joined(other, gamma)),
             ]  # fmt: skip
     for k in summary.compression:

@@ -1,4 +1,4 @@
-"""Talking to a person: whoever listens no longer ends the talk, and never the work."""
+"""Talking to a person: when nobody listens any more, the talk ends, and never the work."""
 
 import contextlib
 import io

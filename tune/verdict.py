@@ -6,7 +6,7 @@ from tune.aggregate import best_setting
 from tune.found import train_command
 from tune.summary import Compared, Compression, Found, Setting, Sparsest, Summary, Tolerance
 from tune.tables import accuracy_of, lam_of, method_of, objective_text, reached_text, telling_levels
-from tune.words import counted, float_text, number, percent, probability
+from tune.words import counted, float_text, number, percent, probability, signed_percent
 
 __all__ = ["caveats", "commands", "headline", "sentences"]
 
@@ -30,11 +30,11 @@ def headline(summary: Summary) -> str:
         of = (
             "The network does"
             if len(stopped) == len(plain)
-            else f"In {len(stopped)} of {len(plain)} sweeps networks do"
+            else f"In {len(stopped)} of {len(plain)} λ sweeps networks do"
         )
         said.append(f"{of} not learn without regularization either.")
     elif collapsed:
-        of = "" if len(plain) == 1 else f" in {len(collapsed)} of {len(plain)} sweeps"
+        of = "" if len(plain) == 1 else f" in {len(collapsed)} of {len(plain)} λ sweeps"
         reach = max((_reach(level, summary.tolerance) for level in collapsed), default=0.0)
         times = f"{reach:.2g}" if reach < 10 else f"{reach:.0f}"
         beyond = f"; gated, it still learns at up to {times} times the λ" if reach > 1 else ""
@@ -49,7 +49,7 @@ def headline(summary: Summary) -> str:
         said.append(
             f"{len(sure)} of {len(compared)} comparisons with the best baseline are significant gains, also after "
             f"Holm's correction; the largest is {best.mode} with {best.regularizer.upper()} on {best.network}: "
-            f"{best.relative_improvement:+.2%} relative."
+            f"{signed_percent(best.relative_improvement)} relative."
         )
     elif tested := sum(c.significant is not None for c in compared):
         alone = sum(c.significant is True and (c.relative_improvement or 0) > 0 for c in compared)
@@ -69,7 +69,7 @@ def headline(summary: Summary) -> str:
     if said:
         return " ".join(said)
     missing = "baseline" if any(s.mode != "none" for s in summary.settings) else "regularized trial"
-    return f"No {missing} is here to compare with{_best_of(summary.settings)}."
+    return f"There is no {missing} to compare with{_best_of(summary.settings)}."
 
 
 def _best_of(settings: Sequence[Setting]) -> str:
@@ -79,7 +79,8 @@ def _best_of(settings: Sequence[Setting]) -> str:
     regularized = "" if best.mode == "none" else f" with {best.regularizer.upper()} at λ = {lam_of(best)}"
     split = "validation " if best.val_accuracy_mean is not None else ""
     return (
-        f"; the best {split}accuracy, {percent(best.selection)}, has {method_of(best)}{regularized} on {best.network}"
+        f"; the best {split}accuracy, {percent(best.selection)}, is that of {method_of(best)}{regularized} "
+        f"on {best.network}"
     )
 
 
@@ -228,7 +229,7 @@ def _but_failed(settings: Sequence[Setting]) -> str:
 
 
 def _comparison(c: Compared) -> str:
-    size = "" if c.relative_improvement is None else f" ({c.relative_improvement:+z.2%} relative)"
+    size = "" if c.relative_improvement is None else f" ({signed_percent(c.relative_improvement)} relative)"
     if c.significant is None:
         sure = "too few runs or no spread: no test"
     else:
@@ -299,7 +300,7 @@ def caveats(summary: Summary) -> Iterator[str]:
     if few:
         yield (
             f"Some settings have only {' or '.join(map(str, few))} run{'s' * (few != [1])}: "
-            "of one there is no interval, and of two a wide one."
+            "one gives no interval, and two a wide one."
         )
     if len({s.n for s in summary.settings}) > 1:
         yield "Settings differ in their number of runs."
@@ -309,11 +310,16 @@ def caveats(summary: Summary) -> Iterator[str]:
     if diverged:
         early = sum(s.unmeasured for s in summary.settings)
         without = (
-            f"; {early} had none and are in no mean, nor is a setting with one the best if another is" if early else ""
+            f"; {early} had none and {'is' if early == 1 else 'are'} in no mean, nor is a setting with such a trial "
+            "the best if there is another"
+            if early
+            else ""
         )
-        yield f"{diverged} trial(s) diverged; they count with their last finite epoch{without}."
+        counts = "it counts with its" if diverged == 1 else "they count with their"
+        yield f"{counted(diverged, 'trial')} diverged; {counts} last finite epoch{without}."
     if summary.failures:
-        yield f"{len(summary.failures)} trial(s) failed and are in no mean."
+        are = "is" if len(summary.failures) == 1 else "are"
+        yield f"{counted(len(summary.failures), 'trial')} failed and {are} in no mean."
 
 
 def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:

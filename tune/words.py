@@ -7,6 +7,7 @@ __all__ = [
     "NONE",
     "counted",
     "distinctions",
+    "duration_text",
     "fields_text",
     "float_text",
     "method_text",
@@ -14,6 +15,7 @@ __all__ = [
     "number",
     "percent",
     "probability",
+    "signed_percent",
     "told_apart",
     "tuned_text",
     "value_text",
@@ -109,6 +111,18 @@ def percent(value: float | None, half_width: float | None = None) -> str:
     if value is None:
         return NONE
     return f"{100 * value:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else "") + " %"
+
+
+def signed_percent(value: float | None) -> str:
+    """A fraction in percent, with its sign."""
+    return NONE if value is None else f"{100 * value:+z.2f} %"
+
+
+def duration_text(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def probability(p: float | None) -> str:

@@ -43,10 +43,10 @@ def test_every_format_shows_the_means(summary, form):
 def test_the_verdict_follows_from_the_numbers(summary):
     text = render(summary, "text", title="x", progress="18 of 18", width=400)
     assert "learns up to λ = 0.001 and collapses at 0.01; ours γ=5 still learns at 0.01" in text
-    assert "+6.24% relative" in text  # 0.851 / 0.801
+    assert "+6.24 % relative" in text  # 0.851 / 0.801
     assert "5.0 times fewer" in text  # (1 − 0.5) / (1 − 0.9)
     assert "chosen on the test split" in text
-    assert "1 trial(s) failed" in text
+    assert "1 trial failed and is in no mean" in text
 
 
 def test_of_many_methods_of_a_mode_the_verdict_names_the_one_that_reaches_furthest(table, row):
@@ -72,11 +72,11 @@ def test_one_run_each_is_too_few_to_test(table, row):
 def test_without_regularization_there_is_nothing_to_compare(table, row):
     none = [row(0.8, mode="none", lam=0, regularizer="none", seed=seed) for seed in range(3)]
     ours = [row(0.8, mode="ours", lam=1e-3, seed=seed) for seed in range(3)]
-    best = "the best accuracy, 80.00 %, has"
+    best = "the best accuracy, 80.00 %, is that of"
     for rows, told in (
-        (none, f"No regularized trial is here to compare with; {best} none on mlp6 on digits."),
-        (ours, f"No baseline is here to compare with; {best} ours γ=5 with L2 at λ = 0.001 on mlp6 on digits."),
-        (none + ours, "No baseline is here to compare with;"),
+        (none, f"There is no regularized trial to compare with; {best} none on mlp6 on digits."),
+        (ours, f"There is no baseline to compare with; {best} ours γ=5 with L2 at λ = 0.001 on mlp6 on digits."),
+        (none + ours, "There is no baseline to compare with;"),
     ):
         text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
         assert told in text
@@ -190,7 +190,7 @@ def test_one_network_that_learns_nothing_is_not_all_of_them(table, row):
     rows = [row(0.1, status="collapsed", mode=mode, lam=lam) for mode, lam in (("none", 0.0), ("baseline", 1e-3))]
     rows += [row(0.9, mode=mode, lam=lam, model="mlp2") for mode, lam in (("none", 0.0), ("baseline", 1e-3))]
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
-    assert "In 1 of 2 sweeps networks do not learn without regularization either." in text
+    assert "In 1 of 2 λ sweeps networks do not learn without regularization either." in text
 
 
 def test_half_of_the_seeds_is_not_none(table, row):
@@ -199,7 +199,7 @@ def test_half_of_the_seeds_is_not_none(table, row):
     rows.append(row(0.1, status="collapsed", mode="baseline", lam=1e-3))
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
     assert "as the network does without any" not in text
-    assert "2 trial(s) diverged; they count with their last finite epoch; 2 had none and are in no mean" in text
+    assert "2 trials diverged; they count with their last finite epoch; 2 had none and are in no mean" in text
 
 
 def test_of_what_was_chosen_on_held_out_images_the_test_accuracies_are_named_as_such(table, row):
@@ -322,7 +322,7 @@ def test_a_level_that_took_one_trial_is_told_as_well(table, row):
     rows[1] |= row(0.1, status="collapsed", mode="baseline", lam=0.01, model="mlp5")
     rows.append(row(0.8, mode="baseline", lam=0.005, model="mlp5"))
     summary = summarize(table(rows))  # of `gcsr tolerance`, which tries the largest λ first
-    assert headline(summary).startswith("Plain regularization stops learning in 1 of 2 sweeps; gated, ")
+    assert headline(summary).startswith("Plain regularization stops learning in 1 of 2 λ sweeps; gated, ")
     text = render(summary, "text", title="x", progress="p", width=400)
     assert "mlp2 on digits, L2: plain regularization learned at every λ tried (up to 0.01)." in text
     (levels,) = (t for t in text_tables(summary) if t.title.startswith("Tolerance"))
@@ -353,4 +353,4 @@ def test_a_narrow_terminal_breaks_no_number(table, row, width):
         text = text.partition("\nAccuracy, best")[0]  # twelve columns, which such long λ leave no room for
     words = {word.strip("().") for word in text.split()}
     assert words >= {"0.0003689", "0.006654", "ours_orig", "collapsed", "digits"}
-    assert not words & {"0.00036", "0.000368", "ours_ori", "ours_", "collapse", "-11.10", "digit"}
+    assert not words & {"0.00036", "0.000368", "ours_ori", "ours_", "collapse", "-11.1", "digit"}

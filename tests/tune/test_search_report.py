@@ -101,7 +101,7 @@ def test_of_equals_the_report_names_the_one_that_the_search_took(table, asked):
         "85.00 ± 63.53 % over 2 seeds; of the other 2, 1 reached the same and all lie within its interval; the one "
         "suggested after it was no better." in text
     )
-    assert "85.00 %, has ours γ=5 with L2 at λ = 0.002 on mlp2" in text, "the headline names the same"
+    assert "85.00 %, is that of ours γ=5 with L2 at λ = 0.002 on mlp2" in text, "the headline names the same"
     places = [line.split() for line in text.splitlines() if " of 3 " in line and "settings" not in line]
     assert [(cells[-9], cells[-8]) for cells in places] == [("0.002", "1"), ("0.001", "1"), ("0.003", "3")]
 

@@ -72,7 +72,7 @@ def test_resume_says_where_it_goes_on_from_nothing_or_beside_other_trials(tmp_pa
         run_sweep(spec, Store(str(tmp_path / "out")), RunOptions(executor="inline", resume=True))
         return [line for line in capsys.readouterr().err.splitlines() if line.startswith("gcsr: ")]
 
-    assert said([0, 1]) == [f"gcsr: nothing is stored in {tmp_path / 'out'} yet: it begins"]
+    assert said([0, 1]) == [f"gcsr: nothing is stored in {tmp_path / 'out'} yet: the run starts from the beginning"]
     assert said([0, 1]) == []
     stay = "1 trial that this spec does not name; it stays in its report"
     assert said([1]) == [f"gcsr: {tmp_path / 'out'} holds {stay}"]
