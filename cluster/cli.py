@@ -21,6 +21,8 @@ from tune.endings import (
     main_of,
     run_as_program,
 )
+from tune.filesystem import Files
+from tune.folder import Folder
 from tune.job import SweepJob
 from tune.options import Asked, asked_for, searched
 from tune.passwords import refuse_password
@@ -155,6 +157,8 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
             f"out: {out!r} is not allowed in a job; expected a URI such as s3://bucket/name, or the absolute path of a "
             "folder that all nodes share"
         )
+    if not _connects(out):
+        Folder(out, offline=True)
     # Parsed as the command on the cluster will: its options' own complaints come now.
     parsed: dict[str, Any] = (
         tune_cli.commands[command].make_context(f"gcsr {command}", [spec, "--out", out, *options]).params
@@ -169,6 +173,8 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         raise InvalidInputError(
             f"data: {data!r} is not allowed in a job; expected a URI, or an absolute path on its nodes"
         )
+    if data and not _connects(data):
+        Files(data, "data", offline=True)
     _build(command, asked_for(**{name: value for name, value in parsed.items() if name in _RUN_OPTIONS}), parsed)
     own = spec not in shipped_specs()
     return JobCommand(
@@ -179,6 +185,11 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         options=tuple(options),
         commit=commit(),
     )
+
+
+def _connects(location: str) -> bool:
+    """Whether Arrow connects as soon as it reads the URI: a cluster's Hadoop may be out of reach from here."""
+    return location.startswith(("hdfs://", "viewfs://"))
 
 
 def _build(command: str, asked: Asked, given: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ class Folder:
 
     Args:
         location: a path, or a URI such as ``s3://bucket/prefix``.
+        offline: as for `tune.filesystem.Files`.
 
     Attributes:
         location: as given.
@@ -38,10 +39,10 @@ class Folder:
         StoreError: the location cannot be understood.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, offline: bool = False) -> None:
         self.location = location
         try:
-            self._files = Files(location)
+            self._files = Files(location, offline=offline)
         except InvalidInputError as error:
             raise StoreError(str(error)) from None
         self._root = self._files.root

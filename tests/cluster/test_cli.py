@@ -55,6 +55,13 @@ def test_the_job_whose_status_is_asked_may_be_left_out(capsys):
 BAD = {
     "no out": (["digits"], "Missing option '--out'"),
     "relative out": (["digits", "--out", "runs/x"], "out: 'runs/x' is not allowed in a job; expected a URI"),
+    "unknown out": (
+        ["digits", "--out", "foo://bucket/x"],
+        "out: 'foo://bucket/x' is no path or URI that pyarrow knows",
+    ),
+    "out without a bucket": (["digits", "--out", "s3://"], "out: 's3://' names no bucket"),
+    "root as out": (["digits", "--out", "/"], "out: '/' is not allowed; expected a folder of its own"),
+    "unknown data": (["digits", *OUT, "--data", "foo://bucket"], "data: 'foo://bucket' is no path or URI that pyarrow"),
     "relative data": (["digits", *OUT, "--data", "here"], "data: 'here' is not allowed in a job"),
     "spec": (["digitz", *OUT], "spec: 'digitz'"),
     "spec last": (["--set", "lam=1", "digits", *OUT], "expected SPEC before the options"),
