@@ -124,9 +124,9 @@ def logs_command(name: str, address: str, follow: bool) -> int:
 @_address_option
 def stop_command(name: str, address: str) -> None:
     """End a job; what it has done is stored, and resume goes on with it."""
-    jobs = _jobs(address)
-    jobs.stop(name)
-    say(f"{name} is told to stop. Go on with it: {_with_address('resume', name, address)}")
+    told = _jobs(address).stop(name)
+    done = "is told to stop" if told else "has ended already"
+    say(f"{name} {done}. Go on with it: {_with_address('resume', name, address)}")
 
 
 @submit.command("resume")
@@ -235,7 +235,7 @@ def _follow(jobs: "Jobs", name: str) -> int:
             f"end it with: {_with_address('stop', name, jobs.address)}"
         ) from None
     except LostJobError as error:
-        raise WorkFailedError(f"{error}; if the cluster lives, so does job {name}") from None
+        raise WorkFailedError(str(error)) from None
     return _exit_code(job)
 
 
