@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from gcsr import InvalidInputError
 from tune.filesystem import Files, one_line
 
-__all__ = ["CONCURRENT", "DamagedStoreError", "Folder", "StoreError"]
+__all__ = ["CONCURRENT", "DamagedStoreError", "Folder", "LostStoreError", "StoreError"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,6 +22,10 @@ class StoreError(InvalidInputError):
 
 class DamagedStoreError(InvalidInputError):
     """A file of the store cannot be read."""
+
+
+class LostStoreError(OSError):
+    """The store was deleted or renamed under a run, and the trials that had ended with it."""
 
 
 class Folder:
