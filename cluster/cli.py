@@ -21,6 +21,8 @@ from tune.endings import (
     main_of,
     run_as_program,
 )
+from tune.filesystem import Files
+from tune.folder import Folder
 from tune.job import SweepJob
 from tune.options import Asked, asked_for, searched
 from tune.passwords import refuse_password
@@ -126,9 +128,9 @@ def logs_command(name: str, address: str, follow: bool) -> int:
 @_address_option
 def stop_command(name: str, address: str) -> None:
     """End a job; what it has done is stored, and resume goes on with it."""
-    jobs = _jobs(address)
-    jobs.stop(name)
-    say(f"{name} is told to stop. Go on with it: {_with_address('resume', name, address)}")
+    told = _jobs(address).stop(name)
+    done = "is told to stop" if told else "has ended already"
+    say(f"{name} {done}. Go on with it: {_with_address('resume', name, address)}")
 
 
 @submit.command("resume", short_help="Go on with what a job began, in a new one.")
@@ -160,6 +162,8 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
             f"out: {out!r} is not allowed in a job; expected a URI such as s3://bucket/name, or the absolute path of a "
             "folder that all nodes share"
         )
+    if not _connects(out):
+        Folder(out, offline=True)
     # Parsed as the command on the cluster will: its options' own complaints come now.
     parsed: dict[str, Any] = (
         tune_cli.commands[command].make_context(f"gcsr {command}", [spec, "--out", out, *options]).params
@@ -174,6 +178,8 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         raise InvalidInputError(
             f"data: {data!r} is not allowed in a job; expected a URI, or an absolute path on its nodes"
         )
+    if data and not _connects(data):
+        Files(data, "data", offline=True)
     asked = asked_for(**{name: value for name, value in parsed.items() if name in _RUN_OPTIONS})
     _build(command, asked, parsed)
     own = spec not in shipped_specs()
@@ -186,6 +192,11 @@ def _job_command(command: str, spec: str, out: str, options: Sequence[str]) -> "
         commit=commit(),
         modules=modules_here(model for space in asked.spec.spaces() for model in space.get("model", ())),
     )
+
+
+def _connects(location: str) -> bool:
+    """Whether Arrow connects as soon as it reads the URI: a cluster's Hadoop may be out of reach from here."""
+    return location.startswith(("hdfs://", "viewfs://"))
 
 
 def _build(command: str, asked: Asked, given: Mapping[str, Any]) -> None:
@@ -231,7 +242,7 @@ def _follow(jobs: "Jobs", name: str) -> int:
             f"end it with: {_with_address('stop', name, jobs.address)}"
         ) from None
     except LostJobError as error:
-        raise WorkFailedError(f"{error}; if the cluster lives, so does job {name}") from None
+        raise WorkFailedError(str(error)) from None
     return _exit_code(job)
 
 

@@ -1,6 +1,7 @@
 """gcsr's jobs on a Ray cluster, through Ray's Jobs API: with the cluster's token, or not at all."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -11,7 +12,6 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -191,7 +191,7 @@ class Jobs:
         """Pass on what the job prints until it ends; a broken connection is taken up again.
 
         Raises:
-            LostJobError: the cluster no longer answers.
+            LostJobError: the cluster no longer answers, or no longer knows the job.
         """
         once, failures = _Once(write), 0
         while True:
@@ -203,22 +203,41 @@ class Jobs:
                 failures = 0
             except (RuntimeError, OSError, ClientError, InvalidInputError) as error:
                 failures += 1
+                if self._has_forgotten(name):
+                    raise LostJobError(
+                        f"{self.address} no longer knows job {name}, as its head was started anew, and the job ended "
+                        "with it; gcsr submit with the same words and --resume goes on with what is stored"
+                    ) from None
                 if failures > _RECONNECTS:
-                    raise LostJobError(f"{self.address} no longer answers: {one_line(error)}") from None
+                    raise LostJobError(
+                        f"{self.address} no longer answers: {one_line(error)}; if the cluster lives, so does job {name}"
+                    ) from None
             time.sleep(_POLL_SECONDS if not failures else 2 * _POLL_SECONDS)
+
+    def _has_forgotten(self, name: str) -> bool:
+        """Whether the cluster answers, and knows no such job: a head that is started anew forgets its jobs."""
+        with contextlib.suppress(InvalidInputError):
+            return all(job.name != name for job in self.all())
+        return False
 
     async def _tail(self, name: str, once: "_Once") -> None:
         once.begin()
         async for text in self._client.tail_job_logs(name):
             once.write(text)
 
-    def stop(self, name: str) -> None:
-        """End a job: its driver is told, and killed if it does not listen. Every ended trial is stored."""
-        self.job(name)
+    def stop(self, name: str) -> bool:
+        """End a job: its driver is told, and killed if it does not listen. Every ended trial is stored.
+
+        Returns:
+            Whether it was told; False if it has ended already.
+        """
+        if self.job(name).status in ENDED:
+            return False
         with self._refused():
             self._client.stop_job(name)
+        return True
 
-    @contextmanager
+    @contextlib.contextmanager
     def _refused(self) -> Iterator[None]:
         """Ray's ways of saying no as one line."""
         try:
@@ -266,16 +285,18 @@ def _authorization(address: str) -> dict[str, str]:
     """The header that shows the token; it is not optional, unless somebody says so in RAY_AUTH_MODE."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
         return {}
-    token = os.environ.get("RAY_AUTH_TOKEN")
+    token, where = os.environ.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
     if not token:
-        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
-        try:
-            token = file.read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            raise InvalidInputError(
-                f"token: there is none in {file}; expected the cluster's, which ray get-auth-token --generate makes "
-                "before the cluster is started"
-            ) from None
+        where = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            token = Path(where).read_text().strip()
+    if not token:
+        raise InvalidInputError(
+            f"token: there is none in {where}; expected the cluster's, which ray get-auth-token --generate makes "
+            "before the cluster is started"
+        )
+    if not (token.isascii() and token.isprintable()):  # said here: who refuses it as a header would repeat it
+        raise InvalidInputError(f"token: what is in {where} is none; expected one line of plain characters")
     _require_closed(address)
     return {"Authorization": f"Bearer {token}"}
 

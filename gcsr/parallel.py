@@ -6,14 +6,12 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -24,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gcsr.errors import InvalidInputError
 from gcsr.randomness import seed_generators
+from gcsr.scratch import scratch_folder
 
 __all__ = ["START_METHOD", "Workers", "backend", "from_environment", "is_lost_worker", "run_workers"]
 
@@ -170,8 +169,8 @@ def run_workers(
     if device_type == "cpu":
         imported.append("torch._dynamo")  # DDP imports it, for seconds; it may ask CUDA, which no fork survives
     _start_forkserver(imported)
-    with tempfile.TemporaryDirectory(prefix="gcsr-workers-") as folder:
-        arguments = (function, workers, device_type, threads, str(Path(folder) / "meet"), dict(os.environ))
+    with scratch_folder("gcsr-workers-") as folder:
+        arguments = (function, workers, device_type, threads, str(folder / "meet"), dict(os.environ))
         # Daemons: an interrupt of this process alone ends them, too.
         start_processes(_worker, arguments, nprocs=workers, daemon=True, start_method=START_METHOD)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from gcsr import InvalidInputError
+from tune.folder import LostStoreError
 from tune.node_data import UnfitNodeError
 from tune.passwords import without_password
 from tune.terminal import complain, make_forgiving, say
@@ -62,6 +63,8 @@ def resumable(resume: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise InterruptedRunError(f"every ended trial is stored; resume with: {resuming(resume)}") from None
+    except LostStoreError as error:
+        raise WorkFailedError(f"{error}; what it lacks is run again with: {resuming(resume)}") from None
     except (OSError, UnfitNodeError) as error:
         text = _os_line(error) if isinstance(error, OSError) else str(error)
         raise WorkFailedError(f"{text}; every ended trial is stored; resume with: {resuming(resume)}") from None

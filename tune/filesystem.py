@@ -29,7 +29,8 @@ _BACK_OFF_SECONDS = 0.5  # before the second; doubles
 _IN_MEMORY = 64 << 20  # bytes of a file being written to a remote store
 _ONE_REQUEST = 4 << 20  # bytes of a file that Arrow sends by one request: S3's parts have 5 MiB at least
 _CHUNK = 1 << 20  # bytes
-_DELAYED = "allow_delayed_open=true"  # option of Arrow's S3 URIs
+_DELAYED = "allow_delayed_open=true"  # of S3: a small file is one request, not the three of a multi-part upload
+_SOMEWHERE = "region=us-east-1"  # of S3: else Arrow asks Amazon for the bucket's
 
 
 class Files:
@@ -42,12 +43,13 @@ class Files:
     Args:
         location: a path, or a URI such as ``s3://bucket/prefix``.
         field: what an error calls it.
+        offline: only see whether the location can be understood: of an S3 bucket nobody is asked where it is.
 
     Raises:
         InvalidInputError: the location cannot be understood.
     """
 
-    def __init__(self, location: str, field: str = "out") -> None:
+    def __init__(self, location: str, field: str = "out", *, offline: bool = False) -> None:
         if not location or _UNUSABLE.search(location):
             raise InvalidInputError(
                 f"{field}: {location[:80]!r} is not allowed; expected a path, or a URI as s3://bucket/name"
@@ -58,13 +60,16 @@ class Files:
             )
         if "://" in location and "#" in location:  # pyarrow would leave out what follows it
             raise InvalidInputError(f"{field}: {location!r} is not allowed; expected %23 in place of # in a URI")
+        uri = _with_s3_option(location, _DELAYED)
+        if offline:
+            uri = _with_s3_option(uri, _SOMEWHERE)
         try:
             if "://" in location:
-                self.filesystem, root = pafs.FileSystem.from_uri(_in_one_request(location))
+                self.filesystem, root = pafs.FileSystem.from_uri(uri)
             else:
                 self.filesystem, root = pafs.LocalFileSystem(), os.path.abspath(location)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
-            reason = one_line(error).replace(f"?{_DELAYED}", "").replace(f"&{_DELAYED}", "")
+            reason = one_line(error).replace(uri.removeprefix(location), "")
             raise InvalidInputError(f"{field}: {location!r} is no path or URI that pyarrow knows: {reason}") from None
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
         self.root: str = root.rstrip("/") or "/"
@@ -184,11 +189,11 @@ def _shielded(work: Callable[[], None]) -> None:
         return thread.submit(work).result()
 
 
-def _in_one_request(location: str) -> str:
-    """The URI, such that S3 gets a small file by one request instead of the three of a multi-part upload."""
-    if not location.startswith("s3://") or _DELAYED.partition("=")[0] in location:
+def _with_s3_option(location: str, option: str) -> str:
+    """The URI, if it is one of S3, with an option of Arrow's that it does not have yet."""
+    if not location.startswith("s3://") or f"{option.partition('=')[0]}=" in location:
         return location
-    return f"{location}{'&' if '?' in location else '?'}{_DELAYED}"
+    return f"{location}{'&' if '?' in location else '?'}{option}"
 
 
 def one_line(error: BaseException, length: int = 160) -> str:

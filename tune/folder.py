@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from gcsr import InvalidInputError
 from tune.filesystem import Files, one_line
 
-__all__ = ["CONCURRENT", "DamagedStoreError", "Folder", "StoreError"]
+__all__ = ["CONCURRENT", "DamagedStoreError", "Folder", "LostStoreError", "StoreError"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,11 +24,16 @@ class DamagedStoreError(InvalidInputError):
     """A file of the store cannot be read."""
 
 
+class LostStoreError(OSError):
+    """The store was deleted or renamed under a run, and the trials that had ended with it."""
+
+
 class Folder:
     """A folder that a run writes to.
 
     Args:
         location: a path, or a URI such as ``s3://bucket/prefix``.
+        offline: as for `tune.filesystem.Files`.
 
     Attributes:
         location: as given.
@@ -38,10 +43,10 @@ class Folder:
         StoreError: the location cannot be understood.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, offline: bool = False) -> None:
         self.location = location
         try:
-            self._files = Files(location)
+            self._files = Files(location, offline=offline)
         except InvalidInputError as error:
             raise StoreError(str(error)) from None
         self._root = self._files.root

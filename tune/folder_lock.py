@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gcsr import InvalidInputError
+from tune.folder import LostStoreError
 
 __all__ = ["folder_lock"]
 
@@ -18,8 +19,8 @@ def folder_lock(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder, which is made if need be; one that is still empty at the end is removed again.
 
     Yields:
-        A check, which raises an `OSError` once the folder has been deleted or renamed: what is written under its name
-        from then on would be another folder, which any other run may hold.
+        A check, which raises a `LostStoreError` once the folder has been deleted or renamed: what is written under its
+        name from then on would be another folder, which any other run may hold.
 
     Raises:
         InvalidInputError: another process holds it, or it cannot be written.
@@ -34,7 +35,7 @@ def folder_lock(folder: Path) -> Iterator[Callable[[], None]]:
         except (FileNotFoundError, NotADirectoryError):
             there = False
         if not there:
-            raise OSError(f"out: {str(folder)!r} was deleted or renamed while this run wrote into it")
+            raise LostStoreError(f"out: {str(folder)!r} was deleted or renamed while this run wrote into it")
 
     try:
         yield check

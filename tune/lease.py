@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gcsr import InvalidInputError
-from tune.folder import Folder
+from tune.folder import Folder, LostStoreError
 
 __all__ = ["Lease", "LostLeaseError"]
 
@@ -43,7 +43,7 @@ class Lease:
         self._folder, self._id = folder, uuid.uuid4().hex
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renewing, daemon=True, name="gcsr-lease")
-        self._lost: LostLeaseError | None = None
+        self._lost: LostLeaseError | LostStoreError | None = None
 
     def __enter__(self) -> Self:
         found = self._folder.read_json(_NAME)
@@ -76,6 +76,7 @@ class Lease:
 
         Raises:
             LostLeaseError: it has.
+            LostStoreError: nobody holds a lease, which may mean that all of the store was deleted.
         """
         if self._lost is not None:
             raise self._lost
@@ -83,8 +84,13 @@ class Lease:
     def _renewing(self) -> None:
         while self._lost is None and not self._done.wait(_RENEW_SECONDS):
             with contextlib.suppress(OSError, InvalidInputError):  # the next may pass; until then the old one is valid
-                found = self._folder.read_json(_NAME) or {}
-                if found.get("id") == self._id:
+                found = self._folder.read_json(_NAME)
+                if found is None:
+                    self._lost = LostStoreError(
+                        f"out: {self._folder.location!r} was deleted while this run wrote into it, or was taken over "
+                        "by another gcsr run, which has ended"
+                    )
+                elif found.get("id") == self._id:
                     self._write()
                 else:
                     self._lost = LostLeaseError(

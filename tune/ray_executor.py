@@ -1,7 +1,5 @@
 """The Ray executor: trials through Ray Tune, on a local Ray that it starts or on a running cluster."""
 
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,6 +9,7 @@ from typing import Any
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
+from gcsr.scratch import scratch_folder
 from tune.capacity import alive_nodes, plan_on_cluster
 from tune.cutting import UnitCutter, alone_on_cpus, is_stacked
 from tune.events import RunEvent
@@ -126,9 +125,8 @@ class RayExecutor:
     def _fit(self, space: dict[str, Any], ending: "_Ending", searcher: UnitSearcher | None = None) -> bool:
         """Run a Tune experiment; whether the deadline has passed."""
         relay = Relay(ending, self._watch, ending.left)
-        state = tempfile.mkdtemp(prefix="gcsr-tune-")
         several = self._job.workers > 1
-        try:
+        with scratch_folder("gcsr-tune-") as state:
             tuner = ray_tune.Tuner(
                 self._trainable(),
                 param_space=space | (self._shared if searcher is None else {}),
@@ -142,7 +140,7 @@ class RayExecutor:
                 ),
                 run_config=ray_tune.RunConfig(
                     name=self._job.experiment,
-                    storage_path=state,
+                    storage_path=str(state),
                     callbacks=[relay],
                     stop=StopWhenOver(relay),
                     # A trial's own fault comes back as a result: only a lost worker is an error to Tune.
@@ -162,8 +160,6 @@ class RayExecutor:
             if relay.error is not None:
                 raise relay.error
             return relay.out_of_time or self._job.out_of_time()
-        finally:
-            shutil.rmtree(state, ignore_errors=True)
 
 
 class _Ending:

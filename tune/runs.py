@@ -202,7 +202,8 @@ def recording(
         at_once: how many trials those are, at most.
         ended_before: how many of the run's trials had ended before.
     """
-    if options.resume and not stored and not any(store.files("trials")):  # perhaps DIR is mistyped
+    found = stored or not options.resume or any(store.files("trials")) or store.leftovers()
+    if not found:  # perhaps DIR is mistyped
         complain(f"gcsr: nothing is stored in {store.location} yet: the run starts from the beginning")
     started = {"experiment": spec.experiment, "trials": total, "ended_before": ended_before, "slots": slots}
     observers: list[Observer] = [SweepLog(store, started | {"executor": options.executor, "address": options.address})]

@@ -124,6 +124,9 @@ def run_search(
             ended_before = search.replay()
             # Without hold-out the best were trained on all images already.
             extra = sum(len(line.seeds) for line in lines if line.fixed.get("holdout")) if refit else 0
+            if refit and search.finished:  # else it is not known yet which are the best
+                again = {config.trial_id for config in search.refits()}
+                ended_before += len(again & stored.keys() - search.rows.keys())
             with recording(
                 store,
                 spec,

@@ -152,7 +152,8 @@ class Store(Folder):
         """Raise if the right to write that `exclusive` gave is lost.
 
         Raises:
-            OSError: another run has taken a remote store over (`LostLeaseError`); a folder was deleted or renamed.
+            OSError: another run has taken a remote store over (`LostLeaseError`); it was deleted, or a folder renamed
+                (`LostStoreError`).
         """
         if self._check_held is not None:
             self._check_held()

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from cluster.cli import _job_command, cli, main
-from cluster.jobs import JobCommand, _Once
+from cluster.jobs import JobCommand, Jobs, LostJobError, _Once
 from cluster.package import modules_here, packed
 from cluster.run import cluster_arguments
 from gcsr import InvalidInputError
@@ -55,6 +55,13 @@ def test_the_job_whose_status_is_asked_may_be_left_out(capsys):
 BAD = {
     "no out": (["digits"], "Missing option '--out'"),
     "relative out": (["digits", "--out", "runs/x"], "out: 'runs/x' is not allowed in a job; expected a URI"),
+    "unknown out": (
+        ["digits", "--out", "foo://bucket/x"],
+        "out: 'foo://bucket/x' is no path or URI that pyarrow knows",
+    ),
+    "out without a bucket": (["digits", "--out", "s3://"], "out: 's3://' names no bucket"),
+    "root as out": (["digits", "--out", "/"], "out: '/' is not allowed; expected a folder of its own"),
+    "unknown data": (["digits", *OUT, "--data", "foo://bucket"], "data: 'foo://bucket' is no path or URI that pyarrow"),
     "relative data": (["digits", *OUT, "--data", "here"], "data: 'here' is not allowed in a job"),
     "spec": (["digitz", *OUT], "spec: 'digitz'"),
     "spec last": (["--set", "lam=1", "digits", *OUT], "expected SPEC before the options"),
@@ -190,6 +197,21 @@ def test_a_cluster_that_is_open_or_closed_to_us(status, words, answering):
     assert words in err
 
 
+@pytest.mark.parametrize("token", ["a\nsecret", "sécret"])
+def test_a_token_that_is_none_is_not_repeated(token):
+    code, err = submit("status", RAY_AUTH_TOKEN=token)
+    assert code == 2
+    assert "token: what is in RAY_AUTH_TOKEN is none; expected one line" in err
+    assert "cret" not in err
+
+
+def test_an_empty_token_is_none(tmp_path):
+    (tmp_path / "token").write_text("\n")
+    code, err = submit("status", RAY_AUTH_TOKEN=" ", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    assert code == 2
+    assert f"token: there is none in {tmp_path / 'token'}" in err
+
+
 @pytest.fixture
 def dashboard():
     """A dashboard that knows one job, which has ended; its log is to be had the third time only."""
@@ -238,12 +260,31 @@ def test_a_log_whose_connection_breaks_is_taken_up_again(dashboard):
     assert (code, out) == (0, "one\ntwo\n"), err
 
 
+def test_a_line_break_after_the_token_is_not_part_of_it(dashboard):
+    code, out, err = called("status", "job", "--address", dashboard, RAY_AUTH_TOKEN="0" * 64 + "\n")
+    assert code == 0, err
+    assert "succeeded" in out
+
+
+def test_a_job_that_has_ended_is_not_stopped(dashboard):
+    code, out, err = called("stop", "job", "--address", dashboard, RAY_AUTH_TOKEN="0" * 64)
+    assert code == 0, err
+    assert out.startswith("job has ended already")
+
+
+def test_a_job_that_a_new_head_does_not_know_has_ended(dashboard, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    jobs = Jobs(dashboard)
+    with pytest.raises(LostJobError, match="no longer knows job another, as its head was started anew"):
+        jobs.follow("another", print)
+
+
 def test_a_jobs_command_goes_to_the_cluster_and_back_word_for_word(tmp_path):
     spec = tmp_path / "mine.yaml"
     spec.write_text("experiment: mine\ngrid: {lam: 1e-3, mode: ours}\n")
     options = ("--set", "seed=[0, 1]", "--threads", "2")
-    command = _job_command("sweep", str(spec), "s3://bucket/a b", options)
-    assert command.words() == ["sweep", "submitted/mine.yaml", "--out", "s3://bucket/a b", *options]
+    command = _job_command("sweep", str(spec), "/shared/a b", options)
+    assert command.words() == ["sweep", "submitted/mine.yaml", "--out", "/shared/a b", *options]
     assert JobCommand.of({"gcsr": json.dumps(asdict(command))}) == command
     assert command.resumed().words() == [*command.words(), "--resume"]
     assert command.resumed().resumed() == command.resumed()

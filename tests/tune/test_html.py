@@ -175,6 +175,15 @@ def test_names_are_text_and_never_html(browser, tmp_path):
     assert browser.execute_script("return document.querySelectorAll('img').length") == 0
 
 
+@pytest.mark.parametrize(("runs", "summary"), [(1, "The spec"), (2, "The spec of the last run")])
+def test_where_a_store_had_several_runs_the_spec_is_said_to_be_the_last_ones(runs, summary, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    store.write_trial(make_row(lam=1e-3), [])
+    store.write_manifest({"experiment": "test", "spec": {}, "trials": [], "runs": runs * [{"commit": "abc"}]})
+    text = page(tmp_path / "out", tmp_path).read_text(encoding="utf-8")
+    assert f"<summary>{summary}</summary>" in text
+
+
 def test_a_printed_page_is_light_and_holds_its_figures_and_the_screen_comes_back(browser, swept, tmp_path):
     open_page(browser, page(swept, tmp_path).as_uri())
     looks = "return [document.documentElement.dataset.theme, document.querySelector('.main-svg').clientWidth]"

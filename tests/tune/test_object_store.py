@@ -278,6 +278,24 @@ def test_a_run_whose_lease_was_taken_over_ends_and_leaves_it_to_the_other(bucket
     assert len(ended(store)) == 1
 
 
+def test_a_store_that_is_deleted_ends_the_run_and_nothing_is_said_to_be_stored(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.01)
+    store = Store(bucket)
+    deadline = time.monotonic() + 20
+    with (
+        pytest.raises(WorkFailedError, match=r"was deleted while this run wrote into it, or was taken over") as ending,
+        resumable(True),
+        store.exclusive(),
+        Recorder(store, set(), []) as recorder,
+    ):
+        while time.monotonic() < deadline:
+            store.remove("lease.json")  # anew: it may have been about to be renewed
+            time.sleep(0.05)
+            recorder.noticed(Pulse(running=1, nodes=1))
+    assert "is stored" not in str(ending.value)
+
+
 def test_a_bucket_that_is_not_there_is_one_line(bucket, capsys):
     assert main(["sweep", "digits", "--executor", "inline", "--out", bucket.replace("s3://", "s3://not-")]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -7,6 +7,7 @@ import pytest
 from gcsr import TrialConfig
 from tests.benchmarks.scaling import outcome
 from tests.tune.stores import ended
+from tune.endings import WorkFailedError, resumable
 from tune.events import Pulse
 from tune.job import Outcome
 from tune.recorder import Recorder
@@ -141,7 +142,8 @@ def test_a_folder_that_is_deleted_or_renamed_ends_the_run(tmp_path, made_anew):
     out, aside = tmp_path / "out", tmp_path / "aside"
     store = Store(str(out))
     with (
-        pytest.raises(OSError, match=r"out' was deleted or renamed while"),
+        pytest.raises(WorkFailedError, match=r"out' was deleted or renamed while .* is run again with: ") as ending,
+        resumable(True),
         store.exclusive(),
         Recorder(store, set(), []) as recorder,
     ):
@@ -151,6 +153,7 @@ def test_a_folder_that_is_deleted_or_renamed_ends_the_run(tmp_path, made_anew):
         if made_anew:
             out.mkdir()
         recorder.ended(outcome(CONFIGS[1]))
+    assert "is stored" not in str(ending.value), "where somebody resumes, nothing is"
     assert len(ended(Store(str(aside)))) == 1
     assert out.exists() == made_anew, "nothing was written under its name"
     assert not made_anew or not any(out.iterdir())

@@ -310,7 +310,12 @@ def test_the_best_are_trained_again_on_all_images(tmp_path):
     assert {(row["mode"], row["lam"]) for row in again} == {
         (best.label.rpartition("/")[2], best.params["lam"]) for best in outcome.best
     }
+    (tmp_path / "trials" / f"{again[0]['trial_id']}.parquet").unlink()
+    assert search(tmp_path, trials=8, refit=True).ran == 1
     assert search(tmp_path, trials=8, refit=True).ran == 0
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    started = [line for line in log if line["event"] == "started"]
+    assert [(line["trials"], line["ended_before"]) for line in started] == [(12, 0), (12, 11), (12, 12)]
 
 
 def test_a_refit_that_was_killed_is_stacked_with_those_that_it_was_stacked_with(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from tests.tune.data_sets import write_data_set
 from tests.tune.stores import GRID, rows
 from tune.aggregate import summarize
 from tune.cli import main
-from tune.job import SweepJob
+from tune.job import SweepJob, checkpoint_name
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
@@ -64,6 +64,14 @@ def test_epochs_and_trials_belong_together(undisturbed):
     trials = undisturbed.read_trials().table.to_pylist()
     assert len(epochs) == 3 * len(trials)
     assert all(last[row["trial_id"]]["test_accuracy"] == row["test_accuracy"] for row in trials)
+
+
+def test_resume_from_a_checkpoint_alone_is_not_said_to_begin(tmp_path, capsys):
+    store = Store(str(tmp_path / "out"))
+    spec = SPEC.replace({"mode": "none", "seed": 0, "epochs": 2})
+    store.write_bytes(checkpoint_name(spec.trials()[0].trial_id), b"damaged: the trial starts again")
+    run_sweep(spec, store, RunOptions(executor="inline", resume=True))
+    assert "starts from the beginning" not in capsys.readouterr().err
 
 
 def test_resume_says_where_it_goes_on_from_nothing_or_beside_other_trials(tmp_path, capsys):
