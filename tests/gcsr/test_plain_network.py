@@ -63,6 +63,13 @@ def test_losses_and_gradients_are_autograds(kind, name):
         check(written_out, model, *batch(size))
 
 
+def test_answers_that_are_far_apart(kind):
+    model = network("mlp1")
+    with torch.no_grad():  # no exponential of such a difference is a float
+        model.get_parameter("output.bias").copy_(torch.arange(-900.0, 1100.0, 200.0))
+    check(kind(weights_of(model)), model, *batch(20))
+
+
 @needs_compiler
 @settings(max_examples=40)
 @given(
