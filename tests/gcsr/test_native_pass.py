@@ -190,6 +190,19 @@ def test_a_momentum_buffer_of_another_network_is_refused_before_anything_moves()
 
 
 @needs_compiler
+def test_a_parameter_that_is_taken_out_of_its_group_is_left_alone():
+    kept, taken = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    inner = torch.optim.SGD([kept, taken], lr=0.5)
+    optimizer = GatedOptimizer(inner, [kept], regularizer="l2", mode="none", lam=0.0)
+    for expected in (0.5, 0.0):
+        kept.grad, taken.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+        assert kept.tolist() == [expected] * 3
+        assert taken.tolist() == [0.5] * 3
+        inner.param_groups[0]["params"] = [kept]
+
+
+@needs_compiler
 def test_groups_that_change_are_noticed():
     first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5000))
     found = []
