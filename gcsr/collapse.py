@@ -1,6 +1,5 @@
 """When a training can be given up: the network learned nothing, and learning is dying out (the paper's Figure 2)."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -42,6 +41,5 @@ def has_collapsed(records: Sequence[EpochRecord], constant_loss: float) -> bool:
     return (
         all(record.imposed_fraction > 0 and record.train_loss >= constant_loss for record in window)
         and all(late.weight_abs_mean <= max(early.weight_abs_mean, dead) for early, late in pairwise((before, *window)))
-        and math.isfinite(window[-1].grad_abs_mean)
         and window[-1].grad_abs_mean <= decay * before.grad_abs_mean
     )

@@ -45,6 +45,13 @@ def check_step(new_pass, device: torch.device, *, by_pi: bool) -> None:
     g.zero_()
     memory.step(decision)
     assert decision.pi.item() == 0, "nothing learns, so nothing is coherent"
+    g.copy_(in_parts[1])
+    memory.run(count=True)
+    coherent, n, _ = (float(each) for each in memory.totals())
+    decision.mu.fill_(coherent / n)
+    memory.step(decision)
+    assert decision.pi.item() == decision.mu.item()
+    assert (decision.lam_t.item() == 0) == by_pi, "π = μ imposes nothing"
 
 
 def _pointed(new_pass, w: Tensor, g: Tensor, m: Tensor) -> MemoryPass:

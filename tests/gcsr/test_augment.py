@@ -32,3 +32,15 @@ def test_augmentation_follows_its_generator():
     one, two = (crop_and_flip(images, draw_crops(len(images), torch.Generator().manual_seed(3))) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(one, crop_and_flip(images, draw_crops(len(images), torch.Generator().manual_seed(4))))
+
+
+def test_shifts_are_uniform_over_the_papers_padding_and_every_second_image_is_mirrored():
+    crops = draw_crops(9000, torch.Generator().manual_seed(0))
+    for shifts in crops[:, :2].T:
+        counts = shifts.bincount()
+        assert len(counts) == 9, "from -4 to 4"
+        assert counts.min() > 850 and counts.max() < 1150  # 1,000 ± 5 binomial deviations
+    assert set(crops[:, 2].tolist()) == {0, 1}
+    assert abs(crops[:, 2].double().mean() - 0.5) < 0.03
+    image = torch.ones(1, 1, 2, 2, dtype=torch.uint8)
+    assert crop_and_flip(image, torch.tensor([[4, 4, 0]])).sum() == 4, "the shift that changes nothing"

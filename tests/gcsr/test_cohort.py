@@ -27,6 +27,7 @@ def close(together, alone, rel=1e-3):
         assert one.lam_effective == pytest.approx(two.lam_effective)
 
 
+@pytest.mark.usefixtures("gate_path")
 def test_every_mode_regularizer_seed_and_rate_side_by_side(digits):
     modes = ({"mode": "none"}, {"mode": "baseline"}, {"mode": "ours", "gamma": 2}, {"mode": "ours", "gamma": "auto"})
     modes += ({"mode": "ours_orig", "mu": 0.55},)
@@ -42,6 +43,7 @@ def test_every_mode_regularizer_seed_and_rate_side_by_side(digits):
         close(together, train(config, digits))
 
 
+@pytest.mark.usefixtures("gate_path")
 def test_a_collapse_beside_a_learner_and_a_divergence(digits):
     fields = {"model": "mlp6", "epochs": 12, "batch_size": 128}
     configs = [

@@ -44,11 +44,17 @@ def test_all_signs_of_collapse_are_needed():
         (middle, {"train_loss": 2.3}),
         (middle, {"imposed_fraction": 0.0}),
         (middle, {"weight_abs_mean": 0.06}),
+        (0, {"weight_abs_mean": 0.044}),  # after it they are 0.045
         (last, {"grad_abs_mean": 1e-4}),
+        (last, {"grad_abs_mean": 0.91e-4}),
         (last, {"grad_abs_mean": float("nan")}),
     ):
         changed = [replace(record, **change) if k == place else record for k, record in enumerate(DYING)]
         assert not has_collapsed(changed, 2.302), change
+    assert has_collapsed(DYING, DYING[0].train_loss), "as good as a constant answer is no better"
+    assert has_collapsed([*DYING[:-1], replace(DYING[-1], grad_abs_mean=0.89e-4)], 2.302)
+    free = replace(DYING[0], imposed_fraction=0.0, train_loss=1.0)
+    assert has_collapsed([free, *DYING[1:]], 2.302), "what was before the window"
 
 
 def test_weights_that_are_next_to_nothing_need_not_shrink_any_more():

@@ -7,6 +7,7 @@ import torch
 
 from gcsr import ConfigError, TrialConfig, load_dataset, train
 from gcsr.cohort import train_cohort
+from tests.tune.data_sets import write_data_set
 
 
 def test_digits():
@@ -25,6 +26,18 @@ def test_unit_inputs_are_from_0_to_1():
     seen = data.normalized(data.train_images)
     assert (seen.min().item(), seen.max().item()) == (0, 1)
     assert torch.equal(data.train_images, load_dataset("digits").train_images)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_the_inputs_of_pictures_by_their_definition(name, tmp_path):
+    images = torch.from_numpy(write_data_set(tmp_path, name=name)["train_images"]).permute(0, 3, 1, 2).double()
+    unit, standardized = (load_dataset(name, inputs=inputs, root=tmp_path) for inputs in ("unit", "standardized"))
+    torch.testing.assert_close(unit.normalized(unit.train_images).double(), images / 255, rtol=1e-6, atol=0)
+    mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), correction=0, keepdim=True)
+    expected = (images - mean) / deviation
+    found = standardized.normalized(standardized.train_images).double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert unit.classes == (100 if name == "cifar100" else 10)
 
 
 def test_hold_out_is_fixed_disjoint_and_complete():

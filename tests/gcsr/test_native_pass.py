@@ -1,5 +1,6 @@
 """The compiled passes: where they are used, that they are what torch computes, and that nothing needs them."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gcsr import ConfigError, GatedOptimizer, regularized_parameters
 from gcsr.coherence import CoherenceCounter, count_reference
+from gcsr.memory_pass import PassTensor
 from gcsr.native_pass import NativePass
 from gcsr.parameter_pass import ParameterPass, can_pass
 from tests.gcsr.deciding import check_step
@@ -87,6 +89,56 @@ def test_one_fused_step_by_hand():
 
 
 @needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_product_and_sum_is_rounded_on_its_own(threads, monkeypatch):
+    monkeypatch.setattr(NativePass, "_threads", threads)
+    rng = np.random.default_rng(0)
+    lams, strengths = (0.25, 1e-6), torch.tensor([0.25, 1e-6])  # of each group: of π, and imposed
+    tensors = [  # elements, the range that is counted, momentum, decay, l2, l1, group
+        (9000, (0, 9000), 0.9, 0.0, 2.0, 0.0, 0),
+        (0, (0, 0), 0.9, 0.0, 2.0, 0.0, 0),
+        (4097, (5, 4000), 0.9, 0.0, 0.0, 0.05, 0),
+        (21, (20, 21), None, 0.0, 0.0, 0.05, 1),  # a threshold of 5e-8
+        (5000, (0, 0), 0.9, 0.1, 0.0, 0.0, 1),
+        (300, (0, 300), None, 0.1, 0.0, 0.0, 1),
+        (300, (0, 300), 0.9, 0.0, 0.0, 0.0, 1),
+    ]
+    memory = NativePass(
+        [
+            PassTensor(elements=n, low=low, high=high, lam=lams[group], regularizer="l1" if l1 else "l2", group=group)
+            for n, (low, high), *_, l1, group in tensors
+        ],
+        groups=2,
+    )
+    w, g, m = ([rng.normal(size=n).astype(np.float32) for n, *_ in tensors] for _ in range(3))
+    for each in w:
+        each[::3] *= np.float32(1e-8)  # of which a threshold leaves nothing
+    expected, counts, sums = [], np.zeros((2, 2), np.int64), np.zeros(2)
+    for k, (entry, (_, (low, high), momentum, decay, l2, l1, group)) in enumerate(
+        zip(memory.table, tensors, strict=True)
+    ):
+        entry.w, entry.g, entry.lr, entry.decay = w[k].ctypes.data, g[k].ctypes.data, 0.05, decay
+        entry.m, entry.momentum, entry.l2, entry.l1 = (momentum and m[k].ctypes.data), momentum or 0.0, l2, l1
+        counted = [torch.from_numpy(each[low:high].copy()) for each in (g[k], w[k])]
+        found = count_reference([counted[0]], [counted[1]], lams[group], "l1" if l1 else "l2")
+        counts[:, group] += int(found.coherent), int(found.n)
+        sums[group] += found.grad_sum.item()
+        lr, lam_t = np.float32(0.05), np.float32(strengths[group])
+        velocity = g[k] + (np.float32(decay) + np.float32(l2) * lam_t) * w[k]
+        if momentum:
+            velocity = np.float32(momentum) * m[k] + velocity
+        stepped, z = w[k] - lr * velocity, np.float32(l1) * lam_t
+        expected.append((stepped - np.clip(stepped, -z, z), velocity if momentum else m[k].copy()))
+    memory.run(count=True, lam_t=strengths)
+    coherent, n, grad_sum = memory.totals()
+    assert torch.stack((coherent, n)).tolist() == counts.tolist()
+    assert grad_sum.tolist() == pytest.approx(sums)
+    for k, (weights, velocity) in enumerate(expected):
+        assert np.array_equal(w[k], weights), tensors[k]
+        assert np.array_equal(m[k], velocity), tensors[k]
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     "options", [{"nesterov": True}, {"dampening": 0.5}, {"foreach": True}, {"lr": torch.tensor(0.05)}]
 )
@@ -135,6 +187,19 @@ def test_a_momentum_buffer_of_another_network_is_refused_before_anything_moves()
     with pytest.raises(ConfigError, match=r"momentum_buffer: 'torch.float32 \[10, 128\] on cpu'.*\[12, 128\]"):
         optimizer.step()
     assert torch.equal(w, torch.ones(12, 128))
+
+
+@needs_compiler
+def test_a_parameter_that_is_taken_out_of_its_group_is_left_alone():
+    kept, taken = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    inner = torch.optim.SGD([kept, taken], lr=0.5)
+    optimizer = GatedOptimizer(inner, [kept], regularizer="l2", mode="none", lam=0.0)
+    for expected in (0.5, 0.0):
+        kept.grad, taken.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+        assert kept.tolist() == [expected] * 3
+        assert taken.tolist() == [0.5] * 3
+        inner.param_groups[0]["params"] = [kept]
 
 
 @needs_compiler

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, init_device_mesh
 
 import gcsr.optim
-from gcsr import GatedOptimizer, TrialConfig, regularized_parameters, train
+from gcsr import ConfigError, GatedOptimizer, TrialConfig, regularized_parameters, train
 from gcsr.coherence import count_reference
 from gcsr.parallel import backend
 from tests.gcsr.comparing import moved
@@ -123,3 +123,11 @@ def test_a_sharded_network_is_counted_whole(group):
         whole = count_reference([p.grad.full_tensor() for p in params], [p.full_tensor() for p in params], 0.3, "l1")
         optimizer.step()
         assert optimizer.last_pi.item() == whole.rate().item()
+
+
+def test_a_parameter_of_partial_sums_is_refused(group):
+    mesh = init_device_mesh(DEVICE.type, (1,))
+    w = nn.Parameter(DTensor.from_local(torch.ones(3, device=DEVICE), mesh, [Partial()]))
+    options = {"regularizer": "l2", "mode": "baseline", "lam": 0.1, "process_group": mesh.get_group()}
+    with pytest.raises(ConfigError, match=r"^params: .*Partial.* is not allowed; expected shards and replicas$"):
+        GatedOptimizer(torch.optim.SGD([w], 0.1), [w], **options)

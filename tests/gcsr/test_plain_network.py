@@ -49,7 +49,9 @@ def exact(model, images, labels):
 
 
 def check(written_out, model, images, labels):
-    loss, (expected, grads) = written_out.loss(images, labels), exact(model, images, labels)
+    given = images.clone()
+    loss, (expected, grads) = written_out.loss(images, labels), exact(model, given, labels)
+    assert torch.equal(images, given)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     for name, grad in grads.items():
         torch.testing.assert_close(written_out.grads[name].double(), grad, rtol=1e-4, atol=1e-6)
@@ -61,6 +63,13 @@ def test_losses_and_gradients_are_autograds(kind, name):
     written_out = kind(weights_of(model))
     for size in (32, 7, 1, 32):  # ragged last batches, and whole ones after them
         check(written_out, model, *batch(size))
+
+
+def test_answers_that_are_far_apart(kind):
+    model = network("mlp1")
+    with torch.no_grad():  # no exponential of such a difference is a float
+        model.get_parameter("output.bias").copy_(torch.arange(-900.0, 1100.0, 200.0))
+    check(kind(weights_of(model)), model, *batch(20))
 
 
 @needs_compiler

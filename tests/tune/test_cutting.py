@@ -47,6 +47,16 @@ def test_how_many_are_under_way(fields, at_once):
     assert cutter(**fields).at_once(cut(MIXED, **fields)) == at_once
 
 
+@pytest.mark.parametrize(("trials", "cohorts"), [(32, 1), (33, 2), (128, 4), (129, 8), (256, 8), (257, 12)])
+def test_many_cohorts_come_in_multiples_of_four(trials, cohorts):
+    grid = {"model": "mlp6", "seed": list(range(trials))}
+    assert len(cut(SweepSpec(experiment="test", grid=grid).trials(), gpu=True)) == cohorts
+
+
+def test_the_largest_unit_says_how_many_are_under_way():
+    assert cutter(gpu=True, cohort=1).at_once([MIXED[:1], MIXED[:5], MIXED[:2]]) == 2 * 5
+
+
 def test_a_cohort_is_whole_however_few_of_it_are_missing():
     whole = cut(MIXED, cohort=4)
     assert cut(MIXED, MIXED[:1], cohort=4) == [unit for unit in whole if MIXED[0] in unit]

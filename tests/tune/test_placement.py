@@ -15,6 +15,9 @@ from tune.placement import plan_trials
         ([{"CPU": 16, "GPU": 4}], {}, {"CPU": 1, "GPU": 1}, 4),
         ([{"CPU": 2, "GPU": 4}], {"workers": 2}, {"CPU": 1, "GPU": 1}, 1),  # the cores are too few for the GPUs
         ([{"CPU": 16, "GPU": 4}], {"device": "cpu"}, {"CPU": 1}, 16),
+        ([{"CPU": 64, "GPU": 2}], {"gpu_share": 1 / 49}, {"CPU": 1, "GPU": 1 / 49}, 64),  # 49 on each, and the cores
+        ([{"CPU": 100, "GPU": 2}], {"gpu_share": 1 / 49}, {"CPU": 1, "GPU": 1 / 49}, 98),
+        ([{"CPU": 16, "GPU": 2}], {"gpu_share": 0.6}, {"CPU": 1, "GPU": 0.6}, 2),  # not three: none lies on both
         ([{"CPU": 16}, {"CPU": 4, "GPU": 1}], {}, {"CPU": 1, "GPU": 1}, 1),  # auto: the node without one stays idle
     ],
 )

@@ -66,6 +66,7 @@ def test_one_run_each_is_too_few_to_test(table, row):
     rows = [row(0.8, mode="baseline", lam=1e-3), row(0.9, mode="ours", lam=1e-3)]
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
     assert "cannot be said: too few runs, or no spread" in text
+    assert "(+12.50% relative); too few runs or no spread: no test." in text
     assert "No gain" not in text
 
 
@@ -92,7 +93,7 @@ def test_that_nothing_was_measured_is_not_that_nothing_ended(table, row):
 
 def test_gated_modes_survive_only_where_plain_regularization_stops(table, row):
     rows = [row(0.9, mode="baseline", lam=1e-4), row(0.1, status="collapsed", mode="baseline", lam=1e-2)]
-    rows += [row(0.9, mode="ours", lam=5e-3)]
+    rows += [row(0.9, mode="ours", lam=5e-3), row(0.9, mode="ours_orig", lam=5e-3)]
     assert "times the λ" not in headline(summarize(table(rows)))
     assert "up to 100 times the λ" in headline(summarize(table([*rows, row(0.9, mode="ours", lam=1e-2)])))
 
@@ -112,6 +113,8 @@ def test_an_edge_of_the_grid_is_of_what_was_measured(table, row):
     rows = [row(a, mode=mode, lam=lam) for mode in ("baseline", "ours") for a, lam in ((0.9, 3e-4), (0.8, 1e-3))]
     told = list(caveats(summarize(table(failed + rows))))
     assert any("(0.0003) is the smallest tried" in line for line in told)
+    told = list(caveats(summarize(table([*rows, row(0.95, mode="baseline", lam=2e-3)]))))
+    assert any("the best λ of baseline (0.002) is the largest tried" in line for line in told)
 
 
 def test_beside_the_paper_stands_what_is_not_the_papers(table, row):
@@ -123,6 +126,25 @@ def test_beside_the_paper_stands_what_is_not_the_papers(table, row):
     (beside,) = (t for t in text_tables(summarize(table(rows))) if t.title == "Beside the paper")
     told = {cells[1]: cells[-1] for cells in beside.rows}
     assert "γ=20" in told["L1 ours accuracy"] and "γ=20" not in told["L1 baseline accuracy"]
+
+
+def test_beside_the_papers_gain_and_compression_stand_ours(table, row):
+    fields = {"dataset": "cifar10", "model": "alexnet", "regularizer": "l1"}
+    rows = [
+        row(0.70, sparsity=0.5, mode="baseline", lam=1e-4, **fields),
+        row(0.77, sparsity=0.75, mode="ours", lam=1e-3, **fields),
+    ]
+    more = row(0.78, sparsity=0.9, mode="ours_orig", lam=1e-3, **fields)
+    narrow = [row(0.7, width=0.5, mode=mode, lam=1e-3, **fields) for mode in ("baseline", "ours")]
+    for stored, compression in (
+        (rows, ("1.9×", "2.0×", "–", "")),
+        ([*rows, more], ("1.9×", "5.0×", "–", "ours_orig μ=0.6")),
+    ):
+        (beside,) = (t for t in text_tables(summarize(table(stored + narrow))) if t.title == "Beside the paper")
+        told = [(what, *others) for _, what, *others in beside.rows]
+        assert ("L1 relative improvement", "+0.99 %", "+10.00 %", "1, 1", "") in told
+        assert told[-1] == ("L1 compression", *compression)
+        assert len(told) == 4, "half as wide it is not the paper's network"
 
 
 def test_lam_0_is_a_level_without_a_multiple_and_no_edge_of_the_grid(table, row):
@@ -163,6 +185,9 @@ def test_words_about_failed_trials_and_unequal_numbers_of_runs_say_no_more_than_
     rows = [*rows[3:], row(0.1, status="collapsed", mode="baseline", lam=1e-1)]
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
     assert "learned in all seeds at no λ tried, and collapses at 0.1; no gated mode was tried there." in text
+    failed = row(status="failed", mode="ours", lam=1e-1)
+    text = render(summarize(table([*rows, failed])), "text", title="x", progress="p", width=400)
+    assert "and collapses at 0.1; no gated mode was tried there." in text
     rows.append(row(0.1, status="collapsed", mode="ours", lam=1e-1))
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
     assert "and collapses at 0.1; no gated mode learned there in all seeds." in text
@@ -242,6 +267,39 @@ def test_json_has_the_contract(summary):
     for key, names in (("settings", setting), ("comparisons", compared), ("compression", small)):
         assert report[key]
         assert all(names <= set(record) for record in report[key])
+
+
+def test_json_has_the_numbers_of_both_settings_and_null_where_there_is_none(summary, table, row):
+    report = json.loads(render(summary, "json", title="x", progress="p"))
+    (compared,) = (c for c in report["comparisons"] if c["regularizer"] == "l2" and c["mode"] == "ours")
+    told = {"baseline_lam": 1e-3, "baseline_n": 3, "ours_lam": 1e-2, "ours_gamma": "5", "ours_mu": None, "ours_n": 3}
+    assert {name: compared[name] for name in told} == told
+    means = [compared[name] for name in ("baseline_accuracy", "ours_accuracy", "relative_improvement")]
+    assert means == pytest.approx([0.801, 0.851, 0.05 / 0.801])
+    assert compared["ours_ci95"] == pytest.approx(4.302653 * 0.001 / 3**0.5)
+
+    def small(*gated):
+        rows = [row(0.80, sparsity=0.5, mode="baseline", lam=1e-4, regularizer="l1")]
+        rows += [row(a, sparsity=s, mode="ours", lam=lam, regularizer="l1") for lam, a, s in gated]
+        (found,) = json.loads(render(summarize(table(rows)), "json", title="x", progress="p"))["compression"]
+        return found
+
+    found = small((1e-3, 0.85, 0.75), (2e-3, 0.795, 0.9), (3e-3, 0.7, 1.0))
+    for prefix, mode, lam, accuracy, sparsity in (
+        ("baseline_", None, 1e-4, 0.80, 0.5),
+        ("ours_", "ours", 1e-3, 0.85, 0.75),
+        ("near_", "ours", 2e-3, 0.795, 0.9),
+        ("plain_", "baseline", 1e-4, 0.80, 0.5),
+    ):
+        names = [prefix + name for name in ("mode", "lam", "accuracy", "sparsity")]
+        assert [found.get(name) for name in names] == [mode, lam, accuracy, sparsity]
+    rates = [found[name] for name in ("compression", "near_compression", "plain_compression")]
+    assert rates == pytest.approx([2.0, 5.0, 1.0])
+    found = small((3e-3, 0.7, 1.0))
+    nothing = {
+        name: value for name, value in found.items() if name.startswith(("ours_", "near_")) or name == "compression"
+    }
+    assert len(nothing) == 12 and set(nothing.values()) == {None}
 
 
 def test_csv_has_a_row_a_setting(summary):

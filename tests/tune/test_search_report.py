@@ -106,6 +106,15 @@ def test_of_equals_the_report_names_the_one_that_the_search_took(table, asked):
     assert [(cells[-9], cells[-8]) for cells in places] == [("0.002", "1"), ("0.001", "1"), ("0.003", "3")]
 
 
+def test_of_one_seed_each_there_is_no_interval_to_lie_within(table, asked):
+    line = {"fixed": FIXED | {"gamma": 5}, "seed": [0], "lam": LAM}
+    summary = summarize(table(of_seeds(1e-3, 0.8) + of_seeds(2e-3, 0.9)), asked(1e-3, 2e-3, lines=[line]))
+    (found,) = summary.found
+    assert (found.best.lam, found.equal, found.within, found.since) == (2e-3, 0, None, 0)
+    text = render(summary, "text", title="x", progress="p", width=400)
+    assert "of 90.00 % over 1 seed; it was suggested last of these" in text
+
+
 def test_a_pruned_setting_is_not_the_best_however_easy_its_seed(table, asked):
     rows = [*of_seeds(1e-3, 0.9, 0.5), *of_seeds(2e-3, 0.8)]
     rows += [make_row(0.4, model="mlp2", lam=1e-3, seed=seed) for seed in (0, 1)]

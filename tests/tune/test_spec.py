@@ -131,6 +131,7 @@ def test_the_keys_of_a_search_are_all_named(tmp_path):
             "expected a list of one or two of val_accuracy, test_accuracy, sparsity",
         ),
         (b"search: {space: {lam: {low: 0.1, hi: 0.1}}}", "search.space.lam.high is missing; expected a number"),
+        (b"search: {space: {gamma: {low: 1.5, high: 3}}}", "gamma: 1.5 is not allowed; expected an integer"),
         (b"search: {space: {lam: 3}}", "search.space.lam: 3 is not allowed; expected a mapping with low, high and"),
         (b"grid: {<<: {lam: 1}}", "merge keys (<<) are not allowed"),
         (b"description: caf\xe9", "is not UTF-8"),

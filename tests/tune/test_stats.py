@@ -16,6 +16,8 @@ samples = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 def test_t_interval_by_hand():
     # mean 2, s = 1, n = 3: t(0.975, 2) = 4.302653, times 1/√3
     assert t_half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    # s = 1/√2, n = 2: t(0.975, 1) = 12.706205, times 1/2
+    assert t_half_width([0.0, 1.0]) == pytest.approx(12.706205 / 2, rel=1e-6)
 
 
 def test_interval_of_one_run_is_unknown_and_of_equal_runs_is_zero():
@@ -41,6 +43,28 @@ def test_welch_by_hand():
 def test_hedges_g_by_hand():
     # pooled s = 1, 4 degrees of freedom: J = Γ(2) / (√2 · Γ(1.5)) = 0.797885
     assert compare([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).hedges_g == pytest.approx(0.797885, rel=1e-5)
+    # of 5 and 2 runs: pooled s² = (4·2.5 + 1·8) / 5 = 3.6, J = Γ(2.5) / (√2.5 · Γ(2)) = 0.840749
+    unequal = compare([1.0, 2.0, 3.0, 4.0, 5.0], [0.0, 4.0])
+    assert unequal.hedges_g == pytest.approx(0.840749 / math.sqrt(3.6), rel=1e-5)
+
+
+def test_probability_of_improvement_by_hand():
+    assert compare([2.0, 3.0], [1.0, 2.0]).probability_of_improvement == 3.5 / 4  # a tie among four pairs
+
+
+def test_the_bootstrap_interval_of_the_difference():
+    # a mean of [3, 5] drawn anew is 3 or 5 once in four times each
+    few = compare([3.0, 5.0], [1.0, 1.0])
+    assert (few.low, few.high) == (2, 4)
+    alike = compare([0.75, 0.75], [0.5, 0.5])
+    assert (alike.low, alike.high) == (0.25, 0.25)
+    one = compare([0.75], [0.5, 0.5])
+    assert (one.low, one.high) == (None, None)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(2.0, 1.0, size=200), rng.normal(1.0, 2.0, size=300)
+    half = 1.959964 * math.sqrt(a.var() / 200 + b.var() / 300)  # many means are normal
+    many = compare(a, b)
+    assert (many.low, many.high) == pytest.approx((a.mean() - b.mean() - half, a.mean() - b.mean() + half), abs=0.02)
 
 
 @given(samples, samples)

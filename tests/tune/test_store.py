@@ -44,6 +44,18 @@ def test_an_older_stores_trials_did_what_is_the_default_now(store, row):
     ]
 
 
+def test_a_metric_that_an_older_version_did_not_have_is_null_and_a_field_that_it_had_is_missed(store, row):
+    trials = [row(0.5, seed=seed) for seed in (0, 1)]
+    for trial, column in zip(trials, ("pi", "lam"), strict=True):
+        store.write_trial(trial, [])
+        path = store.path("trials", f"{trial['trial_id']}.parquet")
+        pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    found = store.read_trials()
+    assert [(each["seed"], each["lam"], each["pi"]) for each in found.table.to_pylist()] == [(0, 0.0, None)]
+    (line,) = found.damaged
+    assert "is damaged: " in line and trials[1]["trial_id"] in line
+
+
 def test_duckdb_reads_the_folder_as_it_is(store, row):
     for seed in range(3):
         trial = row(0.5 + seed / 10, seed=seed)
