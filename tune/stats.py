@@ -14,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 __all__ = ["ALPHA", "Comparison", "compare", "holm", "mean", "t_half_width"]
 
 ALPHA = 0.05
+_RESAMPLED = 3  # runs: of two, an interval would reach from the one to the other, and look like knowledge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +25,8 @@ class Comparison:
         relative: mean of the sample − mean of the reference, divided by the latter.
         p_value: Welch's t-test, two-sided.
         hedges_g: standardized difference, corrected for small samples.
-        low, high: percentile bootstrap interval (95 %) of the difference of the means; narrow for few
-            runs: read it beside p.
+        low, high: percentile bootstrap interval (95 %) of the difference of the means, of three runs or more; narrow
+            for few: read it beside p.
         probability_of_improvement: that a run of the sample beats one of the reference, ties counted half
             (Mann and Whitney's U over all pairs).
     """
@@ -76,7 +77,7 @@ def compare(sample: ArrayLike, reference: ArrayLike) -> Comparison:
             warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
             p_value = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
         hedges = _hedges_g(a, b)
-    low, high = _bootstrap(a, b) if min(len(a), len(b)) >= 2 else (None, None)
+    low, high = _bootstrap(a, b) if min(len(a), len(b)) >= _RESAMPLED else (None, None)
     return Comparison(
         relative=difference / float(b.mean()) if b.mean() else None,
         p_value=p_value,

@@ -66,7 +66,7 @@ def test_one_run_each_is_too_few_to_test(table, row):
     rows = [row(0.8, mode="baseline", lam=1e-3), row(0.9, mode="ours", lam=1e-3)]
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
     assert "cannot be said: too few runs, or no spread" in text
-    assert "(+12.50% relative); too few runs or no spread: no test." in text
+    assert "(+12.50 % relative); too few runs or no spread: no test." in text
     assert "No gain" not in text
 
 

@@ -53,13 +53,14 @@ def test_probability_of_improvement_by_hand():
 
 
 def test_the_bootstrap_interval_of_the_difference():
-    # a mean of [3, 5] drawn anew is 3 or 5 once in four times each
-    few = compare([3.0, 5.0], [1.0, 1.0])
-    assert (few.low, few.high) == (2, 4)
-    alike = compare([0.75, 0.75], [0.5, 0.5])
+    # a mean of [3, 3, 6] drawn anew is 6 once in 27 times, and 3 eight times
+    few = compare([3.0, 3.0, 6.0], [1.0, 1.0, 1.0])
+    assert (few.low, few.high) == (2, 5)
+    alike = compare([0.75] * 3, [0.5] * 3)
     assert (alike.low, alike.high) == (0.25, 0.25)
-    one = compare([0.75], [0.5, 0.5])
-    assert (one.low, one.high) == (None, None)
+    for fewer in ([0.75], [0.75, 0.5]):
+        one = compare(fewer, [0.5, 0.5, 0.6])
+        assert (one.low, one.high) == (None, None)
     rng = np.random.default_rng(0)
     a, b = rng.normal(2.0, 1.0, size=200), rng.normal(1.0, 2.0, size=300)
     half = 1.959964 * math.sqrt(a.var() / 200 + b.var() / 300)  # many means are normal
