@@ -92,5 +92,5 @@ def source_digest(name: str) -> str | None:
     try:
         found = find_spec(name.partition(":")[0])
         return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest() if found and found.origin else None
-    except (ImportError, OSError):
+    except (ImportError, OSError, ValueError):  # the latter where a module knows not how it came, as __main__
         return None
