@@ -100,6 +100,9 @@ class Report:
         def distinct(column: str) -> str:
             return ", ".join(sorted({str(v) for v in self._table[column].unique().to_pylist() if v is not None})) or "–"
 
+        # Of a module that was changed between runs, each version in turn.
+        digests = {name: [found] for name, found in self._manifest.get("data", {}).items()}
+        digests |= self._manifest.get("networks", {})
         seconds = sum(value for value in self._table["seconds"].to_pylist() if value is not None)
         ends = [value for value in self._table["finished_at"].to_pylist() if value is not None]
         return {
@@ -107,6 +110,7 @@ class Report:
             "trained on": distinct("device"),
             "gcsr": distinct("gcsr_version"),
             "torch": distinct("torch_version"),
+            **{name: "sha256 " + ", then ".join(f"{each[:12]}…" for each in found) for name, found in digests.items()},
             "training time": f"{duration_text(seconds)} in all trials",
             "trials ended": f"{min(ends):%Y-%m-%d %H:%M} to {max(ends):%Y-%m-%d %H:%M} UTC" if ends else "–",
             "report made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

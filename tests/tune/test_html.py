@@ -247,6 +247,23 @@ def test_a_store_without_a_trial_has_a_page(browser, tmp_path):
     assert "No trial has ended yet" in browser.execute_script("return document.body.textContent")
 
 
+def test_the_page_says_which_data_and_which_versions_of_a_module_were_trained_on(browser, tmp_path):
+    store = Store(str(tmp_path / "out"))
+    manifest = {
+        "data": {"birds.npz": "d" * 64},
+        "networks": {"mine:net": ["a" * 64, "b" * 64], "mine:other": ["a" * 64]},
+    }
+    store.write_manifest({"experiment": "own", "trials": [], **manifest})
+    browser.get(page(tmp_path / "out", tmp_path).as_uri())
+    rows = (
+        "[...document.querySelectorAll('tr:has(> th + td)')].map(row => [...row.children].map(cell => cell.innerText))"
+    )
+    told = dict(browser.execute_script(f"return {rows}"))
+    assert told["birds.npz"] == "sha256 dddddddddddd…"
+    assert told["mine:net"] == "sha256 aaaaaaaaaaaa…, then bbbbbbbbbbbb…"
+    assert told["mine:other"] == "sha256 aaaaaaaaaaaa…"
+
+
 def test_a_search_shows_its_history_and_what_mattered(browser, tmp_path):
     grid = GRID | {"model": "mlp2", "regularizer": "l2", "mode": ["baseline", "ours_orig"], "gamma": 1}
     spec = SweepSpec(experiment="test", grid=grid)

@@ -248,6 +248,10 @@ from torch import nn
 
 def net(num_classes):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def plain(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 """
 
 
@@ -281,6 +285,15 @@ def test_a_network_and_data_of_ones_own_from_the_folder_where_the_command_runs(t
     found = json.loads(gcsr("report", "inline", "--format", "json").stdout)["settings"]
     assert {setting["network"] for setting in found} == {"a_network_of_mine:net on bright.npz"}
     assert all(setting["accuracy_mean"] > 0.8 for setting in found)
+
+    train = ["train", "--dataset", "bright.npz", "--data", ".", "--mode", "ours_orig", "--lam", "1e-3", "--epochs", "3"]
+    trained = [
+        json.loads(gcsr(*train, "--model", "a_network_of_mine:plain", "--workers", str(workers), "--json").stdout)
+        for workers in (1, 2)
+    ]
+    assert [result["world_size"] for result in trained] == [1, 2]
+    for name in ("pi", "imposed_fraction", "train_loss"):
+        assert trained[0][name] == pytest.approx(trained[1][name], rel=1e-3)
 
     module.write_text(OWN_NETWORK.replace("(1, 4, 3)", "(1, 5, 3)").replace("(4)", "(5)"))
     done = gcsr(*sweep, "--set", "seed=2", "--executor", "inline", "--out", "inline", "--resume")
