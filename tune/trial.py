@@ -1,5 +1,6 @@
 """One trial of a sweep: from its config to the rows of the store. Every executor runs this."""
 
+import contextlib
 import functools
 import traceback
 from collections.abc import Iterator, Sequence
@@ -43,23 +44,20 @@ _MEMORY_FULL = 2  # CUDA's number for it, where graphs and libraries take memory
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU if there is one.
+    """``auto`` is the GPU if there is one, which is asked for without taking memory of it: this process may only start
+    those that train.
 
     Raises:
         InvalidInputError: the device is not there.
     """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+        return torch.device("cuda" if gpus else "cpu")
+    with contextlib.suppress(RuntimeError):  # as torch calls what is no device
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError):
-        raise InvalidInputError(
-            f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda"
-        ) from None
-    return device
+        if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < gpus):
+            return device
+    raise InvalidInputError(f"device: {name!r} is not allowed here; expected auto, cpu or an existing cuda")
 
 
 def device_of(job: SweepJob) -> torch.device:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 import tune.trial
 import tune.units
-from gcsr import TrialConfig
+from gcsr import InvalidInputError, TrialConfig
 from gcsr.errors import OutOfTimeError
 from gcsr.interleaving import finished
 from gcsr.parallel import run_workers
@@ -24,7 +24,7 @@ from tune.runs import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.trial import StoredCheckpoint, blame_machine, trial_steps
+from tune.trial import StoredCheckpoint, blame_machine, choose_device, trial_steps
 from tune.units import run_unit
 
 
@@ -43,6 +43,23 @@ def outcomes_of(configs, job):
 def test_all_threads_for_convolutions_on_a_cpu_and_one_for_all_else(model, device, asked, threads):
     config = TrialConfig(dataset="cifar10", model=model)
     assert tune.trial.threads_for(config, torch.device(device), asked, 6) == threads
+
+
+@pytest.mark.parametrize(
+    ("gpus", "names", "refused"),
+    [
+        (0, {"auto": "cpu", "cpu": "cpu"}, ["cuda", "cuda:0", "tpu", "meta", ""]),
+        (2, {"auto": "cuda", "cpu": "cpu", "cuda": "cuda", "cuda:1": "cuda:1"}, ["cuda:2", "xpu"]),
+    ],
+)
+def test_a_gpu_is_found_without_taking_memory_of_it(gpus, names, refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("memory was taken"))
+    assert {name: str(choose_device(name)) for name in names} == names
+    for name in refused:
+        with pytest.raises(InvalidInputError, match=f"device: '{name}' is not allowed here"):
+            choose_device(name)
 
 
 def test_inline_sets_the_threads_of_each_unit_and_gives_back_what_there_was(tmp_path, monkeypatch):
