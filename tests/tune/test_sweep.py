@@ -1,6 +1,7 @@
 """Whole sweeps: inline and on a real local Ray, undisturbed, killed and resumed."""
 
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -255,14 +256,14 @@ def plain(num_classes):
 """
 
 
-@pytest.mark.slow(40)
-def test_a_network_and_data_of_ones_own_from_the_folder_where_the_command_runs(tmp_path):
+@pytest.mark.slow(25)
+def test_a_network_and_data_of_ones_own_from_the_folder_where_the_command_runs(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(0)
-    labels = {"train": random.integers(0, 3, 90), "test": random.integers(0, 3, 30)}
-    arrays = {f"{split}_labels": found for split, found in labels.items()}
-    for split, found in labels.items():  # as bright as the class says
-        pixels = random.integers(0, 50, (len(found), 9, 7, 1)) + 100 * found.reshape(-1, 1, 1, 1)
-        arrays[f"{split}_images"] = pixels.clip(0, 255).astype(np.uint8)
+    arrays = {}
+    for split, n in (("train", 90), ("test", 30)):
+        labels = random.integers(0, 3, n)  # an image is as bright as its class says
+        pixels = random.integers(0, 50, (n, 9, 7, 1)) + 100 * labels.reshape(-1, 1, 1, 1)
+        arrays |= {f"{split}_labels": labels, f"{split}_images": pixels.clip(0, 255).astype(np.uint8)}
     np.savez(tmp_path / "bright.npz", **arrays)
     module = tmp_path / "a_network_of_mine.py"
     module.write_text(OWN_NETWORK)
@@ -277,32 +278,34 @@ def test_a_network_and_data_of_ones_own_from_the_folder_where_the_command_runs(t
     fields = ("dataset=bright.npz", "model=a_network_of_mine:net", "mode=ours", "lam=1e-3", "epochs=8", "batch_size=16")
     sweep = ["sweep", "digits", "--data", ".", "--threads", "1"]
     sweep += [word for field in fields for word in ("--set", field)]
-    for out, more in (("on-ray", []), ("inline", ["--executor", "inline"])):
-        done = gcsr(*sweep, "--set", "seed=[0, 1]", "--out", out, *more)
-        assert done.returncode == 0, done.stderr
-        assert "was changed" not in done.stderr
-    assert rows(Store(str(tmp_path / "on-ray"))) == rows(Store(str(tmp_path / "inline")))
-    found = json.loads(gcsr("report", "inline", "--format", "json").stdout)["settings"]
-    assert {setting["network"] for setting in found} == {"a_network_of_mine:net on bright.npz"}
-    assert all(setting["accuracy_mean"] > 0.8 for setting in found)
-
-    train = ["train", "--dataset", "bright.npz", "--data", ".", "--mode", "ours_orig", "--lam", "1e-3", "--epochs", "3"]
-    trained = [
-        json.loads(gcsr(*train, "--model", "a_network_of_mine:plain", "--workers", str(workers), "--json").stdout)
-        for workers in (1, 2)
-    ]
-    assert [result["world_size"] for result in trained] == [1, 2]
-    for name in ("pi", "imposed_fraction", "train_loss"):
-        assert trained[0][name] == pytest.approx(trained[1][name], rel=1e-3)
-
-    module.write_text(OWN_NETWORK.replace("(1, 4, 3)", "(1, 5, 3)").replace("(4)", "(5)"))
-    done = gcsr(*sweep, "--set", "seed=2", "--executor", "inline", "--out", "inline", "--resume")
+    done = gcsr(*sweep, "--set", "seed=[0, 1]", "--out", "on-ray")
     assert done.returncode == 0, done.stderr
-    assert "the module of a_network_of_mine:net was changed since trials in inline were trained" in done.stderr
-    module.write_text(OWN_NETWORK.replace("(1, 4, 3)", "(3, 4, 3)"))
-    done = gcsr(*sweep, "--executor", "inline", "--out", "never")
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "model: the network of a_network_of_mine:net failed on images of shape [1, 9, 7]" in done.stderr
+    train = ["train", "--dataset", "bright.npz", "--data", ".", "--mode", "ours_orig", "--lam", "1e-3", "--epochs", "3"]
+    done = gcsr(*train, "--model", "a_network_of_mine:plain", "--workers", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["world_size"] == 2
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    inline = [*sweep, "--executor", "inline", "--out", "inline"]
+    assert main([*inline, "--set", "seed=[0, 1]"]) == 0
+    assert "was changed" not in capsys.readouterr().err
+    assert rows(Store(str(tmp_path / "on-ray"))) == rows(Store(str(tmp_path / "inline")))
+    found = summarize(Store(str(tmp_path / "inline")).read_trials().table).settings
+    assert {setting.network for setting in found} == {"a_network_of_mine:net on bright.npz"}
+    assert all(setting.accuracy_mean > 0.8 for setting in found)
+
+    module.write_text(OWN_NETWORK + "\n# one line more\n")
+    assert main([*inline, "--set", "seed=2", "--resume"]) == 0
+    assert "the module of a_network_of_mine:net was changed since trials in inline were tr" in capsys.readouterr().err
+    known = json.loads((tmp_path / "inline" / "sweep.json").read_text())["networks"]["a_network_of_mine:net"]
+    assert len(known) == 2 and known[1] == hashlib.sha256(module.read_bytes()).hexdigest()
+
+    (tmp_path / "another_of_mine.py").write_text(OWN_NETWORK.replace("(1, 4, 3)", "(3, 4, 3)"))
+    wrong = [word.replace("a_network_of_mine", "another_of_mine") for word in inline]
+    assert main([*wrong[:-1], "never"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model: the network of another_of_mine:net failed on images of shape [1, 9, 7]" in line
     assert not (tmp_path / "never").exists()
 
 
