@@ -21,6 +21,7 @@ from gcsr.files import cache_folder, write_atomically
 from gcsr.names import DATASETS, check_dataset_name, is_own_dataset
 
 __all__ = [
+    "Arrays",
     "array_file",
     "checksum_file",
     "data_root",

@@ -12,9 +12,11 @@ from gcsr.config import TrialConfig
 from gcsr.errors import CheckpointError
 from gcsr.files import write_atomically
 
-__all__ = ["CheckpointStorage", "Checkpointer", "FileStorage"]
+__all__ = ["GPU_FAULTS", "CheckpointStorage", "Checkpointer", "FileStorage"]
 
 FORMAT = 2
+GPU_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
+"""What a GPU that is full or has failed raises: no fault of a file or a state."""
 
 
 class CheckpointStorage(Protocol):
@@ -114,8 +116,8 @@ class Checkpointer:
             saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
             found, owner = saved["format"], saved["trial_id"]
             state: dict[str, Any] = saved["state"]
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise  # the GPU's fault, and none of the file's
+        except GPU_FAULTS:
+            raise
         except Exception as error:  # torch raises a different class for every kind of damage
             reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
             # Who named a file of something else by mistake must not be told to delete it.

@@ -20,7 +20,7 @@ from gcsr.names import (
     check_dataset_name,
     check_model_name,
     default_initialization,
-    is_mlp,
+    is_convolutional,
     is_own_network,
 )
 
@@ -171,23 +171,23 @@ class TrialConfig:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 object.__setattr__(self, name, check(name, value))
-        mlp, own = is_mlp(self.model), is_own_network(self.model)
-        if self.dataset == "digits" and not (mlp or own):
+        convolutional, own = is_convolutional(self.model), is_own_network(self.model)
+        if self.dataset == "digits" and convolutional:
             raise ConfigError("model", self.model, "an mlpK for the 8×8 images of digits")
         if own and self.width != 1:
             raise ConfigError("width", self.width, f"1 for {self.model}, which knows its own")
         if self.regularizer == "none" and self.mode != "none":
             raise ConfigError("regularizer", "none", f"l1 or l2 for mode {self.mode}")
-        if (mlp or own) and self.dropout:
-            why = ": it has no dropout layer" if mlp else ", which has its own dropout layers if any"
+        if self.dropout and not convolutional:
+            why = ", which has its own dropout layers if any" if own else ": it has no dropout layer"
             raise ConfigError("dropout", self.dropout, f"0 for {self.model}{why}")
-        if (mlp or own) and self.initialization == "vgg":
+        if self.initialization == "vgg" and not convolutional:
             raise ConfigError("initialization", "vgg", f"torch for {self.model}")
         if self.augment and self.dataset == "digits":
             raise ConfigError("augment", True, "false for digits: a flipped digit is another digit")
         resolved: dict[str, Any] = {
             "epochs": self.epochs or (60 if self.dataset == "digits" else 300),
-            "dropout": self.dropout if self.dropout is not None else (0.0 if mlp or own else 0.5),
+            "dropout": self.dropout if self.dropout is not None else (0.5 if convolutional else 0.0),
             "augment": self.augment if self.augment is not None else self.dataset in ("cifar10", "cifar100"),
             "initialization": self.initialization or default_initialization(self.model),
             "lam": 0.0 if self.regularizer == "none" else self.lam,

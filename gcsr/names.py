@@ -17,6 +17,7 @@ __all__ = [
     "check_dataset_name",
     "check_model_name",
     "default_initialization",
+    "is_convolutional",
     "is_mlp",
     "is_own_dataset",
     "is_own_network",
@@ -55,6 +56,11 @@ def is_mlp(name: str) -> bool:
     return _MLP.fullmatch(name) is not None
 
 
+def is_convolutional(name: str) -> bool:
+    """Whether ``name`` is one of the paper's convolutional networks."""
+    return name in _CONVOLUTIONAL
+
+
 def is_own_network(name: str) -> bool:
     """Whether ``name`` is ``MODULE:FUNCTION``, as of a network that a user brings (`gcsr.own_network`)."""
     return _OWN_NETWORK.fullmatch(name) is not None
@@ -68,12 +74,12 @@ def is_own_dataset(name: str) -> bool:
 
 def default_initialization(name: str) -> str:
     """torchvision's for the network of that name: its AlexNet takes torch's defaults, as plain networks do."""
-    return "vgg" if name in _CONVOLUTIONAL and name.startswith("vgg") else "torch"
+    return "vgg" if is_convolutional(name) and name.startswith("vgg") else "torch"
 
 
 def check_model_name(name: str) -> None:
     """Raise `ConfigError` unless ``name`` is one that `gcsr.models.build_model` takes."""
-    if not (name in _CONVOLUTIONAL or is_mlp(name) or is_own_network(name)):
+    if not (is_convolutional(name) or is_mlp(name) or is_own_network(name)):
         raise ConfigError("model", name, _MODEL_NAMES)
 
 

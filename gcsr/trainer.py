@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from gcsr.checkpoint import Checkpointer
+from gcsr.checkpoint import GPU_FAULTS, Checkpointer
 from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset, check_data
@@ -91,8 +91,8 @@ def training(
     if state is not None:
         try:
             run.load_state_dict(state)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise  # the GPU's fault, and none of the state's
+        except GPU_FAULTS:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint: its state is no trial's: {' '.join(str(error).split())[:100]}"

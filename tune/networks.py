@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from gcsr import TrialConfig
-from gcsr.arrays import load_arrays, number_of_classes
-from gcsr.names import is_mlp, is_own_dataset, is_own_network
-from tune.node_data import local_root
+from gcsr.arrays import Arrays, number_of_classes
+from gcsr.names import is_convolutional, is_own_dataset, is_own_network
 
 __all__ = ["check_networks", "network_digests", "to_be_built"]
 
@@ -14,17 +13,17 @@ def to_be_built(trials: Iterable[TrialConfig]) -> tuple[TrialConfig, ...]:
     """A trial of each network that is the user's own, or that may not take the user's own images."""
     found: dict[tuple[str, str], TrialConfig] = {}
     for config in trials:
-        if is_own_network(config.model) or (is_own_dataset(config.dataset) and not is_mlp(config.model)):
+        if is_own_network(config.model) or (is_own_dataset(config.dataset) and is_convolutional(config.model)):
             found.setdefault((config.model, config.dataset), config)
     return tuple(found.values())
 
 
-def check_networks(configs: Sequence[TrialConfig], data: str | None, workers: int) -> None:
-    """Build the network of each trial for its data set, on this machine.
+def check_networks(configs: Sequence[TrialConfig], arrays: Arrays, workers: int) -> None:
+    """Build the network of each trial for their data set, on this machine.
 
     Args:
-        configs: of `to_be_built`.
-        data: data root, a folder or a URI; None for the default.
+        configs: of `to_be_built`, all on one data set.
+        arrays: that data set.
         workers: processes that train one trial together.
 
     Raises:
@@ -35,9 +34,8 @@ def check_networks(configs: Sequence[TrialConfig], data: str | None, workers: in
     from gcsr.models import build_model  # only here: torch takes seconds to import
     from gcsr.own_network import check_workers
 
+    _, height, width, channels = arrays["train_images"].shape
     for config in configs:
-        arrays = load_arrays(config.dataset, local_root(data, config.dataset))
-        _, height, width, channels = arrays["train_images"].shape
         network = build_model(
             config.model,
             input_shape=(channels, height, width),

@@ -10,13 +10,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gcsr import InvalidInputError, TrialConfig
+from gcsr.arrays import digest
 from gcsr.names import is_own_network
 from tune.filesystem import one_line
 from tune.job import SweepJob
 from tune.networks import check_networks, network_digests, to_be_built
-from tune.node_data import local_digest
+from tune.node_data import local_arrays
 from tune.store import Store
 from tune.terminal import complain
+from tune.words import short_digest
 
 __all__ = ["NodeChecks", "NodeReport"]
 
@@ -117,7 +119,8 @@ class NodeChecks:
             expected, first = self._digests.setdefault(name, (found, node["NodeManagerAddress"]))
             if found != expected:
                 field, its = ("model", f"the module of {name}") if is_own_network(name) else ("dataset", f"its {name}")
-                return f"{field}: {its} has the sha256 {found[:12]}…; expected {expected[:12]}…, as node {first}"
+                has = f"has the sha256 {short_digest(found)}; expected {short_digest(expected)}, as node {first}"
+                return f"{field}: {its} {has}"
         return None
 
 
@@ -130,7 +133,12 @@ def _look(job: SweepJob, datasets: Sequence[str], networks: Sequence[TrialConfig
             return NodeReport(
                 f"out: {job.store!r} is not shared with this node; expected a URI, or a folder all nodes see"
             )
-        check_networks(networks, job.data, job.workers)
-        return NodeReport(digests={name: local_digest(job.data, name) for name in datasets} | network_digests(networks))
+        digests = network_digests(networks)
+        for name in sorted({*datasets, *(config.dataset for config in networks)}):
+            arrays = local_arrays(job.data, name)
+            check_networks([config for config in networks if config.dataset == name], arrays, job.workers)
+            if name in datasets:
+                digests[name] = digest(arrays)
+        return NodeReport(digests=digests)
     except (InvalidInputError, OSError) as error:
         return NodeReport(one_line(error))

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gcsr import DataError, InvalidInputError
-from gcsr.arrays import array_file, checksum_file, data_root, digest, load_arrays
+from gcsr.arrays import Arrays, array_file, checksum_file, data_root, digest, load_arrays
 from gcsr.files import cache_folder, write_atomically
 from tune.filesystem import Files, one_line
+from tune.words import short_digest
 
-__all__ = ["UnfitNodeError", "check_digest", "local_digest", "local_root"]
+__all__ = ["UnfitNodeError", "check_digest", "local_arrays", "local_digest", "local_root"]
 
 _CHUNK = 4 << 20  # bytes
 
@@ -49,6 +50,15 @@ def local_root(data: str | None, name: str) -> str | None:
     return str(folder)
 
 
+def local_arrays(data: str | None, name: str) -> Arrays:
+    """A data set's arrays on this machine; see `gcsr.arrays.load_arrays`.
+
+    Raises:
+        InvalidInputError: it is not there, or damaged.
+    """
+    return load_arrays(name, local_root(data, name))
+
+
 @functools.lru_cache
 def local_digest(data: str | None, name: str) -> str:
     """SHA-256 of a data set's content on this machine; found out once a process.
@@ -56,7 +66,7 @@ def local_digest(data: str | None, name: str) -> str:
     Raises:
         InvalidInputError: it is not there, or damaged.
     """
-    return digest(load_arrays(name, local_root(data, name)))
+    return digest(local_arrays(data, name))
 
 
 def check_digest(data: str | None, name: str, expected: str) -> None:
@@ -70,7 +80,9 @@ def check_digest(data: str | None, name: str, expected: str) -> None:
     except InvalidInputError as error:
         raise UnfitNodeError(str(error)) from None
     if found != expected:
-        raise UnfitNodeError(f"dataset: {name} has the sha256 {found[:12]}… here; expected {expected[:12]}…")
+        raise UnfitNodeError(
+            f"dataset: {name} has the sha256 {short_digest(found)} here; expected {short_digest(expected)}"
+        )
 
 
 def _kept() -> Path:

@@ -15,7 +15,7 @@ from tune.report import render
 from tune.search_report import history_figures, importance_table, stored_definition, stored_search, tuned_fields
 from tune.store import Store
 from tune.summary import Searched
-from tune.words import duration_text
+from tune.words import duration_text, short_digest
 
 __all__ = ["Report"]
 
@@ -110,7 +110,7 @@ class Report:
             "trained on": distinct("device"),
             "gcsr": distinct("gcsr_version"),
             "torch": distinct("torch_version"),
-            **{name: "sha256 " + ", then ".join(f"{each[:12]}…" for each in found) for name, found in digests.items()},
+            **{name: "sha256 " + ", then ".join(map(short_digest, found)) for name, found in digests.items()},
             "training time": f"{duration_text(seconds)} in all trials",
             "trials ended": f"{min(ends):%Y-%m-%d %H:%M} to {max(ends):%Y-%m-%d %H:%M} UTC" if ends else "–",
             "report made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

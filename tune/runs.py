@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
-from gcsr.arrays import held_out, load_arrays
+from gcsr.arrays import held_out
 from gcsr.names import is_mlp
 from tune.events import RunEvent
 from tune.folder import StoreError
 from tune.job import Outcome, SweepJob, UnitSource
 from tune.networks import check_networks, network_digests, to_be_built
-from tune.node_data import local_digest, local_root
+from tune.node_data import local_arrays, local_digest
 from tune.progress import SweepProgress
 from tune.provenance import provenance
 from tune.recorder import Observer, Recorder
@@ -23,6 +23,7 @@ from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep_log import SweepLog
 from tune.terminal import complain
+from tune.words import short_digest
 
 if TYPE_CHECKING:
     from tune.inline_executor import InlineExecutor
@@ -202,8 +203,7 @@ def recording(
         at_once: how many trials those are, at most.
         ended_before: how many of the run's trials had ended before.
     """
-    found = stored or not options.resume or any(store.files("trials")) or store.leftovers()
-    if not found:  # perhaps DIR is mistyped
+    if options.resume and not (stored or any(store.files("trials")) or store.leftovers()):  # perhaps DIR is mistyped
         complain(f"gcsr: nothing is stored in {store.location} yet: the run starts from the beginning")
     started = {"experiment": spec.experiment, "trials": total, "ended_before": ended_before, "slots": slots}
     observers: list[Observer] = [SweepLog(store, started | {"executor": options.executor, "address": options.address})]
@@ -270,11 +270,11 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions, workers: i
 
         warn_of_precision(trials, choose_device(options.device))
     for name in sorted({config.dataset for config in trials}):
-        images = len(load_arrays(name, local_root(options.data, name))["train_images"])
-        for config in trials:
-            if config.dataset == name:
-                held_out(images, config.holdout)
-    check_networks(to_be_built(trials), options.data, workers)
+        arrays = local_arrays(options.data, name)
+        of_these = [config for config in trials if config.dataset == name]
+        for config in of_these:
+            held_out(len(arrays["train_images"]), config.holdout)
+        check_networks(to_be_built(of_these), arrays, workers)
 
 
 def run_source(executor: "InlineExecutor | RayExecutor", source: RowSource, recorder: Recorder) -> None:
@@ -317,9 +317,10 @@ def _check_same_data(store: Store, digests: Mapping[str, str]) -> None:
     before = (store.read_manifest() or {}).get("data", {})
     for name in sorted(before.keys() & digests.keys()):
         if before[name] != digests[name]:
+            expected, found = short_digest(before[name]), short_digest(digests[name])
             raise InvalidInputError(
-                f"data: {name} with the sha256 {digests[name][:12]}… is not allowed; expected {before[name][:12]}…, "
-                f"which the trials in {store.location} were trained on"
+                f"data: {name} with the sha256 {found} is not allowed; expected {expected}, which the trials in "
+                f"{store.location} were trained on"
             )
 
 

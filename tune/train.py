@@ -18,11 +18,10 @@ from rich.table import Table
 from torch.multiprocessing.spawn import ProcessException
 
 from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, train
-from gcsr.arrays import load_arrays
-from gcsr.checkpoint import Checkpointer, FileStorage
+from gcsr.checkpoint import GPU_FAULTS, Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_workers
 from tune.filesystem import one_line
-from tune.node_data import local_root
+from tune.node_data import local_arrays
 from tune.terminal import Terminal, make_forgiving, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
 from tune.words import NONE
@@ -78,7 +77,7 @@ def run_train(run: TrainRun, workers: int) -> None:
                 f"workers: {workers} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
             )
         # A data set that is not there is one clear line, not one a worker.
-        load_arrays(run.config.dataset, local_root(run.data, run.config.dataset))
+        local_arrays(run.data, run.config.dataset)
         logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is no news
         refusals = multiprocessing.get_context(START_METHOD).SimpleQueue()
         try:
@@ -94,7 +93,7 @@ def run_train(run: TrainRun, workers: int) -> None:
     try:
         with from_environment(device.type) as (group, own_device):
             _train_and_print(run, group, own_device)
-    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+    except GPU_FAULTS as error:
         raise LostWorkerError(f"device: {device} failed: {one_line(error)}") from None
     except Exception as error:
         if dist.is_torchelastic_launched() and is_lost_worker(error):

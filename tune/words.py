@@ -15,6 +15,7 @@ __all__ = [
     "number",
     "percent",
     "probability",
+    "short_digest",
     "signed_percent",
     "told_apart",
     "tuned_text",
@@ -116,6 +117,11 @@ def percent(value: float | None, half_width: float | None = None) -> str:
 def signed_percent(value: float | None) -> str:
     """A fraction in percent, with its sign."""
     return NONE if value is None else f"{100 * value:+z.2f} %"
+
+
+def short_digest(sha256: str) -> str:
+    """As much of a checksum as tells it from another."""
+    return f"{sha256[:12]}…"
 
 
 def duration_text(seconds: float) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gcsr import InvalidInputError, TrialConfig
+from gcsr.arrays import load_arrays
 from tests.tune.data_sets import write_data_set
 from tune.job import SweepJob
 from tune.networks import check_networks, network_digests, to_be_built
@@ -33,14 +34,18 @@ def test_they_take_the_images_that_they_are_to_be_trained_on(tmp_path):
     arrays = write_data_set(tmp_path, name="birds")
     small = {key: value[:, ::2, ::2] if key.endswith("images") else value for key, value in arrays.items()}
     np.savez(tmp_path / "chicks.npz", **small)
-    check_networks([TrialConfig(model="alexnet", dataset="birds.npz")], str(tmp_path), 1)
-    check_networks([TrialConfig(model=f"{HERE}:normalized", dataset="chicks.npz")], str(tmp_path), 1)
+
+    def check(model, dataset, workers=1):
+        check_networks([TrialConfig(model=model, dataset=dataset)], load_arrays(dataset, tmp_path), workers)
+
+    check("alexnet", "birds.npz")
+    check(f"{HERE}:normalized", "chicks.npz")
     with pytest.raises(InvalidInputError, match=r"model: 'alexnet' .* shape \(3, 16, 16\)"):
-        check_networks([TrialConfig(model="alexnet", dataset="chicks.npz")], str(tmp_path), 1)
+        check("alexnet", "chicks.npz")
     with pytest.raises(InvalidInputError, match=r"failed on images of shape \[3, 16, 16\]"):
-        check_networks([TrialConfig(model=f"{HERE}:plain", dataset="chicks.npz")], str(tmp_path), 1)
+        check(f"{HERE}:plain", "chicks.npz")
     with pytest.raises(InvalidInputError, match="workers: 3 is not allowed"):
-        check_networks([TrialConfig(model=f"{HERE}:normalized", dataset="birds.npz")], str(tmp_path), 3)
+        check(f"{HERE}:normalized", "birds.npz", workers=3)
 
 
 def test_a_node_says_what_is_wrong_with_a_network_and_which_module_it_has(tmp_path):

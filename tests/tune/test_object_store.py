@@ -257,9 +257,14 @@ def test_a_lease_from_elsewhere_is_judged_by_the_clock_of_the_store(bucket, monk
     assert not [name for name in keys(bucket) if "lease" in name]
 
 
+def hurry(monkeypatch):
+    """Leases are looked at and renewed at once."""
+    for wait in ("_SETTLE_SECONDS", "_RENEW_SECONDS"):
+        monkeypatch.setattr(lease, wait, 0.01)
+
+
 def test_a_run_whose_lease_was_taken_over_ends_and_leaves_it_to_the_other(bucket, monkeypatch):
-    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.01)
+    hurry(monkeypatch)
     store = Store(bucket)
     deadline = time.monotonic() + 20
     with (
@@ -279,8 +284,7 @@ def test_a_run_whose_lease_was_taken_over_ends_and_leaves_it_to_the_other(bucket
 
 
 def test_a_store_that_is_deleted_ends_the_run_and_nothing_is_said_to_be_stored(bucket, monkeypatch):
-    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.01)
-    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.01)
+    hurry(monkeypatch)
     store = Store(bucket)
     deadline = time.monotonic() + 20
     with (
