@@ -3,17 +3,18 @@
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from gcsr.arrays import held_out
 from gcsr.names import is_mlp
 from tune.events import RunEvent
 from tune.folder import StoreError
-from tune.job import Outcome, SweepJob, UnitSource
+from tune.job import Outcome, SweepJob
 from tune.networks import check_networks, network_digests, to_be_built
 from tune.node_data import local_arrays, local_digest
 from tune.progress import SweepProgress
@@ -26,6 +27,7 @@ from tune.terminal import complain
 from tune.words import short_digest
 
 if TYPE_CHECKING:
+    from tune.cutting import UnitCutter
     from tune.inline_executor import InlineExecutor
     from tune.ray_executor import RayExecutor
 
@@ -34,6 +36,7 @@ __all__ = [
     "ExecutorName",
     "RowSource",
     "RunOptions",
+    "Wanted",
     "check_machine",
     "check_unused",
     "job_of",
@@ -118,8 +121,27 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 1
 
 
-class RowSource(UnitSource, Protocol):
-    """Units that are decided on by the rows of those that ended."""
+class Wanted(NamedTuple):
+    """Trials that belong together, and are to be cut into units (`tune.cutting.UnitCutter.cut`).
+
+    Attributes:
+        trials: all of them.
+        missing: ids of those that are to be trained.
+    """
+
+    trials: Sequence[TrialConfig]
+    missing: Set[str]
+
+
+class RowSource(Protocol):
+    """Trials that are decided on by the rows of those that ended."""
+
+    def next(self) -> Wanted | None:
+        """What to train next; None if there is nothing until a trial has ended, or at all (see `finished`)."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial has ended."""
 
     def ended(self, row: dict[str, Any]) -> None:
         """A trial ended: its row of the store."""
@@ -280,7 +302,24 @@ def check_machine(trials: Sequence[TrialConfig], options: RunOptions, workers: i
 def run_source(executor: "InlineExecutor | RayExecutor", source: RowSource, recorder: Recorder) -> None:
     """Run what the source gives until it has finished; it is told of every row once that is stored."""
     if not source.finished:
-        executor.search(source, _Feeding(source, recorder))
+        executor.search(_Units(source, executor.cutter), _Feeding(source, recorder))
+
+
+class _Units:
+    """What a source wants, in units."""
+
+    def __init__(self, source: RowSource, cutter: "UnitCutter") -> None:
+        self._source, self._cutter = source, cutter
+        self._queue: deque[list[TrialConfig]] = deque()
+
+    def next(self) -> list[TrialConfig] | None:
+        while not self._queue and (wanted := self._source.next()) is not None:
+            self._queue.extend(self._cutter.cut(wanted.trials, wanted.missing))
+        return self._queue.popleft() if self._queue else None
+
+    @property
+    def finished(self) -> bool:
+        return self._source.finished
 
 
 class _Feeding:

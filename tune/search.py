@@ -12,14 +12,24 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import take_up
 from tune.lines import Line, labels, lines_of
 from tune.pareto import unbeaten
 from tune.recorder import RunOutcome
-from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
+from tune.runs import (
+    RunOptions,
+    Wanted,
+    check_machine,
+    check_unused,
+    job_of,
+    note_run,
+    open_executor,
+    recording,
+    run_source,
+)
 from tune.search_identity import (
     SearchIdentity,
     asked_definition,
@@ -32,9 +42,6 @@ from tune.search_spec import Objective, Pruner
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.study import LineStudy, StudyStorage, should_prune, storage_failures
-
-if TYPE_CHECKING:
-    from tune.cutting import UnitCutter
 
 __all__ = ["Best", "SearchOutcome", "run_search", "settings_of_lines"]
 
@@ -103,13 +110,8 @@ def run_search(
         identity = known_identity(store, window, definition)
         if storage is not None:
             StudyStorage(storage)  # refused before anything starts
-        with open_executor(store, job, options, lowest) as executor:
-            cutter = executor.cutter
-            if identity is None:
-                identity = SearchIdentity(uuid.uuid4().hex, definition, window or cutter.slots + 1, frozenset(stored))
-                write_identity(store, identity)
-            planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
-            note_run(store, spec, cutter.job, lowest, planned=planned)
+
+        def replayed(identity: SearchIdentity) -> _Search:
             search = _Search(
                 store=store,
                 lines=lines,
@@ -118,37 +120,38 @@ def run_search(
                 studies=_studies(lines, spec, identity, store, storage),
                 objectives=spec.search.objectives,
                 stored=stored,
-                cutter=cutter,
                 pruner=spec.search.pruner,
+                refit=refit,
             )
-            ended_before = search.replay()
-            # Without hold-out the best were trained on all images already.
-            extra = sum(len(line.seeds) for line in lines if line.fixed.get("holdout")) if refit else 0
-            if refit and search.finished:  # else it is not known yet which are the best
-                again = {config.trial_id for config in search.refits()}
-                ended_before += len(again & stored.keys() - search.rows.keys())
+            search.replay()
+            return search
+
+        planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
+        search = None if identity is None else replayed(identity)
+        if search is not None and search.finished and not search.missing_refits():
+            if store.read_manifest() is None:
+                note_run(store, spec, job, planned=planned)
+            return search.outcome({}, ())
+        with open_executor(store, job, options, lowest) as executor:
+            cutter = executor.cutter
+            if identity is None:
+                identity = SearchIdentity(uuid.uuid4().hex, definition, window or cutter.slots + 1, frozenset(stored))
+                write_identity(store, identity)
+            note_run(store, spec, cutter.job, lowest, planned=planned)
+            search = search or replayed(identity)
             with recording(
                 store,
                 spec,
                 options,
-                total=search.total + extra,
+                total=search.total,
                 stored=stored.keys(),
                 slots=cutter.slots,
                 at_once=cutter.at_once(cutter.cut(lines[0].configs(lines[0].lowest()))),
-                ended_before=ended_before,
+                ended_before=search.ended_before,
             ) as recorder:
                 run_source(executor, search, recorder)
-                if refit:
-                    refits = search.refits()
-                    missing = {config.trial_id for config in refits} - stored.keys() - search.rows.keys()
-                    executor.run(cutter.cut(refits, missing), recorder)
-            return SearchOutcome(
-                total=search.total + extra,
-                statuses=recorder.statuses,
-                failures=tuple(recorder.failures),
-                best=tuple(search.best()),
-                saved_epochs=_saved_epochs(search.rows),
-            )
+                executor.run(cutter.cut(search.refits(), search.missing_refits()), recorder)
+            return search.outcome(recorder.statuses, recorder.failures)
 
 
 class _Setting:
@@ -178,7 +181,7 @@ class _Setting:
 
 
 class _Search:
-    """What is to be run next, as an executor asks for it."""
+    """What is to be trained next, as it is asked for."""
 
     def __init__(
         self,
@@ -190,48 +193,55 @@ class _Search:
         studies: Sequence[LineStudy],
         objectives: Sequence[Objective],
         stored: Mapping[str, Row],
-        cutter: "UnitCutter",
         pruner: Pruner | None,
+        refit: bool,
     ) -> None:
-        self._lines, self._studies, self._objectives, self._cutter = lines, studies, objectives, cutter
-        self._pruner = pruner
+        self._lines, self._studies, self._objectives = lines, studies, objectives
+        self._pruner, self._refit = pruner, refit
         self._store, self._identity, self._stored = store, identity, stored
         self._noted = sum(len(study.suggested) for study in studies)
         # One setting of every line before the next: all lines are equally far whenever one looks.
         self._order = [n for round_ in range(max(counts)) for n, count in enumerate(counts) if round_ < count]
-        self.total = sum(len(lines[n].seeds) for n in self._order)
+        # Without hold-out the best were trained on all images already.
+        extra = sum(len(line.seeds) for line in lines if line.fixed.get("holdout")) if refit else 0
+        self.total = sum(len(lines[n].seeds) for n in self._order) + extra
         self._settings: list[_Setting] = []
         self._told = 0
         self._of_trial: dict[str, list[_Setting]] = {}
         self._under_way: set[str] = set()
-        self._queue: deque[list[TrialConfig]] = deque()
-        self.rows: dict[str, Row] = {}
+        self._queue: deque[Wanted] = deque()
+        self._rows: dict[str, Row] = {}
         for study in studies:
             for params, values in _earlier(study.line, identity.known, stored, objectives):
                 study.learn(params, values)
 
-    # -- what an executor sees ----------------------------------------------------------------------------------
+    # -- what a run asks ----------------------------------------------------------------------------------------
 
-    def next(self) -> list[TrialConfig] | None:
-        """The next unit to run; None if there is none until another has ended, or at all (see `finished`)."""
+    def next(self) -> Wanted | None:
+        """What to train next; None if there is nothing until a trial has ended, or at all (see `finished`)."""
         self._advance()
         return self._queue.popleft() if self._queue else None
 
     @property
     def finished(self) -> bool:
-        """Whether every trial has ended."""
+        """Whether every trial has ended, refits apart."""
         return len(self._settings) == len(self._order) and all(each.complete for each in self._settings)
 
     # -- how it goes on ------------------------------------------------------------------------------------------
 
-    def replay(self) -> int:
-        """Go through what the store holds already; returns how many trials that were."""
+    def replay(self) -> None:
+        """Go through what the store holds already."""
         self._advance()
-        return len(self.rows)
+
+    @property
+    def ended_before(self) -> int:
+        """How many of the run's trials the store held; asked after `replay`."""
+        refits = {config.trial_id for config in self.refits()} if self.finished else set()  # else none is known yet
+        return len(self._rows) + len(refits & self._stored.keys() - self._rows.keys())
 
     def ended(self, row: Row) -> None:
         """A trial ended: its row of the store."""
-        self.rows[row["trial_id"]] = row
+        self._rows[row["trial_id"]] = row
         for setting in self._of_trial.get(row["trial_id"], []):
             setting.rows[row["trial_id"]] = row
             self._go_on(setting)
@@ -270,9 +280,9 @@ class _Search:
     def _go_on(self, setting: _Setting) -> None:
         """Take what has ended, and queue what is next of the setting: a seed at a time if it may be pruned."""
         for config in setting.configs:
-            row = self.rows.get(config.trial_id) or self._stored.get(config.trial_id)
+            row = self._rows.get(config.trial_id) or self._stored.get(config.trial_id)
             if row is not None:
-                setting.rows[config.trial_id] = self.rows[config.trial_id] = row
+                setting.rows[config.trial_id] = self._rows[config.trial_id] = row
                 if self._pruner is not None and len(setting.rows) < len(setting.configs) and self._loses(setting):
                     setting.pruned = True
                     break
@@ -289,10 +299,11 @@ class _Search:
             self._studies[setting.line].keep(setting.index, values, about, pruned_after=seeds)
 
     def _queue_missing(self, configs: Sequence[TrialConfig]) -> None:
-        """Queue the units of a setting that hold a trial which neither ended nor is under way."""
-        wanted = {config.trial_id for config in configs} - self.rows.keys() - self._under_way
-        self._queue.extend(self._cutter.cut(configs, wanted))
-        self._under_way |= wanted
+        """Queue the trials of a setting that neither ended nor are under way."""
+        missing = {config.trial_id for config in configs} - self._rows.keys() - self._under_way
+        if missing:
+            self._queue.append(Wanted(configs, missing))
+        self._under_way |= missing
 
     def _loses(self, setting: _Setting) -> bool:
         assert self._pruner is not None
@@ -310,9 +321,25 @@ class _Search:
                 yield Best(names[setting.line], {name: fields[name] for name in space}, values)
 
     def refits(self) -> list[TrialConfig]:
-        """The trials of each line's best setting, by the first objective, without hold-out."""
+        """The trials of each line's best setting, by the first objective, without hold-out; none if not asked for."""
+        if not self._refit:
+            return []
         best = (_front(line)[0][0] for line in self._lines_ended())
         return [replace(config, holdout=0.0) for setting in best for config in setting.configs]
+
+    def missing_refits(self) -> set[str]:
+        """Ids of the refits that are to be trained."""
+        return {config.trial_id for config in self.refits()} - self._stored.keys() - self._rows.keys()
+
+    def outcome(self, statuses: dict[str, int], failures: Sequence[str]) -> SearchOutcome:
+        """How the search ended, with what the run counted."""
+        return SearchOutcome(
+            total=self.total,
+            statuses=statuses,
+            failures=tuple(failures),
+            best=tuple(self.best()),
+            saved_epochs=_saved_epochs(self._rows),
+        )
 
     def _lines_ended(self) -> Iterator[list[tuple[_Setting, tuple[float, ...]]]]:
         """Of each line the settings that have ended, and what they reached; no line without any."""

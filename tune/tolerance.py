@@ -4,17 +4,24 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import take_up
 from tune.recorder import RunOutcome
-from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording, run_source
+from tune.runs import (
+    RunOptions,
+    Wanted,
+    check_machine,
+    check_unused,
+    job_of,
+    note_run,
+    open_executor,
+    recording,
+    run_source,
+)
 from tune.spec import SweepSpec
 from tune.store import Store
-
-if TYPE_CHECKING:
-    from tune.cutting import UnitCutter
 
 __all__ = ["Level", "ToleranceOutcome", "methods_of", "run_tolerance"]
 
@@ -70,11 +77,15 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
     job = job_of(spec, store, options)
     with store.exclusive():
         stored = {row["trial_id"]: row for row in take_up(store).to_pylist()}
+        source = _Bisections(methods, precision, stored)
+        ended_before = source.replay()
+        if source.finished:
+            if store.read_manifest() is None:
+                note_run(store, spec, job)
+            return source.outcome({}, ())
         with open_executor(store, job, options, trials) as executor:
             cutter = executor.cutter
             note_run(store, spec, cutter.job, trials)
-            source = _Bisections(methods, precision, stored, cutter)
-            ended_before = source.replay()
             at_one_lam = [config for config in methods[0] if config.lam == methods[0][0].lam]
             with recording(
                 store,
@@ -87,12 +98,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
                 ended_before=ended_before,
             ) as recorder:
                 run_source(executor, source, recorder)
-            return ToleranceOutcome(
-                levels=tuple(each.level() for each in source.bisections),
-                grid=len(trials),
-                statuses=recorder.statuses,
-                failures=tuple(recorder.failures),
-            )
+            return source.outcome(recorder.statuses, recorder.failures)
 
 
 def methods_of(spec: SweepSpec, precision: float) -> list[list[TrialConfig]]:
@@ -178,29 +184,28 @@ class _Bisection:
 
 
 class _Bisections:
-    """All methods side by side, as an executor asks for their trials."""
+    """All methods side by side: what is to be trained next, as it is asked for."""
 
     def __init__(
         self,
         methods: Sequence[Sequence[TrialConfig]],
         precision: float,
         stored: Mapping[str, Mapping[str, Any]],
-        cutter: "UnitCutter",
     ) -> None:
-        self.bisections = [_Bisection(grid, precision) for grid in methods]
-        self.at_most = sum(each.at_most for each in self.bisections)
+        self._grid = sum(map(len, methods))
+        self._bisections = [_Bisection(grid, precision) for grid in methods]
+        self.at_most = sum(each.at_most for each in self._bisections)
         self._rows: dict[str, Mapping[str, Any]] = dict(stored)
-        self._cutter = cutter
         self._waiting: dict[int, list[TrialConfig]] = {}
-        self._queue: deque[list[TrialConfig]] = deque()
+        self._queue: deque[Wanted] = deque()
 
     def replay(self) -> int:
         """Go through what the store holds already; returns how many trials that were."""
         self._advance()
-        return sum(each.tried for each in self.bisections)
+        return sum(each.tried for each in self._bisections)
 
-    def next(self) -> list[TrialConfig] | None:
-        """The next unit to run; None if there is none until another has ended, or at all (see `finished`)."""
+    def next(self) -> Wanted | None:
+        """What to train next; None if there is nothing until a trial has ended, or at all (see `finished`)."""
         self._advance()
         return self._queue.popleft() if self._queue else None
 
@@ -213,8 +218,17 @@ class _Bisections:
         """A trial ended: its row of the store."""
         self._rows[row["trial_id"]] = row
 
+    def outcome(self, statuses: dict[str, int], failures: Sequence[str]) -> ToleranceOutcome:
+        """What was found, with what the run counted."""
+        return ToleranceOutcome(
+            levels=tuple(each.level() for each in self._bisections),
+            grid=self._grid,
+            statuses=statuses,
+            failures=tuple(failures),
+        )
+
     def _advance(self) -> None:
-        for number, bisection in enumerate(self.bisections):
+        for number, bisection in enumerate(self._bisections):
             while True:
                 configs = self._waiting.get(number)
                 if configs is None:
@@ -222,8 +236,8 @@ class _Bisections:
                     if configs is None:
                         break
                     self._waiting[number] = configs
-                    missing = {config.trial_id for config in configs} - self._rows.keys()
-                    self._queue.extend(self._cutter.cut(configs, missing))
+                    if missing := {config.trial_id for config in configs} - self._rows.keys():
+                        self._queue.append(Wanted(configs, missing))
                 if any(config.trial_id not in self._rows for config in configs):
                     break
                 del self._waiting[number]

@@ -41,10 +41,15 @@ GRID = {
 SPEC = SweepSpec(experiment="test", grid=GRID)
 ONE_LINE = SPEC.replace({"mode": "ours_orig"})  # so long that every sampler comes to suggest from results
 
+NOWHERE = "127.0.0.1:1"  # no cluster answers there
 
-def search(out, spec=SPEC, *, trials=24, window=3, storage=None, refit=False, cohort="auto", **search_fields):
+
+def search(
+    out, spec=SPEC, *, trials=24, window=3, storage=None, refit=False, cohort="auto", address=None, **search_fields
+):
     spec = spec.model_copy(update={"search": spec.search.model_copy(update=search_fields)})
-    options = RunOptions(executor="inline", resume=True, stop_collapsed=True, cohort=cohort)
+    executor = "inline" if address is None else "ray"
+    options = RunOptions(executor=executor, address=address, resume=True, stop_collapsed=True, cohort=cohort)
     return run_search(spec, Store(str(out)), options, trials=trials, window=window, storage=storage, refit=refit)
 
 
@@ -312,10 +317,23 @@ def test_the_best_are_trained_again_on_all_images(tmp_path):
     }
     (tmp_path / "trials" / f"{again[0]['trial_id']}.parquet").unlink()
     assert search(tmp_path, trials=8, refit=True).ran == 1
-    assert search(tmp_path, trials=8, refit=True).ran == 0
+    again = search(tmp_path, trials=8, refit=True, address=NOWHERE)
+    assert (again.ran, again.total, again.best) == (0, 12, outcome.best)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     started = [line for line in log if line["event"] == "started"]
-    assert [(line["trials"], line["ended_before"]) for line in started] == [(12, 0), (12, 11), (12, 12)]
+    assert [(line["trials"], line["ended_before"]) for line in started] == [(12, 0), (12, 11)]
+
+
+def test_a_search_that_is_complete_starts_nothing(tmp_path):
+    outcome = search(tmp_path)
+    manifest = tmp_path / "sweep.json"
+    noted = json.loads(manifest.read_text())
+    manifest.unlink()
+    again = search(tmp_path, address=NOWHERE)
+    assert (again.ran, again.total, again.best, again.saved_epochs) == (0, 24, outcome.best, outcome.saved_epochs)
+    assert json.loads(manifest.read_text())["planned"] == noted["planned"] == 24
+    with pytest.raises(InvalidInputError, match=r"address: '127\.0\.0\.1:1' cannot be reached"):
+        search(tmp_path, trials=28, address=NOWHERE)
 
 
 def test_a_refit_that_was_killed_is_stacked_with_those_that_it_was_stacked_with(tmp_path, monkeypatch):

@@ -72,6 +72,8 @@ def test_it_agrees_with_the_grid_at_a_fraction_of_its_trials_and_resumes(tmp_pat
     again = run_tolerance(SPEC, Store(str(tmp_path / "t")), INLINE, precision=0.5)
     assert 0 < again.ran < outcome.ran
     assert again.levels == outcome.levels
+    complete = RunOptions(resume=True, stop_collapsed=True, address="127.0.0.1:1")  # no cluster answers there
+    assert run_tolerance(SPEC, Store(str(tmp_path / "t")), complete, precision=0.5).levels == outcome.levels
 
 
 @pytest.mark.parametrize(
