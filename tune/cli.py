@@ -81,7 +81,7 @@ def train_command(
 ) -> None:
     """Train one trial; under torchrun, as one of the processes that it started."""
     config = TrialConfig(**{name: _field(name, text) for name, text in fields.items() if text is not None})
-    from tune.train import LostWorkerError, TrainRun, run_train  # only here: torch takes seconds to import
+    from tune.train import FailedTrainingError, TrainRun, run_train  # only here: torch takes seconds to import
 
     run = TrainRun(
         config=config,
@@ -96,7 +96,7 @@ def train_command(
     except KeyboardInterrupt:
         saved = f"resume with: {command_line()}" if checkpoint else "nothing was saved (--checkpoint FILE would)"
         raise InterruptedRunError(saved) from None
-    except LostWorkerError as error:
+    except FailedTrainingError as error:
         saved = f"; the same command goes on from {checkpoint}" if checkpoint and checkpoint.exists() else ""
         raise WorkFailedError(f"{error}{saved}") from None
 

@@ -58,8 +58,10 @@ class Files:
             raise InvalidInputError(
                 f"{field}: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name"
             )
-        if "://" in location and "#" in location:  # pyarrow would leave out what follows it
-            raise InvalidInputError(f"{field}: {location!r} is not allowed; expected %23 in place of # in a URI")
+        unsaid = {"#": "%23"} | ({"?": "%3F"} if location.startswith("file:") else {})  # pyarrow leaves out what follows
+        for sign, code in unsaid.items():
+            if "://" in location and sign in location:
+                raise InvalidInputError(f"{field}: {location!r} is not allowed; expected {code} in place of {sign}")
         uri = _with_s3_option(location, _DELAYED)
         if offline:
             uri = _with_s3_option(uri, _SOMEWHERE)

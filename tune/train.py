@@ -26,11 +26,11 @@ from tune.terminal import Terminal, make_forgiving, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
 from tune.words import NONE
 
-__all__ = ["LostWorkerError", "TrainRun", "run_train"]
+__all__ = ["FailedTrainingError", "TrainRun", "run_train"]
 
 
-class LostWorkerError(Exception):
-    """A worker failed or was killed; the others were ended. Or the only one's GPU failed, or was full."""
+class FailedTrainingError(Exception):
+    """A worker failed or was killed, and the others were ended; or the GPU failed, or was full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ def run_train(run: TrainRun, workers: int) -> None:
 
     Raises:
         InvalidInputError: what was asked for is not possible here; nothing was trained.
-        LostWorkerError: one of several workers ended before its time.
+        FailedTrainingError: it ended before its time, and not by what was asked for.
     """
     if workers > run.config.batch_size:
         most = f"{run.config.batch_size}, the batch_size: an image each"
@@ -87,17 +87,17 @@ def run_train(run: TrainRun, workers: int) -> None:
                 raise refusals.get() from None
             killed = getattr(error, "signal_name", None)
             how = f"was killed ({killed})" if killed else f"failed: {str(error).strip().splitlines()[-1]}"
-            raise LostWorkerError(f"worker {error.error_index} of {workers} {how}") from None
+            raise FailedTrainingError(f"worker {error.error_index} of {workers} {how}") from None
         return
     torch.set_num_threads(threads)
     try:
         with from_environment(device.type) as (group, own_device):
             _train_and_print(run, group, own_device)
     except GPU_FAULTS as error:
-        raise LostWorkerError(f"device: {device} failed: {one_line(error)}") from None
+        raise FailedTrainingError(f"device: {device} failed: {one_line(error)}") from None
     except Exception as error:
         if dist.is_torchelastic_launched() and is_lost_worker(error):
-            raise LostWorkerError("another worker was lost") from None
+            raise FailedTrainingError("another worker was lost") from None
         raise
 
 
