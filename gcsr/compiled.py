@@ -137,6 +137,7 @@ def _processor() -> str:
     """What `-march=native` depends on: a cache folder may be shared by unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+        known = sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))})
     except OSError:
-        return platform.machine() + platform.processor()
+        known = [platform.processor()]
+    return platform.machine() + "".join(known)  # an emulator shows the processor that it runs on

@@ -40,7 +40,9 @@ __all__ = [
 ]
 
 _CHECKPOINT_SHARE = 0.05  # of a trial's time: a thousand GPUs share one store
-_MEMORY_FULL = 2  # CUDA's number for it, where graphs and libraries take memory without torch's allocator
+# CUDA's numbers for what is a trial's own fault: memory that is full, where graphs and libraries take it without torch's
+# allocator; a step that cannot be captured.
+_OWN_FAULTS = {2, *range(900, 909)}
 
 
 def choose_device(name: str) -> torch.device:
@@ -161,9 +163,9 @@ def trial_steps(
 
 def is_machines_fault(error: BaseException) -> bool:
     """Whether what a training raised says that its machine is gone, or cannot serve."""
-    # A GPU's error that is no want of memory stays: whatever this process does with it later raises it again.
+    # Any other error of a GPU stays: whatever this process does with it later raises it again.
     if isinstance(error, torch.AcceleratorError):
-        return getattr(error, "error_code", None) != _MEMORY_FULL
+        return getattr(error, "error_code", None) not in _OWN_FAULTS
     return isinstance(error, UnfitNodeError) or is_lost_worker(error)
 
 

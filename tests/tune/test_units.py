@@ -240,6 +240,7 @@ def accelerator_error(text, code):
     [
         (accelerator_error("an illegal memory access was encountered", 700), None, True),
         (accelerator_error("out of memory", 2), None, False),  # where a graph is made of what was captured
+        (accelerator_error("operation not permitted when stream is capturing", 900), None, False),  # GCSR_GRAPHS=1
         (RuntimeError("Triton Error [CUDA]: an illegal memory access"), accelerator_error("illegal", 700), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), None, False),
         (torch.OutOfMemoryError("CUDA out of memory"), None, False),
