@@ -58,7 +58,8 @@ class Files:
             raise InvalidInputError(
                 f"{field}: {location!r} is not allowed; expected a path, or SCHEME://… as s3://bucket/name"
             )
-        unsaid = {"#": "%23"} | ({"?": "%3F"} if location.startswith("file:") else {})  # pyarrow leaves out what follows
+        # pyarrow leaves out what follows; elsewhere its options follow a question mark.
+        unsaid = {"#": "%23"} | ({"?": "%3F"} if location.startswith("file:") else {})
         for sign, code in unsaid.items():
             if "://" in location and sign in location:
                 raise InvalidInputError(f"{field}: {location!r} is not allowed; expected {code} in place of {sign}")

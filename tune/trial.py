@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 _CHECKPOINT_SHARE = 0.05  # of a trial's time: a thousand GPUs share one store
-# CUDA's numbers for what is a trial's own fault: memory that is full, where graphs and libraries take it without torch's
-# allocator; a step that cannot be captured.
+# CUDA's numbers for a trial's own faults: memory is full, where graphs and libraries take it without torch's allocator;
+# a step cannot be captured.
 _OWN_FAULTS = {2, *range(900, 909)}
 
 

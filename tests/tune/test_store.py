@@ -69,7 +69,7 @@ def test_duckdb_reads_the_folder_as_it_is(store, row):
 def test_a_uri_says_the_whole_name(tmp_path):
     assert Store(f"file://{tmp_path}/runs%231").path("trials") == f"{tmp_path}/runs#1/trials"
     assert Store(f"file://{tmp_path}/runs%3F1").path("trials") == f"{tmp_path}/runs?1/trials"
-    with pytest.raises(StoreError, match="expected %3F in place of [?]"):
+    with pytest.raises(StoreError, match=r"expected %3F in place of \?"):
         Store(f"file://{tmp_path}/runs?1")
     with pytest.raises(StoreError, match="expected %23 in place of #"):
         Store(f"file://{tmp_path}/runs#1")  # pyarrow would take it for runs
