@@ -40,6 +40,11 @@ def swept(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def swept_page(swept):
+    return page(swept, swept.parent)
+
+
+@pytest.fixture(scope="module")
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -80,10 +85,9 @@ def requested(browser):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_opens_draws_and_asks_the_network_for_nothing(browser, swept, tmp_path, width):
-    path = page(swept, tmp_path)
-    assert path.stat().st_size < 5_000_000
-    open_page(browser, path.as_uri(), width=width)
+def test_it_opens_draws_and_asks_the_network_for_nothing(browser, swept_page, width):
+    assert swept_page.stat().st_size < 5_000_000
+    open_page(browser, swept_page.as_uri(), width=width)
     assert browser.get_log("browser") == []
     assert requested(browser) == []
     plots = browser.execute_script(
@@ -94,8 +98,8 @@ def test_it_opens_draws_and_asks_the_network_for_nothing(browser, swept, tmp_pat
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"
 
 
-def test_the_legend_toggles_and_so_does_the_theme(browser, swept, tmp_path):
-    open_page(browser, page(swept, tmp_path).as_uri())
+def test_the_legend_toggles_and_so_does_the_theme(browser, swept_page):
+    open_page(browser, swept_page.as_uri())
 
     def visible():
         return browser.execute_script("return document.querySelector('.plot').data.map(t => t.visible ?? true)")
@@ -116,8 +120,8 @@ def test_the_legend_toggles_and_so_does_the_theme(browser, swept, tmp_path):
     assert ground() != light
 
 
-def test_the_numbers_are_those_of_json(browser, swept, tmp_path, capsys):
-    open_page(browser, page(swept, tmp_path).as_uri())
+def test_the_numbers_are_those_of_json(browser, swept, swept_page, capsys):
+    open_page(browser, swept_page.as_uri())
     capsys.readouterr()
     assert main(["report", str(swept), "--format", "json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -184,8 +188,8 @@ def test_where_a_store_had_several_runs_the_spec_is_said_to_be_the_last_ones(run
     assert f"<summary>{summary}</summary>" in text
 
 
-def test_a_printed_page_is_light_and_holds_its_figures_and_the_screen_comes_back(browser, swept, tmp_path):
-    open_page(browser, page(swept, tmp_path).as_uri())
+def test_a_printed_page_is_light_and_holds_its_figures_and_the_screen_comes_back(browser, swept_page):
+    open_page(browser, swept_page.as_uri())
     looks = "return [document.documentElement.dataset.theme, document.querySelector('.main-svg').clientWidth]"
     browser.execute_script("setTheme(true)")
     before = browser.execute_script(looks)
