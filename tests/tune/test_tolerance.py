@@ -18,7 +18,7 @@ GRID = {
     "mode": ["none", "baseline", "ours"],
     "lam": [1e-3, 2e-3, 4e-3, 8e-3, 0.016, 0.032],
     "seed": [0, 1],
-    "epochs": 30,
+    "epochs": 15,
 }
 SPEC = SweepSpec(experiment="test", grid=GRID)
 INLINE = RunOptions(executor="inline", resume=True, stop_collapsed=True)
