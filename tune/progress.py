@@ -27,12 +27,15 @@ class SweepProgress:
         ended_before: how many of them had ended before.
         at_once: how many are under way at once, at most.
         console: where; stderr by default, so that stdout stays for results.
+        at_most: whether ``total`` is only known not to be exceeded.
     """
 
-    def __init__(self, total: int, ended_before: int, at_once: int, console: Console | None = None) -> None:
+    def __init__(
+        self, total: int, ended_before: int, at_once: int, console: Console | None = None, *, at_most: bool = False
+    ) -> None:
         self.console = console or Terminal(stderr=True, highlight=False)
         self.statuses: Counter[str] = Counter()
-        self._total, self._ended_before, self._at_once = total, ended_before, at_once
+        self._total, self._ended_before, self._at_once, self._at_most = total, ended_before, at_once, at_most
         self._running: int | None = None  # told by a cluster's pulse
         self._timed_from = self._last_line = time.monotonic()
         self._bar = Progress(
@@ -84,7 +87,7 @@ class SweepProgress:
         left = self._total - self._ended_before
         before = f", {self._ended_before} ended before" if self._ended_before else ""
         at_once = f", {min(left, self._at_once)} at once" if left else ""
-        return counted(self._total, "trial") + before + at_once
+        return ("at most " if self._at_most else "") + counted(self._total, "trial") + before + at_once
 
     def _note(self) -> str:
         ends = ", ".join(f"{n} {status}" for status, n in self.statuses.items() if status != "finished")
@@ -93,7 +96,8 @@ class SweepProgress:
         # The first trials waited for the workers to start: they say nothing about the rest.
         timed = done - self._at_once
         seconds = (time.monotonic() - self._timed_from) / timed * left if timed > 0 else None
-        time_left = "" if seconds is None else f", about {duration_text(seconds)} left"
+        about = "at most" if self._at_most else "about"
+        time_left = "" if seconds is None else f", {about} {duration_text(seconds)} left"
         running = min(left, self._at_once if self._running is None else self._running)
         return f"{running} running" + (f", {ends}" if ends else "") + time_left
 

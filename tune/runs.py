@@ -212,6 +212,7 @@ def recording(
     slots: int,
     at_once: int,
     ended_before: int,
+    at_most: bool = False,
 ) -> Recorder:
     """The recorder of a run, with all who are to be told.
 
@@ -224,6 +225,7 @@ def recording(
         slots: how many units run at once.
         at_once: how many trials those are, at most.
         ended_before: how many of the run's trials had ended before.
+        at_most: whether ``total`` is only known not to be exceeded.
     """
     if options.resume and not (stored or any(store.files("trials")) or store.leftovers()):  # perhaps DIR is mistyped
         complain(f"gcsr: nothing is stored in {store.location} yet: the run starts from the beginning")
@@ -237,7 +239,7 @@ def recording(
         from tune.sweep_metrics import SweepMetrics  # only here: it imports Ray
 
         observers.append(SweepMetrics(spec.experiment, total, ended_before))
-    return Recorder(store, stored, [*observers, SweepProgress(total, ended_before, at_once)])
+    return Recorder(store, stored, [*observers, SweepProgress(total, ended_before, at_once, at_most=at_most)])
 
 
 def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:

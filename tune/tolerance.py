@@ -96,6 +96,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
                 slots=cutter.slots,
                 at_once=cutter.at_once(cutter.cut(at_one_lam)),
                 ended_before=ended_before,
+                at_most=True,
             ) as recorder:
                 run_source(executor, source, recorder)
             return source.outcome(recorder.statuses, recorder.failures)

@@ -46,6 +46,17 @@ def test_without_a_terminal_a_line_says_what_begins(total, before, said):
         assert written.file.getvalue() == said
 
 
+def test_what_may_end_sooner_is_said_to_take_so_long_at_most(clock):
+    written = console(80, terminal=False)
+    with SweepProgress(64, 0, 1, written, at_most=True) as shown:
+        for _ in range(2):
+            clock.now += 6.0
+            shown.ended(Outcome(make_row(lam=1e-3), []))
+    first, *_, last = written.file.getvalue().splitlines()
+    assert first == "at most 64 trials, 1 at once"
+    assert ", at most 6 min left, last: " in last
+
+
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=1000.0)
