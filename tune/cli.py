@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
@@ -309,6 +310,36 @@ def _writing(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InvalidInputError(f"{option}: {str(path)!r} cannot be written: {error.strerror}") from None
+
+
+@cli.command("merge", short_help="Add the trials of some stores to another.")
+@click.argument("folders", type=LOCATION, metavar="DIR...", nargs=-1, required=True)
+@click.option("--out", type=LOCATION, required=True, metavar="DIR", help="Store to add to: a new one, or a sweep's.")
+def merge_command(folders: tuple[str, ...], out: str) -> None:
+    """Add to a store the trials that it lacks and each DIR has: halves of a sweep, or what several machines measured.
+
+    Of a trial that several have, the first one's result is taken; failed trials, which run again, are left out.
+    """
+    from tune.merge import merge_stores
+
+    target, sources = Store(out), [_store_to_read(folder) for folder in folders]
+    for folder, source in zip(folders, sources, strict=True):
+        if source.path() == target.path():
+            raise StoreError(f"dir: {folder!r} is not allowed; expected other stores than --out")
+    again = f"the same command goes on: {command_line()}"
+    console = Terminal(stderr=True)
+    copied = TextColumn("{task.completed:,.0f} epochs copied")
+    with Progress(copied, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task("", total=None)
+        try:
+            outcome = merge_stores(sources, target, on_rows=lambda rows: shown.advance(task, rows))
+        except KeyboardInterrupt:
+            raise InterruptedRunError(again) from None
+        except OSError as error:
+            raise WorkFailedError(f"{one_line(error)}; {again}") from None
+    say(f"{counted(outcome.added, 'trial')} added, {outcome.present} there before. Next: gcsr report {_argument(out)}")
+    if outcome.conflicts:
+        complain(f"gcsr: {counted(outcome.conflicts, 'trial')} gave another result elsewhere; the first one was kept")
 
 
 @cli.command("data", short_help="Prepare and check a data set.")

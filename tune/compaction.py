@@ -8,6 +8,7 @@ Failed trials stay in files of their own, as they are run again and a part is ne
 """
 
 import contextlib
+import math
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -20,7 +21,7 @@ import pyarrow.fs as pafs
 from tune.folder import DamagedStoreError
 from tune.store import MANIFEST, Store
 
-__all__ = ["SINGLES", "compact", "ended_rows", "recover", "take_up"]
+__all__ = ["SINGLES", "add", "compact", "ended_rows", "recover", "take_up", "without_failed"]
 
 SINGLES = 256  # single-trial files before they are merged
 _HELD = 1024  # single-trial files whose rows are in memory at once
@@ -70,8 +71,29 @@ def take_up(store: Store) -> pa.Table:
 
 def ended_rows(store: Store) -> pa.Table:
     """The readable rows of all trials but the failed ones, which run again."""
-    rows = store.read_trials().table
+    return without_failed(store.read_trials().table)
+
+
+def without_failed(rows: pa.Table) -> pa.Table:
+    """The rows of trials that need no run."""
     return rows.filter(pc.not_equal(rows["status"], "failed"))
+
+
+def add(store: Store, rows: pa.Table, epochs: Iterable[pa.Table]) -> None:
+    """Add trials that ended elsewhere: all of them, or none. Only the store's one writer may call this.
+
+    Args:
+        store: the store, which has none of them, or has them as failed.
+        rows: of ``trials``.
+        epochs: their rows of ``epochs``.
+    """
+    level = max(0, int(math.log(len(rows) / SINGLES, _FAN_IN))) if len(rows) > SINGLES else 0
+    part = f"part-{level}-{uuid.uuid4().hex}.parquet"
+    failed = set(_singles(store, "trials")) & {f"{name}.parquet" for name in rows["trial_id"].to_pylist()}
+    store.write_merged("epochs", part, [], epochs)
+    store.write_merged("trials", part, sorted(failed), [rows])
+    for folder, replaced in (("epochs", []), ("trials", sorted(failed))):
+        _finish(store, folder, part, replaced)
 
 
 def recover(store: Store) -> None:
@@ -86,12 +108,15 @@ def recover(store: Store) -> None:
         store.read_manifest()
     except DamagedStoreError:
         store.move(MANIFEST, f"damaged/{MANIFEST}")  # it notes what was planned; what is there the store knows itself
+    rows = {i.base_name.removeprefix("trials-") for folder in ("compacting", "trials") for i in store.files(folder)}
     for info in store.files("compacting"):
         folder, _, part = info.base_name.partition("-")
-        if store.is_readable(info.path, folder):
-            _finish(store, folder, part, store.sources(info.path))
-        else:
+        if not store.is_readable(info.path, folder):
             store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
+        elif (sources := store.sources(info.path)) or part in rows:
+            _finish(store, folder, part, sources)
+        else:
+            store.remove(f"compacting/{info.base_name}")  # epochs that were being added, before their rows were there
     trials, epochs = (_readable_by_name(store, folder) for folder in ("trials", "epochs"))
     lost = [name for name, readable in trials.items() if not readable or not epochs.get(name, True)]
     for name in lost:  # a row stands for a whole trial

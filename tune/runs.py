@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXECUTORS",
+    "NOTED_RUNS",
     "ExecutorName",
     "RowSource",
     "RunOptions",
     "Wanted",
+    "check_data",
     "check_machine",
     "check_unused",
     "job_of",
@@ -47,8 +49,9 @@ __all__ = [
 ]
 
 ExecutorName = Literal["ray", "inline"]
-_NOTED_RUNS = 50
 EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
+NOTED_RUNS = 50
+"""Of a store: the last ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +168,7 @@ def open_executor(
         InvalidInputError: it could never run a trial; the store's trials were trained on other data; or, of a cluster,
             it cannot be reached or has an unfit node.
     """
-    if options.address is None:
-        _check_same_data(store, _digests(trials, job))  # a cluster's nodes are asked first
+    check_data(store, job, options, trials)
     if options.executor == "inline":
         from tune.inline_executor import InlineExecutor
 
@@ -268,8 +270,7 @@ def check_unused(store: Store, options: RunOptions) -> None:
     """
     if store.exists() and not options.resume:
         raise StoreError(f"out: {store.location!r} is in use already; add --resume to go on, or name another")
-    if not store.is_own():
-        raise StoreError(f"out: {store.location!r} holds files of something else; expected a new folder or a sweep's")
+    store.check_own()
 
 
 def check_machine(trials: Sequence[TrialConfig], options: RunOptions, workers: int) -> None:
@@ -349,6 +350,22 @@ def _digests(trials: Sequence[TrialConfig], job: SweepJob) -> dict[str, str]:
     return {name: job.digests.get(name) or local_digest(job.data, name) for name in sorted(names)}
 
 
+def check_data(store: Store, job: SweepJob, options: RunOptions, trials: Sequence[TrialConfig]) -> None:
+    """Raise if this machine's data is not what the store's trials were trained on; a cluster's nodes are asked later.
+
+    Args:
+        store: of the run.
+        job: of the run.
+        options: of the run.
+        trials: some that use every data set of the run.
+
+    Raises:
+        InvalidInputError: it is other data.
+    """
+    if options.address is None:
+        _check_same_data(store, _digests(trials, job))
+
+
 def _check_same_data(store: Store, digests: Mapping[str, str]) -> None:
     """Raise if trials of the store were trained on other data: no mean may be over both.
 
@@ -399,7 +416,7 @@ def note_run(
     new: dict[str, Any] = {
         "experiment": spec.experiment,
         "spec": spec.model_dump(mode="json"),
-        "runs": [*noted.get("runs", []), provenance()][-_NOTED_RUNS:],
+        "runs": [*noted.get("runs", []), provenance()][-NOTED_RUNS:],
         "trials": sorted({*noted.get("trials", []), *trials}),
         "data": noted.get("data", {}) | _digests(trained, job),
     }

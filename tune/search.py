@@ -22,6 +22,7 @@ from tune.recorder import RunOutcome
 from tune.runs import (
     RunOptions,
     Wanted,
+    check_data,
     check_machine,
     check_unused,
     job_of,
@@ -129,6 +130,7 @@ def run_search(
         planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
         search = None if identity is None else replayed(identity)
         if search is not None and search.finished and not search.missing_refits():
+            check_data(store, job, options, lowest)
             if store.read_manifest() is None:
                 note_run(store, spec, job, planned=planned)
             return search.outcome({}, ())

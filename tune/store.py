@@ -85,16 +85,19 @@ class Store(Folder):
             there = (self._files.info(self.path(name)).type for name in (MANIFEST, "trials"))
             return any(kind != pafs.FileType.NotFound for kind in there)
 
-    def is_own(self) -> bool:
-        """Whether what is here is a sweep's: noted as one, or without a whole Parquet file of something else.
+    def check_own(self) -> None:
+        """Raise unless what is here is a sweep's: noted as one, or without a whole Parquet file of something else.
 
         Raises:
-            StoreError: the store cannot be reached.
+            StoreError: it is something else's; or the store cannot be reached.
         """
         with self._reaching():
-            if self._files.info(self.path(MANIFEST)).type != pafs.FileType.NotFound:
-                return True
-            return not any(self._is_foreign(info.path) for info in self.files("trials"))
+            noted = self._files.info(self.path(MANIFEST)).type != pafs.FileType.NotFound
+            foreign = not noted and any(self._is_foreign(info.path) for info in self.files("trials"))
+        if foreign:
+            raise StoreError(
+                f"out: {self.location!r} holds files of something else; expected a new folder or a sweep's"
+            )
 
     def _is_foreign(self, path: str) -> bool:
         try:
@@ -266,7 +269,7 @@ class Store(Folder):
         """
         try:
             if whole:
-                for _ in self._pieces(path, folder):
+                for _ in self.pieces(path, folder):
                     pass
                 return True
             return self._names_trials(path)
@@ -294,9 +297,18 @@ class Store(Folder):
             DamagedStoreError: one of them is damaged.
         """
         for name in names:
-            yield from self._pieces(self.path(folder, name), folder)
+            yield from self.pieces(self.path(folder, name), folder)
 
-    def _pieces(self, path: str, folder: str) -> Iterator[pa.Table]:
+    def pieces(self, path: str, folder: str) -> Iterator[pa.Table]:
+        """The rows of a Parquet file, a piece at a time.
+
+        Args:
+            path: of the file.
+            folder: whose rows it holds.
+
+        Raises:
+            DamagedStoreError: it is damaged.
+        """
         with self._parsing(path) as file:
             for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(_ROW_GROUP):
                 yield conformed(pa.Table.from_batches([batch]), _SCHEMAS[folder])

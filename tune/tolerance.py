@@ -12,6 +12,7 @@ from tune.recorder import RunOutcome
 from tune.runs import (
     RunOptions,
     Wanted,
+    check_data,
     check_machine,
     check_unused,
     job_of,
@@ -80,6 +81,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         source = _Bisections(methods, precision, stored)
         ended_before = source.replay()
         if source.finished:
+            check_data(store, job, options, trials)
             if store.read_manifest() is None:
                 note_run(store, spec, job)
             return source.outcome({}, ())

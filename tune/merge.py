@@ -1,0 +1,138 @@
+"""Several stores into one: the halves of a sweep that was divided, or what several machines measured."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gcsr import InvalidInputError
+from tune.compaction import add, take_up, without_failed
+from tune.folder import DamagedStoreError
+from tune.runs import NOTED_RUNS
+from tune.store import Store
+from tune.words import short_digest
+
+__all__ = ["MergeOutcome", "merge_stores"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeOutcome:
+    """What a merge did.
+
+    Attributes:
+        added: trials that were added.
+        present: trials of the sources that were there already, each store's counted.
+        conflicts: how many of these have another result there, which was kept.
+    """
+
+    added: int
+    present: int
+    conflicts: int
+
+
+def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int], None]) -> MergeOutcome:
+    """Add to a store the trials that it lacks and others have; failed ones, which are to be run again, excepted.
+
+    Of a trial that several have, the first one's is taken. Safe to kill: the same call goes on.
+
+    Args:
+        sources: stores to read, each of which a run may be writing to.
+        out: a new store, or one to add to.
+        on_rows: called with the number of epochs' rows that were copied, again and again.
+
+    Raises:
+        InvalidInputError: a store cannot be read, or is of other data; nothing was written.
+        OSError: a store failed on the way.
+    """
+    ended = [_ended(source) for source in sources]
+    manifests = [(source, source.read_manifest() or {}) for source in sources]
+    out.check_own()
+    _joined([(out, out.read_manifest() or {}), *manifests])  # refused before anything is written
+    with out.exclusive():
+        there = _results(take_up(out))
+        out.write_manifest(_joined([(out, out.read_manifest() or {}), *manifests]))
+        added = present = conflicts = 0
+        for source, rows in zip(sources, ended, strict=True):
+            results = _results(rows)
+            common = results.keys() & there.keys()
+            present += len(common)
+            conflicts += sum(results[name] != there[name] for name in common)
+            new = rows.filter(pc.invert(pc.is_in(rows["trial_id"], pa.array(sorted(common), pa.string()))))
+            if len(new):
+                add(out, new, _epochs_of(source, new["trial_id"], on_rows))
+            there |= results
+            added += len(new)
+    return MergeOutcome(added=added, present=present, conflicts=conflicts)
+
+
+def _ended(source: Store) -> pa.Table:
+    """The rows of the source's trials that ended and did not fail.
+
+    Raises:
+        DamagedStoreError: one may be missing.
+    """
+    trials = source.read_trials()
+    if trials.damaged:
+        raise DamagedStoreError(f"{trials.damaged[0]}; the command that filled the store runs it again, with --resume")
+    return without_failed(trials.table)
+
+
+def _results(rows: pa.Table) -> dict[str, tuple[Any, ...]]:
+    """What each trial gave, as far as two machines should agree on it."""
+    columns = (rows[name].to_pylist() for name in ("status", "test_accuracy", "epochs_run"))
+    return dict(zip(rows["trial_id"].to_pylist(), zip(*columns, strict=True), strict=True))
+
+
+def _epochs_of(source: Store, trials: pa.ChunkedArray, on_rows: Callable[[int], None]) -> Iterator[pa.Table]:
+    wanted = trials.combine_chunks()
+    try:
+        for path in source.epoch_files():
+            for piece in source.pieces(path, "epochs"):
+                yield piece.filter(pc.is_in(piece["trial_id"], wanted))
+                on_rows(len(piece))
+    except FileNotFoundError:
+        raise OSError(f"{source.location}: the run that writes there has just merged files") from None
+
+
+def _joined(manifests: Sequence[tuple[Store, Mapping[str, Any]]]) -> dict[str, Any]:
+    """What is noted of a store with the trials of all of these: that of the last run says what it is.
+
+    Raises:
+        InvalidInputError: they were trained on different data: no mean may be over both.
+    """
+    data: dict[str, tuple[str, Store]] = {}
+    networks: dict[str, list[str]] = {}
+    for store, manifest in manifests:
+        for name, digest in manifest.get("data", {}).items():
+            known, of = data.setdefault(name, (digest, store))
+            if digest != known:
+                raise InvalidInputError(
+                    f"data: {name} with the sha256 {short_digest(digest)}, which trials in {store.location} were "
+                    f"trained on, is not allowed; expected {short_digest(known)}, as in {of.location}"
+                )
+        for name, digests in manifest.get("networks", {}).items():
+            versions = networks.setdefault(name, [])
+            versions += [digest for digest in digests if digest not in versions]
+    noted: list[Mapping[str, Any]] = [manifest for _, manifest in manifests if manifest]
+    runs: list[dict[str, Any]] = []
+    for run in sorted((run for manifest in noted for run in manifest.get("runs", [])), key=_started):
+        if run not in runs:  # else merged before
+            runs.append(run)
+    last = max(noted, key=_last_started) if noted else {}
+    joined = {
+        **last,
+        "runs": runs[-NOTED_RUNS:],
+        "trials": sorted({name for manifest in noted for name in manifest.get("trials", [])}),
+        "data": {name: digest for name, (digest, _) in data.items()},
+    }
+    return joined | ({"networks": networks} if networks else {})
+
+
+def _last_started(manifest: Mapping[str, Any]) -> str:
+    return max(map(_started, manifest.get("runs", [])), default="")
+
+
+def _started(run: Mapping[str, Any]) -> str:
+    return str(run.get("started", ""))
