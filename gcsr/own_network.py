@@ -1,9 +1,10 @@
 """Networks that people bring: a function of a Python module builds one, as ``torchvision.models:resnet18`` does."""
 
+import contextlib
 import hashlib
 import importlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gcsr.errors import ConfigError, InvalidInputError
+from gcsr.randomness import undisturbed
 from gcsr.regularized import regularized_parameters
 
 __all__ = ["check_workers", "own_network", "source_digest"]
@@ -56,12 +58,29 @@ def own_network(name: str, *, input_shape: tuple[int, int, int], classes: int) -
 def _function(name: str) -> Callable[..., object]:
     module, _, function = name.partition(":")
     try:
-        found: object = attrgetter(function)(importlib.import_module(module))
+        with _nothing_set():
+            imported = importlib.import_module(module)
+        found: object = attrgetter(function)(imported)
     except (Exception, SystemExit) as error:  # a script without a guard runs when it is imported
         raise InvalidInputError(f"model: {name} cannot be imported: {_reason(error)}") from error
     if not callable(found):
         raise InvalidInputError(f"model: {name} is {type(found).__name__}; expected a function that builds a network")
     return found
+
+
+@contextlib.contextmanager
+def _nothing_set() -> Iterator[None]:
+    """Around an import: a process's first trial, which imports the module, is to end as one that finds it imported.
+
+    What a module seeds, draws or sets for all of torch as it is imported is taken back: the trial's seed is set by now.
+    """
+    gpu = torch.cuda.is_initialized()
+    threads = torch.get_num_threads()
+    try:
+        with undisturbed(torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu"), "fp32"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _reason(error: BaseException) -> str:

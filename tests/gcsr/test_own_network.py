@@ -96,6 +96,22 @@ def test_a_script_that_ends_when_it_is_imported_is_one_clear_line(tmp_path, monk
     assert "a_script_of_mine" not in sys.modules
 
 
+def test_what_a_module_does_to_torch_as_it_is_imported_changes_no_trial(digits, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "meddles.py").write_text(
+        "import torch\nfrom tests.gcsr.own_networks import normalized as net\n\n"
+        "torch.manual_seed(7)\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
+        "torch.set_num_threads(torch.get_num_threads() + 1)\ntorch.backends.cudnn.benchmark = True\n"
+    )
+    threads = torch.get_num_threads()
+    config = TrialConfig(model="meddles:net", epochs=1)
+    first = train(config, digits)
+    assert "meddles" in sys.modules
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, torch.float32)
+    assert torch.is_grad_enabled() and not torch.backends.cudnn.benchmark
+    assert measured(train(config, digits)) == measured(first)
+
+
 def test_batch_normalization_needs_one_process_unless_it_is_synchronized():
     network = of_digits("normalized")
     check_workers("mine:net", network, 1)
