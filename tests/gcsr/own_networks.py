@@ -67,4 +67,63 @@ def without_weights(num_classes):
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.AdaptiveAvgPool1d(num_classes))
 
 
+class AnswersTwiceInTraining(nn.Module):
+    """As torchvision's GoogLeNet."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.answer, self.auxiliary = nn.Linear(64, num_classes), nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        return (self.answer(flat), self.auxiliary(flat)) if self.training else self.answer(flat)
+
+
+def with_a_layer_only_for_training(num_classes):
+    network = AnswersTwiceInTraining(num_classes)
+    network.auxiliary = nn.LazyLinear(num_classes)
+    return network
+
+
+def normalized_by_batch(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+
+
+class Viewing(nn.Linear):
+    """As many write it; there is no telling the -1 from no images."""
+
+    def __init__(self, num_classes):
+        super().__init__(64, num_classes)
+
+    def forward(self, images):
+        return super().forward(images.view(len(images), -1))
+
+
+class PartlyUsed(Viewing):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.unused = nn.Linear(2, 2)
+
+
+class WithoutGradient(Viewing):
+    def forward(self, images):
+        return super().forward(images).detach()
+
+
+def sparse(num_classes):
+    return nn.Sequential(nn.Flatten(), Rounded(), nn.EmbeddingBag(9, num_classes, sparse=True))
+
+
+class Rounded(nn.Module):
+    def forward(self, images):
+        return images.long()
+
+
+BODY = nn.Linear(64, 8)
+
+
+def around_one_body(num_classes):
+    return nn.Sequential(nn.Flatten(), BODY, nn.Linear(8, num_classes))
+
+
 CONSTANT = 3

@@ -13,7 +13,7 @@ from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
 from gcsr.graph import capture_for
 from gcsr.models import build_model
-from gcsr.own_network import check_workers, own_network, source_digest
+from gcsr.own_network import check_learning, check_workers, own_network, source_digest
 from tests.gcsr.comparing import measured
 
 HERE = "tests.gcsr.own_networks"
@@ -80,6 +80,7 @@ def test_a_look_at_it_leaves_it_as_it_was_initialized():
         (f"{HERE}:of_other_images", r"failed on images of shape \[1, 8, 8\]: RuntimeError: "),
         (f"{HERE}:answers_classes", "with torch.int64"),
         (f"{HERE}:without_weights", "no weights to regularize"),
+        (f"{HERE}:with_a_layer_only_for_training", "has no shape for auxiliary.weight, unused by its answers"),
     ],
 )
 def test_what_is_no_network_is_one_clear_line(name, words):
@@ -110,6 +111,57 @@ def test_what_a_module_does_to_torch_as_it_is_imported_changes_no_trial(digits, 
     assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, torch.float32)
     assert torch.is_grad_enabled() and not torch.backends.cudnn.benchmark
     assert measured(train(config, digits)) == measured(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "words"),
+    [
+        ("AnswersTwiceInTraining", 2, r"in training, .* 2 images with tuple; expected logits \[2, 10\]$"),
+        (
+            "normalized_by_batch",
+            1,
+            "learn from a last batch of 1 image, .*: ValueError: Expected more than 1 value",
+        ),
+        (
+            "Viewing",
+            0,
+            r"learn from a last batch of 0 images, .*: RuntimeError: .*\(own_networks.py, line \d+\)$",
+        ),
+        ("WithoutGradient", 2, "cannot learn from 2 images: RuntimeError: .*does not require grad"),
+        ("sparse", 2, r"cannot learn from 2 images: ConfigError: .*expected dense gradients$"),
+    ],
+)
+def test_what_cannot_learn_is_one_clear_line(name, images, words):
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        check_learning(f"{HERE}:{name}", of_digits(name), images, input_shape=(1, 8, 8), classes=10)
+    assert str(caught.value).startswith("model: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "workers"),
+    [("normalized", 1, 1), ("normalized_by_batch", 2, 1), ("Viewing", 1, 4), ("Residual", 0, 4), ("PartlyUsed", 1, 1)],
+)
+def test_what_can_learn_is_let_through(name, images, workers):
+    check_learning(f"{HERE}:{name}", of_digits(name), images, input_shape=(1, 8, 8), classes=10, workers=workers)
+
+
+def test_synchronized_batch_normalization_may_see_one_image():
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(of_digits("normalized_by_batch"))
+    check_learning("mine:net", network, 1, input_shape=(1, 8, 8), classes=10, workers=2)
+
+
+def test_several_workers_need_a_gradient_of_every_weight():
+    with pytest.raises(ConfigError, match="workers: 2 is not allowed; expected 1 for mine:net, some of whose weights"):
+        check_learning("mine:net", of_digits("PartlyUsed"), 2, input_shape=(1, 8, 8), classes=10, workers=2)
+
+
+def test_weights_of_another_trial_are_refused():
+    first = of_digits("around_one_body")
+    with pytest.raises(InvalidInputError, match="around_one_body returned weights that it had returned before"):
+        of_digits("around_one_body")
+    first[1].requires_grad_(False)  # as of a body that was trained before, and stays as it is
+    of_digits("around_one_body")
+    first[1].requires_grad_(True)
 
 
 def test_batch_normalization_needs_one_process_unless_it_is_synchronized():

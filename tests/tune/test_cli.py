@@ -85,6 +85,7 @@ BAD = {
     "train value": ["train", "--lam", "strong"],
     "train mode": ["train", "--mode", "yours"],
     "train model": ["train", "--model", "vgg16"],
+    "train network": ["train", "--model", "tests.gcsr.own_networks:WithoutGradient"],
     "train data": ["train", "--dataset", "cifar10", "--model", "alexnet", "--data", "NOWHERE"],
     "train nan": ["train", "--lr", ".nan"],
     "cohorts in pieces": ["sweep", "digits", "--out", "OUT", "--time-limit", "9m", "--cohort", "4"],
