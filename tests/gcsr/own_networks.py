@@ -99,6 +99,11 @@ class Viewing(nn.Linear):
         return super().forward(images.view(len(images), -1))
 
 
+def talkative(num_classes):
+    print("here is your network")
+    return Viewing(num_classes)
+
+
 class PartlyUsed(Viewing):
     def __init__(self, num_classes):
         super().__init__(num_classes)
