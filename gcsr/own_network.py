@@ -73,9 +73,13 @@ def _function(name: str) -> Callable[..., object]:
     try:
         with _nothing_set():
             imported = importlib.import_module(module)
-        found: object = attrgetter(function)(imported)
     except (Exception, SystemExit) as error:  # a script without a guard runs when it is imported
         raise InvalidInputError(f"model: {name} cannot be imported: {_reason(error)}") from error
+    try:
+        found: object = attrgetter(function)(imported)
+    except Exception as error:  # perhaps it is an installed module that has the name of the user's
+        file = getattr(imported, "__file__", None) or "Python itself"
+        raise InvalidInputError(f"model: {name} cannot be imported from {file}: {_reason(error)}") from error
     if not callable(found):
         raise InvalidInputError(f"model: {name} is {type(found).__name__}; expected a function that builds a network")
     return found

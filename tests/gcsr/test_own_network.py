@@ -70,7 +70,9 @@ def test_a_look_at_it_leaves_it_as_it_was_initialized():
     ("name", "words"),
     [
         ("nowhere:net", "nowhere:net cannot be imported: ModuleNotFoundError: No module named 'nowhere'$"),
-        (f"{HERE}:nothing", "cannot be imported: AttributeError: .*has no attribute 'nothing'"),
+        (f"{HERE}:nothing", "cannot be imported from /.*/own_networks.py: AttributeError: .*no attribute 'nothing'"),
+        ("random:net", r"random:net cannot be imported from /.*/random\.py: AttributeError: .*no attribute 'net'"),
+        ("sys:net", "sys:net cannot be imported from Python itself: AttributeError"),
         (f"{HERE}:CONSTANT", "CONSTANT is int; expected a function"),
         (f"{HERE}:raises", r"failed: KeyError: 'no weights.*here' \(own_networks.py, line \d+\)$"),
         (f"{HERE}:exits", "failed: SystemExit: 3"),
