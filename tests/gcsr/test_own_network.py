@@ -1,8 +1,11 @@
 """Networks of a user's own: trained as gcsr's are, and refused with one line where they are none."""
 
+import functools
+import random
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,8 +15,10 @@ from gcsr import ConfigError, InvalidInputError, TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
 from gcsr.graph import capture_for
+from gcsr.interleaving import Interleaved
 from gcsr.models import build_model
 from gcsr.own_network import check_learning, check_workers, own_network, source_digest
+from gcsr.trainer import training
 from tests.gcsr.comparing import measured
 
 HERE = "tests.gcsr.own_networks"
@@ -29,7 +34,7 @@ def test_it_is_trained_as_the_same_network_of_gcsrs_is(digits, by_autograd):
     assert measured(own) == measured(train(TrialConfig(model="mlp2", **fields), digits))
 
 
-@pytest.mark.parametrize("name", ["normalized", "Residual"])
+@pytest.mark.parametrize("name", ["normalized", "Residual", "Drawing"])
 def test_it_learns_and_a_resumed_trial_is_an_undisturbed_one(name, digits, tmp_path):
     config = TrialConfig(model=f"{HERE}:{name}", mode="ours_orig", regularizer="l1", lam=1e-4, epochs=4)
     whole = train(config, digits)
@@ -46,6 +51,20 @@ def test_it_learns_and_a_resumed_trial_is_an_undisturbed_one(name, digits, tmp_p
     with pytest.raises(KeyboardInterrupt):
         train(config, digits, checkpointer=checkpointer(), on_epoch=kill)
     assert measured(train(config, digits, checkpointer=checkpointer())) == measured(whole)
+
+
+def test_pythons_and_numpys_random_numbers_are_the_trials_own_and_the_callers_come_back(digits):
+    def results(*trials):
+        steps = [functools.partial(training, trial, digits) for trial in trials]
+        ended = Interleaved(steps, torch.device("cpu"), "fp32", len(steps))
+        return [each.result.train_loss for each in sorted(ended, key=lambda each: each.place)]
+
+    trials = [TrialConfig(model=f"{HERE}:Drawing", epochs=2, seed=seed) for seed in (0, 1)]
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    alone = [train(trial, digits).train_loss for trial in trials]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert alone[0] != alone[1]
+    assert results(*trials) == alone
 
 
 def test_torchvisions_networks_are_built_by_their_names():
