@@ -74,7 +74,8 @@ class AutogradLearner:
         self._own, self._seed = is_own_network(config.model), config.seed
         capture = capture_for(self._device, own_network=self._own) if workers.group is None else None
         self._replayed = ReplayedStep(capture, optimizer.after_capture)
-        self._correct = CorrectAnswers((), self._device, capture)
+        share = max(1, config.batch_size // workers.world_size)
+        self._correct = CorrectAnswers((), self._device, capture, at_least=share)
 
     def epoch(self, loss_sum: Tensor) -> Steps[None]:
         def step(size: int, rows: Tensor, *crops: Tensor) -> None:
