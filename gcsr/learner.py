@@ -13,7 +13,7 @@ from gcsr.graph import ReplayedStep, capture_for
 from gcsr.interleaving import Steps
 from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import ConvolutionalNetwork
-from gcsr.names import is_mlp, is_own_network
+from gcsr.names import is_convolutional, is_own_network
 from gcsr.optim import GatedOptimizer
 from gcsr.parallel import Workers
 from gcsr.precision import autocast
@@ -43,9 +43,12 @@ class Learner(Protocol):
 
 
 def memory_layout(config: TrialConfig, device: torch.device) -> torch.memory_format:
-    """Channels last where the convolutions are faster with it."""
+    """Channels last where the convolutions are faster with it, and known to be able to take it.
+
+    A user's own network may view what a convolution gives as one dimension, or have weights of five.
+    """
     fast = device.type == "cuda" or config.precision == "bf16"
-    return torch.channels_last if fast and not is_mlp(config.model) else torch.contiguous_format
+    return torch.channels_last if fast and is_convolutional(config.model) else torch.contiguous_format
 
 
 class AutogradLearner:

@@ -102,6 +102,19 @@ class Viewing(nn.Linear):
         return super().forward(images.view(len(images), -1))
 
 
+class ViewingPictures(nn.Module):
+    """A convolution's answer as one dimension, and weights of five."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.convolution, self.answer = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, num_classes)
+        self.scale = nn.Parameter(torch.ones(1, 4, 6, 6, 1))
+
+    def forward(self, images):
+        seen = torch.relu(self.convolution(images)) * self.scale[..., 0]
+        return self.answer(seen.view(-1, 4 * 36))
+
+
 def talkative(num_classes):
     print("here is your network")
     return Viewing(num_classes)

@@ -16,6 +16,7 @@ from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
 from gcsr.graph import capture_for
 from gcsr.interleaving import Interleaved
+from gcsr.learner import memory_layout
 from gcsr.models import build_model
 from gcsr.own_network import check_learning, check_workers, own_network, source_digest
 from gcsr.trainer import training
@@ -65,6 +66,16 @@ def test_pythons_and_numpys_random_numbers_are_the_trials_own_and_the_callers_co
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     assert alone[0] != alone[1]
     assert results(*trials) == alone
+
+
+def test_its_images_and_weights_lie_in_memory_as_in_a_plain_loop(digits):
+    trained = train(TrialConfig(model=f"{HERE}:ViewingPictures", epochs=2, precision="bf16"), digits)
+    assert trained.status == "finished"
+    layouts = [
+        memory_layout(TrialConfig(model=model, dataset="cifar10", precision="bf16"), torch.device("cpu"))
+        for model in ("alexnet", "mlp2", f"{HERE}:plain")
+    ]
+    assert layouts == [torch.channels_last, torch.contiguous_format, torch.contiguous_format]
 
 
 def test_torchvisions_networks_are_built_by_their_names():
