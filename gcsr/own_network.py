@@ -136,13 +136,12 @@ def check_learning(
     """
     if any(isinstance(each, nn.SyncBatchNorm) for each in network.modules()) and workers > 1:
         images = max(images, 2)  # it normalizes by all workers' images
-    batch = f"{images} images" if images != 1 else "1 image"
-    if images < 2:
-        batch = f"a last batch of {batch}, which another batch_size may avoid"
+    few = f"{images} images" if images != 1 else "1 image"
+    batch = few if images > 1 else f"a last batch of {few}, which another batch_size may avoid"
     failed = f"the network of {name} cannot learn from {batch}"
     with _told(failed):
         logits = network(torch.zeros(images, *input_shape, dtype=torch.float32))
-    _check_logits(f"in training, the network of {name} answers {images} images", logits, images, classes)
+    _check_logits(f"in training, the network of {name} answers {few}", logits, images, classes)
     parameters = list(network.parameters())
     with _told(failed):
         cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64), reduction="sum").backward()

@@ -34,21 +34,25 @@ def check_networks(configs: Sequence[TrialConfig], arrays: Arrays, workers: int)
     """
     if not configs:
         return
-    from gcsr.models import build_model  # only here: torch takes seconds to import
+    import torch  # only here, as it takes seconds to import
+
+    from gcsr.models import build_model
     from gcsr.own_network import check_learning, check_workers
+    from gcsr.randomness import undisturbed
 
     images, height, width, channels = arrays["train_images"].shape
     shape, classes = (channels, height, width), number_of_classes(configs[0].dataset, arrays)
     for config in configs:
-        network = build_model(config.model, input_shape=shape, classes=classes, width=config.width)
-        if not is_own_network(config.model):
-            continue
-        check_workers(config.model, network, workers)
-        # Again, as each trial gets one: those of two trials must not share weights.
-        network = build_model(config.model, input_shape=shape, classes=classes)
-        trained_on = images - held_out(images, config.holdout)
-        last = (trained_on % config.batch_size or config.batch_size) // workers  # images of a worker that gets fewest
-        check_learning(config.model, network, min(last, 2), input_shape=shape, classes=classes, workers=workers)
+        with undisturbed(torch.device("cpu"), config.precision):  # as in a trial; what one sets, the next does not find
+            network = build_model(config.model, input_shape=shape, classes=classes, width=config.width)
+            if not is_own_network(config.model):
+                continue
+            check_workers(config.model, network, workers)
+            # Again, as each trial gets one: those of two trials must not share weights.
+            network = build_model(config.model, input_shape=shape, classes=classes)
+            trained_on = images - held_out(images, config.holdout)
+            fewest = (trained_on % config.batch_size or config.batch_size) // workers  # of a worker's share of a batch
+            check_learning(config.model, network, min(fewest, 2), input_shape=shape, classes=classes, workers=workers)
 
 
 def network_digests(trials: Iterable[TrialConfig]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from gcsr import InvalidInputError, TrialConfig
 from gcsr.arrays import load_arrays
@@ -69,6 +70,12 @@ def test_they_learn_from_the_smallest_batch(network, fields, workers, words):
     else:
         with pytest.raises(InvalidInputError, match=words):
             check_networks([config], arrays, workers)
+
+
+def test_what_one_sets_the_next_does_not_find():
+    names = ("of_double_precision_from_now_on", "Viewing", "plain")
+    check_networks([TrialConfig(model=f"{HERE}:{name}") for name in names], load_arrays("digits"), 1)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_node_says_what_is_wrong_with_a_network_and_which_module_it_has(tmp_path):
