@@ -120,14 +120,19 @@ def _standardizing(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, float64 ``[C]``, from exact histograms of the 256 levels."""
+    """Mean and standard deviation of each channel, float64 ``[C]``, from exact histograms of the 256 levels.
+
+    A channel that is the same everywhere, as alpha often is, has 255 for its deviation: what the test split or padding
+    has there becomes at most 1.
+    """
     means, deviations = [], []
     levels = torch.arange(256, dtype=torch.float64)
     for channel in range(images.shape[1]):
         share = torch.bincount(images[:, channel].flatten().int(), minlength=256).double() / images[:, channel].numel()
         mean = (share * levels).sum()
         means.append(mean)
-        deviations.append(((share * (levels - mean) ** 2).sum()).sqrt().clamp(min=1e-6))
+        deviation = (share * (levels - mean) ** 2).sum().sqrt()
+        deviations.append(torch.where(deviation > 0, deviation, 255))
     return torch.stack(means), torch.stack(deviations)
 
 

@@ -10,7 +10,8 @@ from gcsr.graph import Capture, ReplayedStep
 
 __all__ = ["CorrectAnswers"]
 
-_BATCH = 1000
+_BATCH = 1000  # images of CIFAR's size; of larger ones fewer
+_BATCH_VALUES = _BATCH * 32 * 32 * 3
 
 
 class CorrectAnswers:
@@ -20,9 +21,13 @@ class CorrectAnswers:
         shape: ``()`` for one network, ``(K,)`` for a stack of K.
         device: of the images.
         capture: how batches are captured; None to do each.
+        at_least: images that memory suffices for, however large they are.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device, capture: Capture | None) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], device: torch.device, capture: Capture | None, *, at_least: int = 1
+    ) -> None:
+        self._at_least = at_least
         self._correct = torch.zeros(shape, dtype=torch.int64, device=device)
         self._step = ReplayedStep(capture, after_capture=lambda: None)
 
@@ -39,7 +44,8 @@ class CorrectAnswers:
             int64 of the shape given.
         """
         self._correct.zero_()
-        for batch, target in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+        size = min(_BATCH, max(self._at_least, _BATCH_VALUES // images.shape[1:].numel()))
+        for batch, target in zip(images.split(size), labels.split(size), strict=True):
             self._step(partial(self._count, answers), None, len(batch), batch, target)
         return self._correct.clone()
 

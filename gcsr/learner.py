@@ -13,10 +13,11 @@ from gcsr.graph import ReplayedStep, capture_for
 from gcsr.interleaving import Steps
 from gcsr.metrics import sparsity, weight_abs_mean
 from gcsr.models import ConvolutionalNetwork
-from gcsr.names import is_mlp, is_own_network
+from gcsr.names import is_convolutional, is_own_network
 from gcsr.optim import GatedOptimizer
 from gcsr.parallel import Workers
 from gcsr.precision import autocast
+from gcsr.randomness import seed_python
 from gcsr.regularized import regularized_parameters
 from gcsr.training_images import TrainingImages
 from gcsr.triton_support import has_triton
@@ -42,9 +43,12 @@ class Learner(Protocol):
 
 
 def memory_layout(config: TrialConfig, device: torch.device) -> torch.memory_format:
-    """Channels last where the convolutions are faster with it."""
+    """Channels last where the convolutions are faster with it, and known to be able to take it.
+
+    A user's own network may view what a convolution gives as one dimension, or have weights of five.
+    """
     fast = device.type == "cuda" or config.precision == "bf16"
-    return torch.channels_last if fast and not is_mlp(config.model) else torch.contiguous_format
+    return torch.channels_last if fast and is_convolutional(config.model) else torch.contiguous_format
 
 
 class AutogradLearner:
@@ -70,10 +74,11 @@ class AutogradLearner:
         self._network = workers.wrapped(model)
         self._regularized = regularized_parameters(model)
         self.images = TrainingImages(config, data, workers, layout=self._layout, fused=fused)
-        own = is_own_network(config.model)
-        capture = capture_for(self._device, own_network=own) if workers.group is None else None
+        self._own, self._seed = is_own_network(config.model), config.seed
+        capture = capture_for(self._device, own_network=self._own) if workers.group is None else None
         self._replayed = ReplayedStep(capture, optimizer.after_capture)
-        self._correct = CorrectAnswers((), self._device, capture)
+        share = max(1, config.batch_size // workers.world_size)
+        self._correct = CorrectAnswers((), self._device, capture, at_least=share)
 
     def epoch(self, loss_sum: Tensor) -> Steps[None]:
         def step(size: int, rows: Tensor, *crops: Tensor) -> None:
@@ -82,9 +87,14 @@ class AutogradLearner:
             loss_sum.add_(loss.double() * size)
 
         order, decided = self.images.draw_order(), self._optimizer.refresh()
-        for size, batch in self.images.batches(order):
+        for place, (size, batch) in enumerate(self.images.batches(order)):
+            self._seed_python(place)
             self._replayed(step, decided, size, *batch)
             yield False
+
+    def _seed_python(self, what: object) -> None:
+        if self._own:
+            seed_python(self._seed, self._optimizer.epoch, what, self._workers.rank)
 
     def _backward(self, images: Tensor, labels: Tensor, size: int) -> Tensor:
         """Gradients of this rank's share of the mean loss over a batch of ``size`` images, and that share."""
@@ -101,6 +111,7 @@ class AutogradLearner:
 
     def _counted(self) -> Tensor:
         """Correct answers of all ranks on each split: int64 ``[1 or 2]``."""
+        self._seed_python("measures")
         self._model.eval()
         own = [map(self._workers.share, split) for split in self._data.evaluated]
         counts = [self._correct.count(self._answers, *split) for split in own]

@@ -42,9 +42,12 @@ INITIALIZATIONS = ("torch", "vgg")
 
 _CONVOLUTIONAL = ("alexnet", "vgg11", "vgg16", "vgg19")
 _MODEL_NAMES = (
-    f"{', '.join(_CONVOLUTIONAL)}, mlpK (K = 1 to 32 hidden layers, as mlp6) or MODULE:FUNCTION, which builds your own"
+    f"{', '.join(_CONVOLUTIONAL)}, mlpK (K = 1 to 32 hidden layers, as mlp6) or MODULE:FUNCTION, which builds your own "
+    "(of letters, digits, _ and .)"
 )
-_DATASET_NAMES = f"one of {', '.join(DATASETS)}, or NAME.npz, which holds your own"
+_DATASET_NAMES = (
+    f"one of {', '.join(DATASETS)}, or NAME.npz, which holds your own (another name, of letters, digits, ., _ and -)"
+)
 _MLP = re.compile(r"mlp([1-9]|[12][0-9]|3[0-2])")
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _OWN_NETWORK = re.compile(rf"(?=.{{1,120}}$){_NAME}(\.{_NAME})*:{_NAME}(\.{_NAME})*")

@@ -183,9 +183,12 @@ def _start_forkserver(imported: list[str]) -> None:
     context = multiprocessing.get_context(START_METHOD)
     context.set_forkserver_preload(imported)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    safe = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the current folder must not hide Python's
     try:
         forkserver.ensure_running()
     finally:
+        os.environ["PYTHONSAFEPATH"] = safe  # empty is as if it were not set
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ready = context.Process(target=int)  # one that misses nothing if we are interrupted meanwhile
     ready.start()

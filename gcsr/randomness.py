@@ -1,13 +1,16 @@
 """What of torch's state a training sets for itself, generators of random numbers above all; the caller's comes back."""
 
 import contextlib
+import hashlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from gcsr.precision import arithmetic
 
-__all__ = ["gpu_generator", "seed_generators", "undisturbed"]
+__all__ = ["gpu_generator", "seed_generators", "seed_python", "undisturbed"]
 
 
 @contextlib.contextmanager
@@ -25,6 +28,7 @@ def undisturbed(device: torch.device, precision: str) -> Iterator[None]:
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),  # around backward passes, too, which an outer one would lower
         _default_dtype(torch.float32),
+        _python_generators(),
     ):
         yield
 
@@ -39,11 +43,32 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def _python_generators() -> Iterator[None]:
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed those of torch's generators that a training on ``device`` draws from, which `undisturbed` brings back."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         gpu_generator(device).manual_seed(seed)
+
+
+def seed_python(seed: int, *moment: object) -> None:
+    """Seed Python's and numpy's generators, from which only networks of a user's own draw, for a moment of a training.
+
+    Each moment has numbers of its own: so none are to be saved, nor kept from trainings that take turns with this one.
+    """
+    text = "/".join(map(str, (seed, *moment)))
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+    random.seed(number)
+    np.random.seed(number)
 
 
 def gpu_generator(device: torch.device) -> torch.Generator:

@@ -18,12 +18,13 @@ from gcsr.fused_sgd import QuickSGD
 from gcsr.interleaving import Steps, finished
 from gcsr.learner import AutogradLearner, Learner, memory_layout
 from gcsr.models import new_network
+from gcsr.names import is_own_network
 from gcsr.optim import GatedOptimizer
 from gcsr.own_network import check_workers
 from gcsr.parallel import Workers
 from gcsr.plain_learner import PlainLearner
 from gcsr.plain_network import plain_network
-from gcsr.randomness import seed_generators, undisturbed
+from gcsr.randomness import seed_generators, seed_python, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.regularized import regularized_parameters
 
@@ -86,6 +87,8 @@ def training(
     workers = Workers.of(group)
     check_data(config, data)
     seed_generators(config.seed, data.train_images.device)
+    if is_own_network(config.model):
+        seed_python(config.seed)
     run = _Run(config, data, workers)
     state = _load(checkpointer, config, data.train_images.device, workers)
     if state is not None:

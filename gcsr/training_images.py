@@ -12,6 +12,8 @@ from gcsr.parallel import Workers
 
 __all__ = ["TrainingImages"]
 
+_MOST_READY = 1 << 28  # values, which take 1 GiB: more than the data sets that gcsr knows have
+
 
 class TrainingImages:
     """A trial's training images; order and crops are the same for every network and on every rank.
@@ -25,7 +27,8 @@ class TrainingImages:
 
     Attributes:
         generator: that order and crops draw from, and nothing else does.
-        ready: all of them as a network takes them, float32 ``[N, C, H, W]``; None where each batch is augmented.
+        ready: all of them as a network takes them, float32 ``[N, C, H, W]``; None where each batch is made when its
+            turn comes, as it is augmented, or as all would take too much memory.
     """
 
     def __init__(
@@ -40,7 +43,8 @@ class TrainingImages:
         self._config, self._data, self._workers = config, data, workers
         self._layout, self._fused = layout, fused
         self.generator = torch.Generator(data.train_images.device).manual_seed(config.seed)
-        self.ready = None if config.augment else data.normalized(data.train_images)
+        all_at_once = not config.augment and data.train_images.numel() <= _MOST_READY
+        self.ready = data.normalized(data.train_images) if all_at_once else None
 
     def draw_order(self) -> Tensor:
         """The next epoch's: int64 ``[N]``."""
@@ -49,7 +53,7 @@ class TrainingImages:
     def batches(self, order: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
         """The batches of an epoch: how many images each has on all ranks, and what `network_input` takes of it."""
         # Drawn for whole batches, so that an image is cropped alike however many ranks there are.
-        drawn = (order,) if self.ready is not None else (order, draw_crops(len(order), self.generator))
+        drawn = (order, draw_crops(len(order), self.generator)) if self._config.augment else (order,)
         for batch in zip(*(each.split(self._config.batch_size) for each in drawn), strict=True):
             yield len(batch[0]), [self._workers.share(each) for each in batch]
 
@@ -58,14 +62,15 @@ class TrainingImages:
 
         Args:
             rows: int64 ``[B]``.
-            crops: of `gcsr.augment.draw_crops`; None for images that are ready.
+            crops: of `gcsr.augment.draw_crops`; None for images that are not augmented.
 
         Returns:
             ``[B, C, H, W]``, float32 or, where `fused`, of the trial's precision.
         """
-        if crops is None:
-            assert self.ready is not None, "only images that are ready need no crops"
+        if self.ready is not None:
             images = self.ready[rows]
+        elif crops is None:
+            images = self._data.normalized(self._data.train_images[rows])
         elif self._fused:
             from gcsr.batches import augmented  # importing Triton takes longer than all of gcsr
 

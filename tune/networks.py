@@ -1,25 +1,28 @@
-"""The networks of a run, each built once before anything starts: those that may turn out to be none."""
+"""The networks of a run, each tried before anything starts: those that may turn out to be none."""
 
 from collections.abc import Iterable, Sequence
 
 from gcsr import TrialConfig
-from gcsr.arrays import Arrays, number_of_classes
+from gcsr.arrays import Arrays, held_out, number_of_classes
 from gcsr.names import is_convolutional, is_own_dataset, is_own_network
 
 __all__ = ["check_networks", "network_digests", "to_be_built"]
 
 
 def to_be_built(trials: Iterable[TrialConfig]) -> tuple[TrialConfig, ...]:
-    """A trial of each network that is the user's own, or that may not take the user's own images."""
-    found: dict[tuple[str, str], TrialConfig] = {}
+    """A trial of each network that is the user's own, or that may not take the user's own images.
+
+    And of each way to cut the images into batches, of which the last one may be too small.
+    """
+    found: dict[tuple[object, ...], TrialConfig] = {}
     for config in trials:
         if is_own_network(config.model) or (is_own_dataset(config.dataset) and is_convolutional(config.model)):
-            found.setdefault((config.model, config.dataset), config)
+            found.setdefault((config.model, config.dataset, config.batch_size, config.holdout), config)
     return tuple(found.values())
 
 
 def check_networks(configs: Sequence[TrialConfig], arrays: Arrays, workers: int) -> None:
-    """Build the network of each trial for their data set, on this machine.
+    """Build the network of each trial for their data set, on this machine; one's own also takes a step of training.
 
     Args:
         configs: of `to_be_built`, all on one data set.
@@ -31,18 +34,25 @@ def check_networks(configs: Sequence[TrialConfig], arrays: Arrays, workers: int)
     """
     if not configs:
         return
-    from gcsr.models import build_model  # only here: torch takes seconds to import
-    from gcsr.own_network import check_workers
+    import torch  # only here, as it takes seconds to import
 
-    _, height, width, channels = arrays["train_images"].shape
+    from gcsr.models import build_model
+    from gcsr.own_network import check_learning, check_workers
+    from gcsr.randomness import undisturbed
+
+    images, height, width, channels = arrays["train_images"].shape
+    shape, classes = (channels, height, width), number_of_classes(configs[0].dataset, arrays)
     for config in configs:
-        network = build_model(
-            config.model,
-            input_shape=(channels, height, width),
-            classes=number_of_classes(config.dataset, arrays),
-            width=config.width,
-        )
-        check_workers(config.model, network, workers)
+        with undisturbed(torch.device("cpu"), config.precision):  # as in a trial; what one sets, the next does not find
+            network = build_model(config.model, input_shape=shape, classes=classes, width=config.width)
+            if not is_own_network(config.model):
+                continue
+            check_workers(config.model, network, workers)
+            # Again, as each trial gets one: those of two trials must not share weights.
+            network = build_model(config.model, input_shape=shape, classes=classes)
+            trained_on = images - held_out(images, config.holdout)
+            fewest = (trained_on % config.batch_size or config.batch_size) // workers  # of a worker's share of a batch
+            check_learning(config.model, network, min(fewest, 2), input_shape=shape, classes=classes, workers=workers)
 
 
 def network_digests(trials: Iterable[TrialConfig]) -> dict[str, str]:

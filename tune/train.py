@@ -1,5 +1,6 @@
 """One trial from the command line: in this process, in several of this machine, or as one of torchrun's."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -21,6 +22,7 @@ from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, train
 from gcsr.checkpoint import GPU_FAULTS, Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_workers
 from tune.filesystem import one_line
+from tune.networks import check_networks, to_be_built
 from tune.node_data import local_arrays
 from tune.terminal import Terminal, make_forgiving, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
@@ -69,6 +71,10 @@ def run_train(run: TrainRun, workers: int) -> None:
     threads = threads_for(run.config, device, run.threads, torch.get_num_threads() // workers)
     if run.checkpoint is not None:
         _check_checkpoint(run.checkpoint)
+    own = to_be_built([run.config])
+    if workers > 1 or own:  # what is not there, or no network, is one clear line, not one a worker
+        with _for_the_result(run):
+            check_networks(own, local_arrays(run.data, run.config.dataset), workers)
     if workers > 1:
         if dist.is_torchelastic_launched():
             raise InvalidInputError(f"workers: {workers} is not allowed under torchrun; expected its --nproc-per-node")
@@ -76,8 +82,6 @@ def run_train(run: TrainRun, workers: int) -> None:
             raise InvalidInputError(
                 f"workers: {workers} is not allowed here; expected at most {torch.cuda.device_count()}, a GPU each"
             )
-        # A data set that is not there is one clear line, not one a worker.
-        local_arrays(run.data, run.config.dataset)
         logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is no news
         refusals = multiprocessing.get_context(START_METHOD).SimpleQueue()
         try:
@@ -148,7 +152,8 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
 
     checkpointer = Checkpointer(FileStorage(run.checkpoint)) if run.checkpoint else None
     data = dataset_of(run.config, run.data, device)
-    result = train(run.config, data, checkpointer=checkpointer, on_epoch=show, group=group)
+    with _for_the_result(run):
+        result = train(run.config, data, checkpointer=checkpointer, on_epoch=show, group=group)
     if not speaks:
         return
     measured = _measured(result)
@@ -159,6 +164,11 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
     for name, value in measured.items():
         table.add_row(name, NONE if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))
     Terminal(highlight=False).print(table)
+
+
+def _for_the_result(run: TrainRun) -> contextlib.AbstractContextManager[object]:
+    """Keep stdout for the JSON object: what a user's own network prints goes to stderr."""
+    return contextlib.redirect_stdout(sys.stderr) if run.as_json else contextlib.nullcontext()
 
 
 def _measured(result: TrialResult) -> dict[str, Any]:

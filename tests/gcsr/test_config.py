@@ -54,6 +54,9 @@ def test_a_network_and_data_of_ones_own():
     for field, value in (("width", 2.0), ("dropout", 0.5), ("initialization", "vgg")):
         with pytest.raises(ConfigError, match=f"^{field}: .* for vggs.mine:build"):
             dataclasses.replace(config, **{field: value})
+    for field, value in (("dataset", "my birds.npz"), ("dataset", "digits.npz"), ("model", "my-networks:small")):
+        with pytest.raises(ConfigError, match=f"^{field}: .*your own \\(.*of letters, digits"):  # what is wrong with it
+            TrialConfig(**{field: value})
 
 
 BAD = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,17 @@ def test_the_inputs_of_pictures_by_their_definition(name, tmp_path):
     found = standardized.normalized(standardized.train_images).double()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert unit.classes == (100 if name == "cifar100" else 10)
+
+
+def test_a_channel_that_is_the_same_everywhere_in_training_is_not_blown_up_elsewhere(tmp_path):
+    arrays = write_data_set(tmp_path, name="mine")
+    arrays["train_images"][..., 1] = 255
+    np.savez(tmp_path / "mine.npz", **arrays)
+    data = load_dataset("mine.npz", root=tmp_path)
+    seen = data.normalized(data.test_images)
+    assert data.normalized(data.train_images)[:, 1].abs().max() < 1e-6
+    torch.testing.assert_close(seen[:, 1], data.test_images[:, 1] / 255 - 1)
+    assert seen[:, 0].abs().max() < 5
 
 
 def test_hold_out_is_fixed_disjoint_and_complete():

@@ -398,6 +398,15 @@ def test_workers_end_with_the_process_that_started_them(number, tmp_path):
     assert not any(map(alive, workers))
 
 
+def test_a_module_in_the_current_folder_hides_none_of_pythons_from_workers(tmp_path):
+    script, here = tmp_path / "script.py", tmp_path / "here"
+    script.write_text("from gcsr.parallel import _start_forkserver\n_start_forkserver([])\n")
+    here.mkdir()
+    (here / "random.py").write_text("raise SystemExit('this is no random.py')")
+    path = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, script], cwd=here, env=os.environ | {"PYTHONPATH": path}, check=True, timeout=120)
+
+
 def alive(process_id):
     try:
         os.kill(process_id, 0)

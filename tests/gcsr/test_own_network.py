@@ -1,8 +1,11 @@
 """Networks of a user's own: trained as gcsr's are, and refused with one line where they are none."""
 
+import functools
+import random
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,8 +15,11 @@ from gcsr import ConfigError, InvalidInputError, TrialConfig, train
 from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.cohort import train_cohort
 from gcsr.graph import capture_for
+from gcsr.interleaving import Interleaved
+from gcsr.learner import memory_layout
 from gcsr.models import build_model
-from gcsr.own_network import check_workers, own_network, source_digest
+from gcsr.own_network import check_learning, check_workers, own_network, source_digest
+from gcsr.trainer import training
 from tests.gcsr.comparing import measured
 
 HERE = "tests.gcsr.own_networks"
@@ -29,7 +35,7 @@ def test_it_is_trained_as_the_same_network_of_gcsrs_is(digits, by_autograd):
     assert measured(own) == measured(train(TrialConfig(model="mlp2", **fields), digits))
 
 
-@pytest.mark.parametrize("name", ["normalized", "Residual"])
+@pytest.mark.parametrize("name", ["normalized", "Residual", "Drawing"])
 def test_it_learns_and_a_resumed_trial_is_an_undisturbed_one(name, digits, tmp_path):
     config = TrialConfig(model=f"{HERE}:{name}", mode="ours_orig", regularizer="l1", lam=1e-4, epochs=4)
     whole = train(config, digits)
@@ -46,6 +52,30 @@ def test_it_learns_and_a_resumed_trial_is_an_undisturbed_one(name, digits, tmp_p
     with pytest.raises(KeyboardInterrupt):
         train(config, digits, checkpointer=checkpointer(), on_epoch=kill)
     assert measured(train(config, digits, checkpointer=checkpointer())) == measured(whole)
+
+
+def test_pythons_and_numpys_random_numbers_are_the_trials_own_and_the_callers_come_back(digits):
+    def results(*trials):
+        steps = [functools.partial(training, trial, digits) for trial in trials]
+        ended = Interleaved(steps, torch.device("cpu"), "fp32", len(steps))
+        return [each.result.train_loss for each in sorted(ended, key=lambda each: each.place)]
+
+    trials = [TrialConfig(model=f"{HERE}:Drawing", epochs=2, seed=seed) for seed in (0, 1)]
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    alone = [train(trial, digits).train_loss for trial in trials]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert alone[0] != alone[1]
+    assert results(*trials) == alone
+
+
+def test_its_images_and_weights_lie_in_memory_as_in_a_plain_loop(digits):
+    trained = train(TrialConfig(model=f"{HERE}:ViewingPictures", epochs=2, precision="bf16"), digits)
+    assert trained.status == "finished"
+    layouts = [
+        memory_layout(TrialConfig(model=model, dataset="cifar10", precision="bf16"), torch.device("cpu"))
+        for model in ("alexnet", "mlp2", f"{HERE}:plain")
+    ]
+    assert layouts == [torch.channels_last, torch.contiguous_format, torch.contiguous_format]
 
 
 def test_torchvisions_networks_are_built_by_their_names():
@@ -70,7 +100,9 @@ def test_a_look_at_it_leaves_it_as_it_was_initialized():
     ("name", "words"),
     [
         ("nowhere:net", "nowhere:net cannot be imported: ModuleNotFoundError: No module named 'nowhere'$"),
-        (f"{HERE}:nothing", "cannot be imported: AttributeError: .*has no attribute 'nothing'"),
+        (f"{HERE}:nothing", "cannot be imported from /.*/own_networks.py: AttributeError: .*no attribute 'nothing'"),
+        ("random:net", r"random:net cannot be imported from /.*/random\.py: AttributeError: .*no attribute 'net'"),
+        ("sys:net", "sys:net cannot be imported from Python itself: AttributeError"),
         (f"{HERE}:CONSTANT", "CONSTANT is int; expected a function"),
         (f"{HERE}:raises", r"failed: KeyError: 'no weights.*here' \(own_networks.py, line \d+\)$"),
         (f"{HERE}:exits", "failed: SystemExit: 3"),
@@ -80,6 +112,7 @@ def test_a_look_at_it_leaves_it_as_it_was_initialized():
         (f"{HERE}:of_other_images", r"failed on images of shape \[1, 8, 8\]: RuntimeError: "),
         (f"{HERE}:answers_classes", "with torch.int64"),
         (f"{HERE}:without_weights", "no weights to regularize"),
+        (f"{HERE}:with_a_layer_only_for_training", "has no shape for auxiliary.weight, unused by its answers"),
     ],
 )
 def test_what_is_no_network_is_one_clear_line(name, words):
@@ -94,6 +127,73 @@ def test_a_script_that_ends_when_it_is_imported_is_one_clear_line(tmp_path, monk
     with pytest.raises(InvalidInputError, match=r"SystemExit: usage: ... \(a_script_of_mine.py, line 3\)"):
         own_network("a_script_of_mine:net", input_shape=(1, 8, 8), classes=10)
     assert "a_script_of_mine" not in sys.modules
+
+
+def test_what_a_module_does_to_torch_as_it_is_imported_changes_no_trial(digits, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "meddles.py").write_text(
+        "import torch\nfrom tests.gcsr.own_networks import normalized as net\n\n"
+        "torch.manual_seed(7)\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
+        "torch.set_num_threads(torch.get_num_threads() + 1)\ntorch.backends.cudnn.benchmark = True\n"
+    )
+    threads = torch.get_num_threads()
+    config = TrialConfig(model="meddles:net", epochs=1)
+    first = train(config, digits)
+    assert "meddles" in sys.modules
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, torch.float32)
+    assert torch.is_grad_enabled() and not torch.backends.cudnn.benchmark
+    assert measured(train(config, digits)) == measured(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "words"),
+    [
+        ("AnswersTwiceInTraining", 2, r"in training, .* 2 images with tuple; expected logits \[2, 10\]$"),
+        (
+            "normalized_by_batch",
+            1,
+            "learn from a last batch of 1 image, .*: ValueError: Expected more than 1 value",
+        ),
+        (
+            "Viewing",
+            0,
+            r"learn from a last batch of 0 images, .*: RuntimeError: .*\(own_networks.py, line \d+\)$",
+        ),
+        ("WithoutGradient", 2, "cannot learn from 2 images: RuntimeError: .*does not require grad"),
+        ("sparse", 2, r"cannot learn from 2 images: ConfigError: .*expected dense gradients$"),
+    ],
+)
+def test_what_cannot_learn_is_one_clear_line(name, images, words):
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        check_learning(f"{HERE}:{name}", of_digits(name), images, input_shape=(1, 8, 8), classes=10)
+    assert str(caught.value).startswith("model: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "workers"),
+    [("normalized", 1, 1), ("normalized_by_batch", 2, 1), ("Viewing", 1, 4), ("Residual", 0, 4), ("PartlyUsed", 1, 1)],
+)
+def test_what_can_learn_is_let_through(name, images, workers):
+    check_learning(f"{HERE}:{name}", of_digits(name), images, input_shape=(1, 8, 8), classes=10, workers=workers)
+
+
+def test_synchronized_batch_normalization_may_see_one_image():
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(of_digits("normalized_by_batch"))
+    check_learning("mine:net", network, 1, input_shape=(1, 8, 8), classes=10, workers=2)
+
+
+def test_several_workers_need_a_gradient_of_every_weight():
+    with pytest.raises(ConfigError, match="workers: 2 is not allowed; expected 1 for mine:net, some of whose weights"):
+        check_learning("mine:net", of_digits("PartlyUsed"), 2, input_shape=(1, 8, 8), classes=10, workers=2)
+
+
+def test_weights_of_another_trial_are_refused():
+    first = of_digits("around_one_body")
+    with pytest.raises(InvalidInputError, match="around_one_body returned weights that it had returned before"):
+        of_digits("around_one_body")
+    first[1].requires_grad_(False)  # as of a body that was trained before, and stays as it is
+    of_digits("around_one_body")
+    first[1].requires_grad_(True)
 
 
 def test_batch_normalization_needs_one_process_unless_it_is_synchronized():

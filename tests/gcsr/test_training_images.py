@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from gcsr import TrialConfig
+from gcsr import TrialConfig, train
 from gcsr.augment import PADDING
 from gcsr.parallel import Workers
 from gcsr.training_images import TrainingImages
+from tests.gcsr.comparing import measured
 
 
 def epochs(data, rank=0, world_size=1, count=2, **fields):
@@ -54,3 +55,14 @@ def test_augmented_images_are_crops_of_the_padded_ones(pictures):
 def test_others_are_ready(digits):
     images, ((*_, (_, (rows,))), _) = epochs(digits)
     assert torch.equal(images.network_input(rows), digits.normalized(digits.train_images[rows]))
+
+
+@pytest.mark.parametrize("model", ["mlp2", "tests.gcsr.own_networks:plain"])
+def test_more_images_than_memory_should_hold_are_made_ready_batch_by_batch(model, digits, monkeypatch):
+    config = TrialConfig(model=model, mode="ours_orig", lam=1e-3, epochs=2)
+    ready = train(config, digits)
+    monkeypatch.setattr("gcsr.training_images._MOST_READY", digits.train_images.numel() - 1)
+    images, (batches, _) = epochs(digits)
+    assert images.ready is None
+    assert torch.equal(images.network_input(*batches[0][1]), digits.normalized(digits.train_images)[batches[0][1][0]])
+    assert measured(train(config, digits)) == measured(ready)

@@ -52,6 +52,13 @@ def test_train_prints_one_json_object(capsys):
     assert expected | {"grad_abs_mean", "weight_abs_mean"} <= set(printed)
 
 
+def test_what_a_network_of_ones_own_prints_is_not_in_the_json(capsys):
+    model = "tests.gcsr.own_networks:talkative"
+    code, out, errors = run(capsys, "train", "--model", model, "--epochs", 1, "--json")
+    assert code == 0 and json.loads(out)["model"] == model
+    assert "here is your network" in errors
+
+
 def test_train_goes_on_from_its_checkpoint(capsys, tmp_path):
     arguments = ["train", "--model", "mlp1", "--epochs", 2, "--json", "--checkpoint", tmp_path / "c.pt"]
     first = json.loads(run(capsys, *arguments)[1])
@@ -85,6 +92,7 @@ BAD = {
     "train value": ["train", "--lam", "strong"],
     "train mode": ["train", "--mode", "yours"],
     "train model": ["train", "--model", "vgg16"],
+    "train network": ["train", "--model", "tests.gcsr.own_networks:WithoutGradient"],
     "train data": ["train", "--dataset", "cifar10", "--model", "alexnet", "--data", "NOWHERE"],
     "train nan": ["train", "--lr", ".nan"],
     "cohorts in pieces": ["sweep", "digits", "--out", "OUT", "--time-limit", "9m", "--cohort", "4"],

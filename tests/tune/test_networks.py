@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from gcsr import InvalidInputError, TrialConfig
 from gcsr.arrays import load_arrays
@@ -19,13 +20,14 @@ def test_each_that_may_be_none_is_built_once():
     trials = [
         OWN,
         TrialConfig(model=f"{HERE}:plain", seed=1),
+        TrialConfig(model=f"{HERE}:plain", batch_size=64),
         TrialConfig(model=f"{HERE}:normalized", dataset="cifar10"),
         TrialConfig(model="mlp3", dataset="birds.npz"),
         TrialConfig(model="alexnet", dataset="birds.npz"),
         TrialConfig(model="alexnet", dataset="cifar10"),
         TrialConfig(),
     ]
-    assert to_be_built(trials) == (trials[0], trials[2], trials[4])
+    assert to_be_built(trials) == (trials[0], trials[2], trials[3], trials[5])
     assert list(network_digests(trials)) == [f"{HERE}:normalized", f"{HERE}:plain"]
     assert network_digests([TrialConfig()]) == {}
 
@@ -46,6 +48,34 @@ def test_they_take_the_images_that_they_are_to_be_trained_on(tmp_path):
         check(f"{HERE}:plain", "chicks.npz")
     with pytest.raises(InvalidInputError, match="workers: 3 is not allowed"):
         check(f"{HERE}:normalized", "birds.npz", workers=3)
+
+
+@pytest.mark.parametrize(
+    ("network", "fields", "workers", "words"),
+    [
+        ("normalized_by_batch", {"batch_size": 1346}, 1, "cannot learn from a last batch of 1 image"),
+        ("normalized_by_batch", {"batch_size": 1212, "holdout": 0.1}, 1, None),
+        ("normalized_by_batch", {"batch_size": 1211, "holdout": 0.1}, 1, "cannot learn from a last batch of 1 image"),
+        ("normalized_by_batch", {}, 1, None),
+        ("Viewing", {"batch_size": 1346}, 1, None),
+        ("Viewing", {"batch_size": 1346}, 2, "cannot learn from a last batch of 0 images"),
+        ("Viewing", {"batch_size": 449}, 2, None),
+        ("around_one_body", {}, 1, "returned weights that it had returned before"),
+    ],
+)
+def test_they_learn_from_the_smallest_batch(network, fields, workers, words):
+    config, arrays = TrialConfig(model=f"{HERE}:{network}", **fields), load_arrays("digits")
+    if words is None:
+        check_networks([config], arrays, workers)
+    else:
+        with pytest.raises(InvalidInputError, match=words):
+            check_networks([config], arrays, workers)
+
+
+def test_what_one_sets_the_next_does_not_find():
+    names = ("of_double_precision_from_now_on", "Viewing", "plain")
+    check_networks([TrialConfig(model=f"{HERE}:{name}") for name in names], load_arrays("digits"), 1)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_node_says_what_is_wrong_with_a_network_and_which_module_it_has(tmp_path):
