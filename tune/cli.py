@@ -324,7 +324,7 @@ def merge_command(folders: tuple[str, ...], out: str) -> None:
 
     target, sources = Store(out), [_store_to_read(folder) for folder in folders]
     for folder, source in zip(folders, sources, strict=True):
-        if source.path() == target.path():
+        if source.is_same(target):
             raise StoreError(f"dir: {folder!r} is not allowed; expected other stores than --out")
     again = f"the same command goes on: {command_line()}"
     console = Terminal(stderr=True)

@@ -54,6 +54,10 @@ class Folder:
             raise StoreError(f"out: {location!r} is not allowed; expected a folder of its own")
         self.is_local = self._files.is_local
 
+    def is_same(self, other: "Folder") -> bool:
+        """Whether it is the same folder, perhaps by another name."""
+        return self._root == other._root and bool(self._files.filesystem.equals(other._files.filesystem))
+
     def path(self, *parts: str) -> str:
         """A path inside the folder, as its filesystem names it."""
         return "/".join((self._root, *parts))

@@ -121,6 +121,21 @@ def test_files_are_merged_there_too(bucket):
     assert rows(store) == before
 
 
+def test_a_store_there_and_one_on_a_disk_are_merged_into_either(bucket, tmp_path, capsys):
+    whole, disk = Store(str(tmp_path / "whole")), str(tmp_path / "disk")
+    run_sweep(SPEC, whole, RunOptions(executor="inline"))
+    run_sweep(SPEC.replace({"seed": 0}), Store(bucket), RunOptions(executor="inline"))
+    run_sweep(SPEC.replace({"seed": 1}), Store(disk), RunOptions(executor="inline"))
+    there = bucket.replace("/sweep?", "/merged?")
+    for out in (str(tmp_path / "merged"), there):
+        assert main(["merge", bucket, disk, "--out", out]) == 0
+        assert capsys.readouterr().out.startswith("8 trials added, 0 there before.")
+        assert rows(Store(out)) == rows(whole)
+        assert Store(out).epochs().count_rows() == whole.epochs().count_rows()
+    assert main(["merge", bucket, "--out", f"{bucket}&allow_bucket_creation=false"]) == 2
+    assert "expected other stores than --out" in capsys.readouterr().err
+
+
 LARGE = bytes(12 << 20)  # two parts and a bit
 
 
