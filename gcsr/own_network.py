@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import importlib
+import io
+import pickle
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -149,8 +151,23 @@ def check_learning(
             QuickSGD(parameters, 0.0), regularized_parameters(network), regularizer="l2", mode="none", lam=0.0
         )
         optimizer.step()
+    _check_state(name, network)
     if workers > 1 and any(p.requires_grad and p.grad is None for p in parameters):
         raise ConfigError("workers", workers, f"1 for {name}, some of whose weights have no part in its answers")
+
+
+def _check_state(name: str, network: nn.Module) -> None:
+    """Raise `InvalidInputError` if a checkpoint with the network's state could be written and not be read."""
+    saved = io.BytesIO()
+    with _told(f"the state_dict of {name} cannot be saved"):
+        torch.save(network.state_dict(), saved)
+    saved.seek(0)
+    try:
+        torch.load(saved, weights_only=True)
+    except pickle.UnpicklingError:
+        raise InvalidInputError(
+            f"model: the state_dict of {name} holds other than tensors and plain values, which cannot be read again"
+        ) from None
 
 
 def check_workers(name: str, network: nn.Module, workers: int) -> None:

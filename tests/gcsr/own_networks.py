@@ -138,6 +138,16 @@ class Drawing(Viewing):
         return scale * super().forward(images)
 
 
+class Remembering(Viewing):
+    """Has in its state what no checkpoint may hold."""
+
+    def get_extra_state(self):
+        return {"seen": np.random.RandomState(0)}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
 class PartlyUsed(Viewing):
     def __init__(self, num_classes):
         super().__init__(num_classes)

@@ -161,6 +161,11 @@ def test_what_a_module_does_to_torch_as_it_is_imported_changes_no_trial(digits, 
         ),
         ("WithoutGradient", 2, "cannot learn from 2 images: RuntimeError: .*does not require grad"),
         ("sparse", 2, r"cannot learn from 2 images: ConfigError: .*expected dense gradients$"),
+        (
+            "Remembering",
+            2,
+            r"the state_dict of .*:Remembering holds other than tensors and plain values, which cannot",
+        ),
     ],
 )
 def test_what_cannot_learn_is_one_clear_line(name, images, words):
