@@ -1,5 +1,5 @@
 """What a job takes with it to the cluster: the code that runs here, with its changes, the spec, and the modules of the
-user's own networks. Nothing else.
+user's own networks with what they import from here. Nothing else.
 
 Files are chosen by what they are, not taken by the folder: no secret that lies about in a checkout can travel.
 """
@@ -15,6 +15,7 @@ import gcsr
 import tune
 from gcsr import InvalidInputError
 from gcsr.names import is_own_network
+from gcsr.own_module import sources
 
 __all__ = ["SPEC_FOLDER", "modules_here", "packed"]
 
@@ -24,13 +25,14 @@ _SUFFIXES = {".py", ".c", ".yaml", ".html"}  # what pyproject.toml installs
 
 
 def modules_here(models: Iterable[str]) -> tuple[str, ...]:
-    """Names of the modules and packages in this folder that build networks.
+    """Names of the modules and packages in this folder that build networks, or that are imported by those.
 
     Those of others, as torchvision's, must be installed on the cluster.
     """
-    names = {name.partition(":")[0].partition(".")[0] for name in models if is_own_network(name)}
-    ours = {package.__name__ for package in _PACKAGES}
-    return tuple(sorted(name for name in names - ours if Path(f"{name}.py").is_file() or Path(name).is_dir()))
+    named = {name.partition(":")[0] for name in models if is_own_network(name)}
+    found = {each for name in named for each in (name, *sources(name, Path.cwd()))}
+    names = {name.partition(".")[0] for name in found} - {package.__name__ for package in _PACKAGES}
+    return tuple(sorted(name for name in names if Path(f"{name}.py").is_file() or Path(name).is_dir()))
 
 
 @contextlib.contextmanager

@@ -1,14 +1,12 @@
 """Networks that people bring: a function of a Python module builds one, as ``torchvision.models:resnet18`` does."""
 
 import contextlib
-import hashlib
 import importlib
 import io
 import pickle
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from gcsr.optim import GatedOptimizer
 from gcsr.randomness import undisturbed
 from gcsr.regularized import regularized_parameters
 
-__all__ = ["check_learning", "check_workers", "own_network", "source_digest"]
+__all__ = ["check_learning", "check_workers", "own_network"]
 
 _SEEN: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()  # modules with weights to be trained, of all networks so far
 
@@ -179,16 +177,3 @@ def check_workers(name: str, network: nn.Module, workers: int) -> None:
     alone = any(isinstance(each, kinds) and not isinstance(each, nn.SyncBatchNorm) for each in network.modules())
     if workers > 1 and alone:
         raise ConfigError("workers", workers, f"1 for {name}, whose batch normalization sees one process's images only")
-
-
-def source_digest(name: str) -> str | None:
-    """SHA-256 of the file of a network's module: tells that it was changed. None if it has no file, or there is none.
-
-    Args:
-        name: ``MODULE:FUNCTION``.
-    """
-    try:
-        found = find_spec(name.partition(":")[0])
-        return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest() if found and found.origin else None
-    except (ImportError, OSError, ValueError):  # the latter where a module knows not how it came, as __main__
-        return None

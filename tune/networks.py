@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from gcsr import TrialConfig
 from gcsr.arrays import Arrays, held_out, number_of_classes
 from gcsr.names import is_convolutional, is_own_dataset, is_own_network
+from gcsr.own_module import source_digest
 
 __all__ = ["check_networks", "network_digests", "to_be_built"]
 
@@ -56,10 +57,6 @@ def check_networks(configs: Sequence[TrialConfig], arrays: Arrays, workers: int)
 
 
 def network_digests(trials: Iterable[TrialConfig]) -> dict[str, str]:
-    """SHA-256 of the file that each of the trials' own networks comes from, as it is on this machine."""
+    """SHA-256 of what the module of each of the trials' own networks is made of, as it is on this machine."""
     names = sorted({config.model for config in trials if is_own_network(config.model)})
-    if not names:
-        return {}
-    from gcsr.own_network import source_digest  # only here: torch takes seconds to import
-
     return {name: found for name in names if (found := source_digest(name)) is not None}

@@ -26,7 +26,7 @@ OUT = ["--out", "s3://bucket/sweep"]
 
 def test_the_surface():
     options = {name: {o for p in command.params for o in p.opts} for name, command in cli.commands.items()}
-    assert set(options) == {"train", "sweep", "search", "tolerance", "report", "data", "specs", "submit"}
+    assert set(options) == {"train", "sweep", "search", "tolerance", "report", "merge", "data", "specs", "submit"}
     submit = cli.commands["submit"]
     assert set(submit.commands) == {"run", "status", "logs", "stop", "resume"}
     assert {"--out", "--address", "--no-wait", "--command"} <= {
@@ -332,7 +332,9 @@ def test_a_package_is_the_code_and_the_spec_and_nothing_else(monkeypatch, tmp_pa
 
 def test_modules_of_this_folder_that_build_networks_travel_too(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "mine.py").write_text("import torch, blocks, cluster")
+    (tmp_path / "blocks.py").write_text("")
+    (tmp_path / "never.py").write_text("")
     (tmp_path / "ours" / ".cache").mkdir(parents=True)
     for file in ("ours/__init__.py", "ours/nets.py", "ours/token.txt", "ours/.cache/x.py"):
         (tmp_path / file).write_text("")
@@ -340,15 +342,15 @@ def test_modules_of_this_folder_that_build_networks_travel_too(monkeypatch, tmp_
     models = "[mine:net, ours.nets:small, torchvision.models:resnet18, gcsr.models:build_model, mlp6]"
     spec.write_text(f"experiment: own\ngrid: {{dataset: cifar10, model: {models}}}\n")
     command = _job_command("sweep", str(spec), "s3://bucket/x", ())
-    assert command.modules == modules_here(["mine:net", "ours:net"]) == ("mine", "ours")
+    assert command.modules == modules_here(["mine:net", "ours:net"]) == ("blocks", "mine", "ours")
     assert JobCommand.of({"gcsr": json.dumps(asdict(command))}) == command
     with packed("grid.yaml", "", command.modules) as folder:
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {name for name in found if name.split("/")[0] in ("mine.py", "ours")} == {
-        "mine.py", "ours/__init__.py", "ours/nets.py",
+    assert {name for name in found if name.split("/")[0] not in ("gcsr", "tune", "cluster", "submitted")} == {
+        "blocks.py", "mine.py", "ours/__init__.py", "ours/nets.py",
     }  # fmt: skip
     monkeypatch.chdir(tmp_path / "ours")
-    with pytest.raises(InvalidInputError, match=r"model: mine\.py is not in "), packed("", "", command.modules):
+    with pytest.raises(InvalidInputError, match=r"model: blocks\.py is not in "), packed("", "", command.modules):
         pass
 
 

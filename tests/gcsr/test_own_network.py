@@ -3,7 +3,6 @@
 import functools
 import random
 import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from gcsr.graph import capture_for
 from gcsr.interleaving import Interleaved
 from gcsr.learner import memory_layout
 from gcsr.models import build_model
-from gcsr.own_network import check_learning, check_workers, own_network, source_digest
+from gcsr.own_network import check_learning, check_workers, own_network
 from gcsr.trainer import training
 from tests.gcsr.comparing import measured
 
@@ -225,16 +224,3 @@ def test_its_steps_are_captured_only_where_that_is_asked_for(asked, gcsrs, own, 
     gpu = torch.device("cuda")
     assert (capture_for(gpu) is not None, capture_for(gpu, own_network=True) is not None) == (gcsrs, own)
     assert capture_for(torch.device("cpu"), own_network=True) is None
-
-
-def test_a_changed_module_has_another_digest(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    file = tmp_path / "networks_of_mine.py"
-    file.write_text("def net(num_classes): ...")
-    first = source_digest("networks_of_mine:net")
-    assert first is not None and first == source_digest("networks_of_mine:other")
-    file.write_text("def net(num_classes): pass")
-    assert source_digest("networks_of_mine:net") not in (None, first)
-    monkeypatch.setitem(sys.modules, "typed_in", ModuleType("typed_in"))  # as __main__ may be
-    for without in ("nowhere:net", "nowhere.within:net", "sys:exit", "typed_in:net"):
-        assert source_digest(without) is None
