@@ -9,7 +9,8 @@ The modules in layers. Each imports only from its own layer and from those above
     what is told       events, recorder, store_writer, progress, sweep_log, sweep_metrics, tensorboard
     executors          inline_executor, placement, capacity, node_check, quarantine, ray_connection, ray_scheduler,
                        ray_searcher, trainable, workers, relay, ray_executor
-    runs               runs, sweep, lines, study, search_identity, search, tolerance, merge
+    runs               run_options, manifest, row_source, runs, sweep, lines, study, search_identity, search,
+                       tolerance, merge
     statistics         stats, summary, found, aggregate, curves
     reports            tables, verdict, figures, static_figures, plotly_figures, search_report, flat, report, html,
                        reporting, watch

@@ -1,18 +1,16 @@
 """Several stores into one: the halves of a sweep that was divided, or what several machines measured."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gcsr import InvalidInputError
 from tune.compaction import add, take_up, without_failed
 from tune.folder import DamagedStoreError
-from tune.runs import NOTED_RUNS
+from tune.manifest import joined
 from tune.store import Store
-from tune.words import short_digest
 
 __all__ = ["MergeOutcome", "merge_stores"]
 
@@ -49,10 +47,10 @@ def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int
     ended = [_ended(source) for source in sources]
     manifests = [(source, source.read_manifest() or {}) for source in sources]
     out.check_own()
-    _joined([(out, out.read_manifest() or {}), *manifests])  # refused before anything is written
+    joined([(out, out.read_manifest() or {}), *manifests])  # refused before anything is written
     with out.exclusive():
         there = _results(take_up(out))
-        out.write_manifest(_joined([(out, out.read_manifest() or {}), *manifests]))
+        out.write_manifest(joined([(out, out.read_manifest() or {}), *manifests]))
         added = present = conflicts = 0
         for source, rows in zip(sources, ended, strict=True):
             results = _results(rows)
@@ -94,45 +92,3 @@ def _epochs_of(source: Store, trials: pa.ChunkedArray, on_rows: Callable[[int], 
                 on_rows(len(piece))
     except FileNotFoundError:
         raise OSError(f"{source.location}: the run that writes there has just merged files") from None
-
-
-def _joined(manifests: Sequence[tuple[Store, Mapping[str, Any]]]) -> dict[str, Any]:
-    """What is noted of a store with the trials of all of these: that of the last run says what it is.
-
-    Raises:
-        InvalidInputError: they were trained on different data: no mean may be over both.
-    """
-    data: dict[str, tuple[str, Store]] = {}
-    networks: dict[str, list[str]] = {}
-    for store, manifest in manifests:
-        for name, digest in manifest.get("data", {}).items():
-            known, of = data.setdefault(name, (digest, store))
-            if digest != known:
-                raise InvalidInputError(
-                    f"data: {name} with the sha256 {short_digest(digest)}, which trials in {store.location} were "
-                    f"trained on, is not allowed; expected {short_digest(known)}, as in {of.location}"
-                )
-        for name, digests in manifest.get("networks", {}).items():
-            versions = networks.setdefault(name, [])
-            versions += [digest for digest in digests if digest not in versions]
-    noted: list[Mapping[str, Any]] = [manifest for _, manifest in manifests if manifest]
-    runs: list[dict[str, Any]] = []
-    for run in sorted((run for manifest in noted for run in manifest.get("runs", [])), key=_started):
-        if run not in runs:  # else merged before
-            runs.append(run)
-    last = max(noted, key=_last_started) if noted else {}
-    joined = {
-        **last,
-        "runs": runs[-NOTED_RUNS:],
-        "trials": sorted({name for manifest in noted for name in manifest.get("trials", [])}),
-        "data": {name: digest for name, (digest, _) in data.items()},
-    }
-    return joined | ({"networks": networks} if networks else {})
-
-
-def _last_started(manifest: Mapping[str, Any]) -> str:
-    return max(map(_started, manifest.get("runs", [])), default="")
-
-
-def _started(run: Mapping[str, Any]) -> str:
-    return str(run.get("started", ""))

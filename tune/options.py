@@ -12,7 +12,7 @@ import click
 from gcsr import InvalidInputError, TrialConfig
 from gcsr.arrays import data_root
 from tune.passwords import refuse_password
-from tune.runs import EXECUTORS, RunOptions
+from tune.run_options import EXECUTORS, RunOptions
 from tune.schema import CONFIG_FIELDS
 from tune.search_spec import Objective, Pruner, Sampler
 from tune.spec import SweepSpec, load_spec, parse_assignment

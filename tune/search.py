@@ -17,20 +17,12 @@ from typing import Any, NamedTuple
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import take_up
 from tune.lines import Line, labels, lines_of
+from tune.manifest import check_data, note_run
 from tune.pareto import unbeaten
 from tune.recorder import RunOutcome
-from tune.runs import (
-    RunOptions,
-    Wanted,
-    check_data,
-    check_machine,
-    check_unused,
-    job_of,
-    note_run,
-    open_executor,
-    recording,
-    run_source,
-)
+from tune.row_source import Wanted, run_source
+from tune.run_options import RunOptions
+from tune.runs import check_machine, check_unused, job_of, open_executor, recording
 from tune.search_identity import (
     SearchIdentity,
     asked_definition,
@@ -130,7 +122,8 @@ def run_search(
         planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
         search = None if identity is None else replayed(identity)
         if search is not None and search.finished and not search.missing_refits():
-            check_data(store, job, options, lowest)
+            if options.address is None:
+                check_data(store, job, lowest)
             if store.read_manifest() is None:
                 note_run(store, spec, job, planned=planned)
             return search.outcome({}, ())

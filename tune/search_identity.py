@@ -10,7 +10,7 @@ from optuna.distributions import distribution_to_json
 from gcsr import InvalidInputError
 from tune.folder import DamagedStoreError, StoreError
 from tune.lines import Line
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import SEARCH, SUGGESTIONS, Store
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from gcsr import TrialConfig
 from tune.compaction import ended_rows, take_up
 from tune.events import TimeLimit
+from tune.manifest import note_run
 from tune.recorder import RunOutcome
-from tune.runs import RunOptions, check_machine, check_unused, job_of, note_run, open_executor, recording
+from tune.run_options import RunOptions
+from tune.runs import check_machine, check_unused, job_of, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.terminal import complain

@@ -8,19 +8,11 @@ from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import take_up
+from tune.manifest import check_data, note_run
 from tune.recorder import RunOutcome
-from tune.runs import (
-    RunOptions,
-    Wanted,
-    check_data,
-    check_machine,
-    check_unused,
-    job_of,
-    note_run,
-    open_executor,
-    recording,
-    run_source,
-)
+from tune.row_source import Wanted, run_source
+from tune.run_options import RunOptions
+from tune.runs import check_machine, check_unused, job_of, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
 
@@ -81,7 +73,8 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         source = _Bisections(methods, precision, stored)
         ended_before = source.replay()
         if source.finished:
-            check_data(store, job, options, trials)
+            if options.address is None:
+                check_data(store, job, trials)
             if store.read_manifest() is None:
                 note_run(store, spec, job)
             return source.outcome({}, ())

@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 from gcsr import EpochRecord, TrialConfig, TrialResult
 from tests.benchmarks.timing import Timing
 from tune.job import Outcome
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.schema import epoch_rows, trial_row
 from tune.spec import SweepSpec
 from tune.store import Store

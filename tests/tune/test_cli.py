@@ -24,7 +24,7 @@ from tests.importing import loaded
 from tests.tune.conftest import title
 from tests.tune.data_sets import write_data_set
 from tune.cli import cli, main
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.store import Store
 from tune.trial import warn_of_precision
 
@@ -37,7 +37,7 @@ def run(capsys, *arguments):
 
 def test_the_surface():
     options = {name: {o for p in command.params for o in p.opts} for name, command in cli.commands.items()}
-    assert set(options) == {"train", "sweep", "search", "tolerance", "report", "data", "specs"}
+    assert set(options) == {"train", "sweep", "search", "tolerance", "report", "merge", "data", "specs"}
     assert {"--out", "--resume", "--set", "--executor", "--address", "--max-concurrent"} <= options["sweep"]
     assert {"--lam", "--mode", "--batch_size", "--batch-size", "--json", "--checkpoint"} <= options["train"]
     assert {"--format", "--out"} <= options["report"]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.tune.conftest import make_row
 from tune.cli import main
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.search import run_search
 from tune.spec import SweepSpec
 from tune.store import Store

@@ -11,7 +11,7 @@ from tune import compaction
 from tune.cli import main
 from tune.compaction import add, take_up
 from tune.merge import merge_stores
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep

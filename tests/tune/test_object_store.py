@@ -21,7 +21,7 @@ from tune.events import Pulse
 from tune.folder import StoreError
 from tune.job import Outcome
 from tune.recorder import Recorder
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.schema import failed_row
 from tune.spec import SweepSpec
 from tune.store import Store

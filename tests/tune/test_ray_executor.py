@@ -17,7 +17,7 @@ from tests.tune.conftest import title
 from tune.cli import main
 from tune.job import Outcome, SweepJob, checkpoint_name
 from tune.ray_executor import RayExecutor, _Ending, _Losses, _run_in_rounds, _slots_of
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep

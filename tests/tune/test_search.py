@@ -21,7 +21,7 @@ from gcsr.trainer import training
 from tests.tune.stores import rows
 from tune.cli import main
 from tune.lines import lines_of
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.search import run_search
 from tune.search_spec import SAMPLERS, SearchSpec
 from tune.spec import SweepSpec, load_spec

@@ -11,7 +11,7 @@ from tune.aggregate import summarize
 from tune.cli import main
 from tune.folder import DamagedStoreError
 from tune.report import render
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.search import run_search
 from tune.search_report import history_figures, importance_table, stored_definition, stored_search, tuned_fields
 from tune.spec import SweepSpec

@@ -25,7 +25,7 @@ from tests.tune.stores import GRID, rows
 from tune.aggregate import summarize
 from tune.cli import main
 from tune.job import SweepJob, checkpoint_name
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
@@ -158,7 +158,7 @@ def test_trials_over_two_workers_on_ray_survive_one_of_them_and_fail_once_by_the
 ):
     # As on a cluster, whose nodes have data of their own: only the workers notice that cifar10 is not there.
     monkeypatch.setattr("tune.sweep.check_machine", lambda *_: None)
-    monkeypatch.setattr("tune.runs._digests", lambda *_: {})
+    monkeypatch.setattr("tune.manifest._digests", lambda *_: {})
     monkeypatch.setattr("tune.runs.SweepJob", functools.partial(SweepJob, checkpoint_seconds=0.1))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no --address: Ray is started here
     fields = {"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "seed": 0, "epochs": 100}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep

@@ -6,7 +6,7 @@ import pytest
 
 from tune.aggregate import summarize
 from tune.cli import main
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep

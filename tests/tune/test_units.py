@@ -20,7 +20,7 @@ from tune.inline_executor import InlineExecutor
 from tune.job import SweepJob, checkpoint_name
 from tune.node_data import UnfitNodeError
 from tune.recorder import Recorder
-from tune.runs import RunOptions
+from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
