@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.tune.conftest import make_row
+from tune.compaction import add
 from tune.schema import TRIALS
 from tune.store import Store
 
@@ -47,8 +48,7 @@ def write(folder: Path, trials: int) -> None:
         own = {name: column[low : low + TRIALS_A_FILE] for name, column in columns.items()}
         count = len(own["trial_id"])
         rest = {name: [same[name]] * count for name in TRIALS.names if name not in own}
-        store.write_merged("trials", f"part-0-{low:032x}.parquet", [], [pa.table(own | rest, schema=TRIALS)])
-        store.move(f"compacting/trials-part-0-{low:032x}.parquet", f"trials/part-0-{low:032x}.parquet")
+        add(store, pa.table(own | rest, schema=TRIALS), epochs=[])
 
 
 def main() -> None:
