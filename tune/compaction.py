@@ -89,7 +89,10 @@ def add(store: Store, rows: pa.Table, epochs: Iterable[pa.Table]) -> None:
     """
     level = max(0, int(math.log(len(rows) / SINGLES, _FAN_IN))) if len(rows) > SINGLES else 0
     part = f"part-{level}-{uuid.uuid4().hex}.parquet"
-    failed = set(_singles(store, "trials")) & {f"{name}.parquet" for name in rows["trial_id"].to_pylist()}
+    names = {f"{name}.parquet" for name in rows["trial_id"].to_pylist()}
+    failed = names.intersection(_singles(store, "trials"))
+    # A run that was killed left epochs before it wrote their row.
+    store.each(store.remove, [f"epochs/{name}" for name in sorted(names.intersection(_singles(store, "epochs")))])
     store.write_merged("epochs", part, [], epochs)
     store.write_merged("trials", part, sorted(failed), [rows])
     for folder, replaced in (("epochs", []), ("trials", sorted(failed))):

@@ -75,6 +75,24 @@ def test_what_is_there_stays_what_failed_does_not_and_the_first_result_counts(tm
     assert len(out.epochs().to_table()) == 4 * 3
 
 
+def test_epochs_of_a_run_that_was_killed_before_it_wrote_their_row_are_there_once(tmp_path, monkeypatch):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    there, new = fill(out, [7]), fill(source, range(3))
+    real = Store.write_bytes
+
+    def killed(store, name, data):
+        if name.startswith("trials"):
+            raise KeyboardInterrupt
+        real(store, name, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(out, [1])
+    merge([source], out)
+    check(out, [*there, *new])
+
+
 @pytest.mark.parametrize("folder", ["epochs", "trials"])
 @pytest.mark.parametrize("step", ["write_merged", "move"])
 def test_killed_at_any_point_it_adds_all_or_nothing(folder, step, tmp_path, monkeypatch):
