@@ -86,6 +86,9 @@ def add(store: Store, rows: pa.Table, epochs: Iterable[pa.Table]) -> None:
         store: the store, which has none of them, or has them as failed.
         rows: of ``trials``.
         epochs: their rows of ``epochs``.
+
+    Raises:
+        OSError: the store failed, or is not ours any more (`Store.check_held`); none was added.
     """
     level = max(0, int(math.log(len(rows) / SINGLES, _FAN_IN))) if len(rows) > SINGLES else 0
     part = f"part-{level}-{uuid.uuid4().hex}.parquet"
@@ -94,6 +97,7 @@ def add(store: Store, rows: pa.Table, epochs: Iterable[pa.Table]) -> None:
     # A run that was killed left epochs before it wrote their row.
     store.each(store.remove, [f"epochs/{name}" for name in sorted(names.intersection(_singles(store, "epochs")))])
     store.write_merged("epochs", part, [], epochs)
+    store.check_held()  # else another run has those trials by now, perhaps
     store.write_merged("trials", part, sorted(failed), [rows])
     for folder, replaced in (("epochs", []), ("trials", sorted(failed))):
         _finish(store, folder, part, replaced)

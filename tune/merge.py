@@ -44,12 +44,17 @@ def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int
 
     Raises:
         InvalidInputError: a store cannot be read, or is of other data; nothing was written.
-        OSError: a store failed on the way.
+        OSError: a store failed on the way, or ``out`` was taken over or deleted.
     """
     ended = [_ended(source) for source in sources]
     manifests = [(source, source.read_manifest() or {}) for source in sources]
     out.check_own()
     _joined([(out, out.read_manifest() or {}), *manifests])  # refused before anything is written
+
+    def copied(rows: int) -> None:
+        out.check_held()
+        on_rows(rows)
+
     with out.exclusive():
         there = _results(take_up(out))
         out.write_manifest(_joined([(out, out.read_manifest() or {}), *manifests]))
@@ -61,7 +66,7 @@ def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int
             conflicts += sum(results[name] != there[name] for name in common)
             new = rows.filter(pc.invert(pc.is_in(rows["trial_id"], pa.array(sorted(common), pa.string()))))
             if len(new):
-                add(out, new, _epochs_of(source, new["trial_id"], on_rows))
+                add(out, new, _epochs_of(source, new["trial_id"], copied))
             there |= results
             added += len(new)
     return MergeOutcome(added=added, present=present, conflicts=conflicts)

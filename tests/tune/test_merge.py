@@ -6,10 +6,11 @@ import pytest
 
 from tests.tune.conftest import make_row
 from tests.tune.stores import GRID, ended, rows
-from tests.tune.test_compaction import check, fill, names
+from tests.tune.test_compaction import check, epochs_of, fill, names
 from tune import compaction
 from tune.cli import main
 from tune.compaction import add, take_up
+from tune.lease import LostLeaseError
 from tune.merge import merge_stores
 from tune.runs import RunOptions
 from tune.spec import SweepSpec
@@ -118,6 +119,24 @@ def test_killed_at_any_point_it_adds_all_or_nothing(folder, step, tmp_path, monk
     merge([source], out)
     check(out, [*there, *new, make_row(seed=5)])
     assert not names(out, "compacting")
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_nothing_is_added_to_a_store_that_another_run_has_taken_over(epochs, tmp_path, monkeypatch, capsys):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    row = make_row(seed=1)
+    source.write_trial(row, epochs_of(row)[:epochs])
+    there = fill(out, [7])
+
+    def lost(store):
+        raise LostLeaseError("out: was taken over")
+
+    monkeypatch.setattr(Store, "check_held", lost)
+    assert main(["merge", source.location, "--out", out.location]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gcsr: out: was taken over; the same command goes on: ")
+    check(out, there)
+    assert not names(out, "epochs")[1:]
 
 
 def test_its_files_are_as_large_as_merges_would_make_them(tmp_path, monkeypatch):
