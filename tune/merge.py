@@ -43,20 +43,19 @@ def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int
         on_rows: called with the number of epochs' rows that were copied, again and again.
 
     Raises:
-        InvalidInputError: a store cannot be read, or is of other data; nothing was written.
+        InvalidInputError: a store cannot be read, or is of other data; nothing was added.
         OSError: a store failed on the way, or ``out`` was taken over or deleted.
     """
     ended = [_ended(source) for source in sources]
     manifests = [(source, source.read_manifest() or {}) for source in sources]
     out.check_own()
-    _joined([(out, out.read_manifest() or {}), *manifests])  # refused before anything is written
 
     def copied(rows: int) -> None:
         out.check_held()
         on_rows(rows)
 
     with out.exclusive():
-        there = _results(take_up(out))
+        there = _results(take_up(out))  # puts a damaged manifest out of the way, too
         out.write_manifest(_joined([(out, out.read_manifest() or {}), *manifests]))
         added = present = conflicts = 0
         for source, rows in zip(sources, ended, strict=True):

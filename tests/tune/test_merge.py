@@ -210,6 +210,24 @@ def test_what_cannot_be_merged_is_one_clear_line(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_damaged_manifest_of_the_store_that_is_added_to_is_put_aside(tmp_path):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    rows = [*fill(out, [0]), *fill(source, [1])]
+    source.write_manifest({"experiment": "known"})
+    out.write_bytes("sweep.json", b"{")
+    assert main(["merge", source.location, "--out", out.location]) == 0
+    check(out, rows)
+    assert out.read_manifest()["experiment"] == "known"
+    assert out.read_bytes("damaged/sweep.json") == b"{"
+
+
+def test_a_file_is_no_store_to_add_to(tmp_path, capsys):
+    fill(Store(str(tmp_path / "source")), [0])
+    (tmp_path / "file").touch()
+    assert main(["merge", str(tmp_path / "source"), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"gcsr: out: '{tmp_path}/file' cannot be written: File exists\n"
+
+
 def test_damaged_epochs_end_it_and_no_trial_of_theirs_is_added(tmp_path, capsys):
     source = Store(str(tmp_path / "source"))
     row, _ = fill(source, [0, 1])
