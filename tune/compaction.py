@@ -116,9 +116,11 @@ def recover(store: Store) -> None:
     except DamagedStoreError:
         store.move(MANIFEST, f"damaged/{MANIFEST}")  # it notes what was planned; what is there the store knows itself
     rows = {i.base_name.removeprefix("trials-") for folder in ("compacting", "trials") for i in store.files(folder)}
+    rotten = False
     for info in store.files("compacting"):
         folder, _, part = info.base_name.partition("-")
         if not store.is_readable(info.path, folder):
+            rotten |= folder == "trials"
             store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
         elif (sources := store.sources(info.path)) or part in rows:
             _finish(store, folder, part, sources)
@@ -131,7 +133,7 @@ def recover(store: Store) -> None:
     for name, readable in epochs.items():
         if not readable:
             store.move(f"epochs/{name}", f"damaged/epochs-{name}")
-    if lost:
+    if lost or rotten:
         _forget_epochs(store)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tune.conftest import make_row
 from tests.tune.stores import GRID, ended, rows
-from tests.tune.test_compaction import check, epochs_of, fill, names
+from tests.tune.test_compaction import check, epochs_of, fill, names, rot
 from tune import compaction
 from tune.cli import main
 from tune.compaction import add, take_up
@@ -119,6 +119,23 @@ def test_killed_at_any_point_it_adds_all_or_nothing(folder, step, tmp_path, monk
     merge([source], out)
     check(out, [*there, *new, make_row(seed=5)])
     assert not names(out, "compacting")
+
+
+def test_rows_that_rotted_before_they_were_added_leave_no_epochs(tmp_path, monkeypatch):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    there, new = fill(out, [7]), fill(source, range(3))
+
+    def killed(store, name, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge([source], out)
+    (part,) = (tmp_path / "out" / "compacting").glob("trials-*")
+    rot(part)
+    merge([source], out)
+    check(out, [*there, *new])
 
 
 @pytest.mark.parametrize("epochs", [0, 3])
