@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from gcsr import InvalidInputError
 from tune.compaction import add, take_up, without_failed
-from tune.folder import DamagedStoreError
+from tune.filesystem import one_line
+from tune.folder import DamagedStoreError, StoreError
 from tune.runs import NOTED_RUNS
 from tune.store import Store
 from tune.words import short_digest
@@ -75,9 +76,13 @@ def _ended(source: Store) -> pa.Table:
     """The rows of the source's trials that ended and did not fail.
 
     Raises:
+        StoreError: they may not be read.
         DamagedStoreError: one may be missing.
     """
-    trials = source.read_trials()
+    try:
+        trials = source.read_trials()
+    except PermissionError as error:
+        raise StoreError(f"dir: {source.location!r} cannot be read: {one_line(error)}") from None
     if trials.damaged:
         raise DamagedStoreError(f"{trials.damaged[0]}; the command that filled the store runs it again, with --resume")
     return without_failed(trials.table)

@@ -1,5 +1,6 @@
 """Several stores into one: the same as if one had held everything."""
 
+import errno
 import json
 
 import pytest
@@ -243,6 +244,18 @@ def test_a_file_is_no_store_to_add_to(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["merge", str(tmp_path / "source"), "--out", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err == f"gcsr: out: '{tmp_path}/file' cannot be written: File exists\n"
+
+
+def test_a_store_that_may_not_be_read_is_bad_input(tmp_path, monkeypatch, capsys):
+    fill(Store(str(tmp_path / "source")), [0])
+
+    def refused(store):
+        raise PermissionError(errno.EACCES, "Cannot list directory 'x'. Detail: Permission denied")
+
+    monkeypatch.setattr(Store, "read_trials", refused)
+    assert main(["merge", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"gcsr: dir: '{tmp_path}/source' cannot be read: [Errno 13] Cannot list")
 
 
 def test_damaged_epochs_end_it_and_no_trial_of_theirs_is_added(tmp_path, capsys):
