@@ -86,11 +86,18 @@ def add(store: Store, rows: pa.Table, epochs: Iterable[pa.Table]) -> None:
         store: the store, which has none of them, or has them as failed.
         rows: of ``trials``.
         epochs: their rows of ``epochs``.
+
+    Raises:
+        OSError: the store failed, or is not ours any more (`Store.check_held`); none was added.
     """
     level = max(0, int(math.log(len(rows) / SINGLES, _FAN_IN))) if len(rows) > SINGLES else 0
     part = f"part-{level}-{uuid.uuid4().hex}.parquet"
-    failed = set(_singles(store, "trials")) & {f"{name}.parquet" for name in rows["trial_id"].to_pylist()}
+    names = {f"{name}.parquet" for name in rows["trial_id"].to_pylist()}
+    failed = names.intersection(_singles(store, "trials"))
+    # A run that was killed left epochs before it wrote their row.
+    store.each(store.remove, [f"epochs/{name}" for name in sorted(names.intersection(_singles(store, "epochs")))])
     store.write_merged("epochs", part, [], epochs)
+    store.check_held()  # else another run has those trials by now, perhaps
     store.write_merged("trials", part, sorted(failed), [rows])
     for folder, replaced in (("epochs", []), ("trials", sorted(failed))):
         _finish(store, folder, part, replaced)
@@ -109,9 +116,11 @@ def recover(store: Store) -> None:
     except DamagedStoreError:
         store.move(MANIFEST, f"damaged/{MANIFEST}")  # it notes what was planned; what is there the store knows itself
     rows = {i.base_name.removeprefix("trials-") for folder in ("compacting", "trials") for i in store.files(folder)}
+    rotten = False
     for info in store.files("compacting"):
         folder, _, part = info.base_name.partition("-")
         if not store.is_readable(info.path, folder):
+            rotten |= folder == "trials"
             store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
         elif (sources := store.sources(info.path)) or part in rows:
             _finish(store, folder, part, sources)
@@ -124,7 +133,7 @@ def recover(store: Store) -> None:
     for name, readable in epochs.items():
         if not readable:
             store.move(f"epochs/{name}", f"damaged/epochs-{name}")
-    if lost:
+    if lost or rotten:
         _forget_epochs(store)
 
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tune.compaction import add, take_up, without_failed
-from tune.folder import DamagedStoreError
+from tune.filesystem import one_line
+from tune.folder import DamagedStoreError, StoreError
 from tune.manifest import joined
 from tune.store import Store
 
@@ -41,15 +42,19 @@ def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int
         on_rows: called with the number of epochs' rows that were copied, again and again.
 
     Raises:
-        InvalidInputError: a store cannot be read, or is of other data; nothing was written.
-        OSError: a store failed on the way.
+        InvalidInputError: a store cannot be read, or is of other data; nothing was added.
+        OSError: a store failed on the way, or ``out`` was taken over or deleted.
     """
     ended = [_ended(source) for source in sources]
     manifests = [(source, source.read_manifest() or {}) for source in sources]
     out.check_own()
-    joined([(out, out.read_manifest() or {}), *manifests])  # refused before anything is written
+
+    def copied(rows: int) -> None:
+        out.check_held()
+        on_rows(rows)
+
     with out.exclusive():
-        there = _results(take_up(out))
+        there = _results(take_up(out))  # puts a damaged manifest out of the way, too
         out.write_manifest(joined([(out, out.read_manifest() or {}), *manifests]))
         added = present = conflicts = 0
         for source, rows in zip(sources, ended, strict=True):
@@ -59,7 +64,7 @@ def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int
             conflicts += sum(results[name] != there[name] for name in common)
             new = rows.filter(pc.invert(pc.is_in(rows["trial_id"], pa.array(sorted(common), pa.string()))))
             if len(new):
-                add(out, new, _epochs_of(source, new["trial_id"], on_rows))
+                add(out, new, _epochs_of(source, new["trial_id"], copied))
             there |= results
             added += len(new)
     return MergeOutcome(added=added, present=present, conflicts=conflicts)
@@ -69,9 +74,13 @@ def _ended(source: Store) -> pa.Table:
     """The rows of the source's trials that ended and did not fail.
 
     Raises:
+        StoreError: they may not be read.
         DamagedStoreError: one may be missing.
     """
-    trials = source.read_trials()
+    try:
+        trials = source.read_trials()
+    except PermissionError as error:
+        raise StoreError(f"dir: {source.location!r} cannot be read: {one_line(error)}") from None
     if trials.damaged:
         raise DamagedStoreError(f"{trials.damaged[0]}; the command that filled the store runs it again, with --resume")
     return without_failed(trials.table)

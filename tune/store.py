@@ -38,6 +38,8 @@ _MANIFEST_KINDS: dict[str, Callable[[Any], bool]] = {
     "planned": lambda value: isinstance(value, int),
     "trials": lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
     "runs": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+    "data": lambda value: isinstance(value, dict) and all(isinstance(each, str) for each in value.values()),
+    "networks": lambda value: isinstance(value, dict) and all(isinstance(each, list) for each in value.values()),
 }
 _PART = "part-"  # begins the names of files that hold several trials (see `tune.compaction`)
 _SOURCES = b"gcsr.sources"

@@ -185,7 +185,13 @@ def test_a_store_of_somebody_else_is_bad_input(method, swept, capsys, monkeypatc
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"trials": 5}', '{"trials": [{}]}', '{"runs": [1]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "[" * 100_000, '{"trials": 5}', '{"trials": [{}]}', '{"runs": [1]}'),
+        *('{"data": ["cifar10"]}', '{"data": {"cifar10": 1}}', '{"networks": {"nets:small": 1}}'),
+    ],
+)
 def test_a_damaged_manifest_costs_no_trial_and_is_made_anew(content, swept, capsys):
     folder, arguments = swept
     (folder / "sweep.json").write_text(content)

@@ -1,15 +1,17 @@
 """Several stores into one: the same as if one had held everything."""
 
+import errno
 import json
 
 import pytest
 
 from tests.tune.conftest import make_row
 from tests.tune.stores import GRID, ended, rows
-from tests.tune.test_compaction import check, fill, names
+from tests.tune.test_compaction import check, epochs_of, fill, names, rot
 from tune import compaction
 from tune.cli import main
 from tune.compaction import add, take_up
+from tune.lease import LostLeaseError
 from tune.merge import merge_stores
 from tune.run_options import RunOptions
 from tune.spec import SweepSpec
@@ -75,6 +77,24 @@ def test_what_is_there_stays_what_failed_does_not_and_the_first_result_counts(tm
     assert len(out.epochs().to_table()) == 4 * 3
 
 
+def test_epochs_of_a_run_that_was_killed_before_it_wrote_their_row_are_there_once(tmp_path, monkeypatch):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    there, new = fill(out, [7]), fill(source, range(3))
+    real = Store.write_bytes
+
+    def killed(store, name, data):
+        if name.startswith("trials"):
+            raise KeyboardInterrupt
+        real(store, name, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(out, [1])
+    merge([source], out)
+    check(out, [*there, *new])
+
+
 @pytest.mark.parametrize("folder", ["epochs", "trials"])
 @pytest.mark.parametrize("step", ["write_merged", "move"])
 def test_killed_at_any_point_it_adds_all_or_nothing(folder, step, tmp_path, monkeypatch):
@@ -100,6 +120,41 @@ def test_killed_at_any_point_it_adds_all_or_nothing(folder, step, tmp_path, monk
     merge([source], out)
     check(out, [*there, *new, make_row(seed=5)])
     assert not names(out, "compacting")
+
+
+def test_rows_that_rotted_before_they_were_added_leave_no_epochs(tmp_path, monkeypatch):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    there, new = fill(out, [7]), fill(source, range(3))
+
+    def killed(store, name, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge([source], out)
+    (part,) = (tmp_path / "out" / "compacting").glob("trials-*")
+    rot(part)
+    merge([source], out)
+    check(out, [*there, *new])
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_nothing_is_added_to_a_store_that_another_run_has_taken_over(epochs, tmp_path, monkeypatch, capsys):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    row = make_row(seed=1)
+    source.write_trial(row, epochs_of(row)[:epochs])
+    there = fill(out, [7])
+
+    def lost(store):
+        raise LostLeaseError("out: was taken over")
+
+    monkeypatch.setattr(Store, "check_held", lost)
+    assert main(["merge", source.location, "--out", out.location]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gcsr: out: was taken over; the same command goes on: ")
+    check(out, there)
+    assert not names(out, "epochs")[1:]
 
 
 def test_its_files_are_as_large_as_merges_would_make_them(tmp_path, monkeypatch):
@@ -171,6 +226,36 @@ def test_what_cannot_be_merged_is_one_clear_line(tmp_path, capsys):
     assert line.endswith("; the command that filled the store runs it again, with --resume")
     assert "holds files of something else" in refused(["good"], "foreign")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_manifest_of_the_store_that_is_added_to_is_put_aside(tmp_path):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    rows = [*fill(out, [0]), *fill(source, [1])]
+    source.write_manifest({"experiment": "known"})
+    out.write_bytes("sweep.json", b"{")
+    assert main(["merge", source.location, "--out", out.location]) == 0
+    check(out, rows)
+    assert out.read_manifest()["experiment"] == "known"
+    assert out.read_bytes("damaged/sweep.json") == b"{"
+
+
+def test_a_file_is_no_store_to_add_to(tmp_path, capsys):
+    fill(Store(str(tmp_path / "source")), [0])
+    (tmp_path / "file").touch()
+    assert main(["merge", str(tmp_path / "source"), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"gcsr: out: '{tmp_path}/file' cannot be written: File exists\n"
+
+
+def test_a_store_that_may_not_be_read_is_bad_input(tmp_path, monkeypatch, capsys):
+    fill(Store(str(tmp_path / "source")), [0])
+
+    def refused(store):
+        raise PermissionError(errno.EACCES, "Cannot list directory 'x'. Detail: Permission denied")
+
+    monkeypatch.setattr(Store, "read_trials", refused)
+    assert main(["merge", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"gcsr: dir: '{tmp_path}/source' cannot be read: [Errno 13] Cannot list")
 
 
 def test_damaged_epochs_end_it_and_no_trial_of_theirs_is_added(tmp_path, capsys):
