@@ -18,6 +18,7 @@ from tune.endings import (
     WorkFailedError,
     command_line,
     main_of,
+    os_line,
     resumable,
     resuming,
     run_as_program,
@@ -336,7 +337,7 @@ def merge_command(folders: tuple[str, ...], out: str) -> None:
         except KeyboardInterrupt:
             raise InterruptedRunError(again) from None
         except OSError as error:
-            raise WorkFailedError(f"{one_line(error)}; {again}") from None
+            raise WorkFailedError(f"{os_line(error)}; {again}") from None
     say(f"{counted(outcome.added, 'trial')} added, {outcome.present} there before. Next: gcsr report {_argument(out)}")
     if outcome.conflicts:
         complain(f"gcsr: {counted(outcome.conflicts, 'trial')} gave another result elsewhere; the first one was kept")

@@ -25,6 +25,7 @@ __all__ = [
     "WorkFailedError",
     "command_line",
     "main_of",
+    "os_line",
     "resumable",
     "resuming",
     "run_as_program",
@@ -66,7 +67,7 @@ def resumable(resume: bool) -> Iterator[None]:
     except LostStoreError as error:
         raise WorkFailedError(f"{error}; what it lacks is run again with: {resuming(resume)}") from None
     except (OSError, UnfitNodeError) as error:
-        text = _os_line(error) if isinstance(error, OSError) else str(error)
+        text = os_line(error) if isinstance(error, OSError) else str(error)
         raise WorkFailedError(f"{text}; every ended trial is stored; resume with: {resuming(resume)}") from None
 
 
@@ -90,7 +91,7 @@ def main_of(group: click.Group, arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _end(INTERRUPTED, "interrupted")
     except OSError as error:
-        return _end(FAILED, _os_line(error))
+        return _end(FAILED, os_line(error))
 
 
 def run_as_program(group: click.Group, arguments: Sequence[str] | None = None) -> None:
@@ -119,6 +120,7 @@ def _end(code: int, line: str) -> int:
     return code
 
 
-def _os_line(error: OSError) -> str:
+def os_line(error: OSError) -> str:
+    """What went wrong, and with which file."""
     text = " ".join((error.strerror or str(error)).split())
     return text + (f": {error.filename}" if error.filename else "")
