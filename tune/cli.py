@@ -23,9 +23,9 @@ from tune.endings import (
     resuming,
     run_as_program,
 )
-from tune.filesystem import one_line
-from tune.folder import StoreError
+from tune.folder import StoreError, permitted
 from tune.formats import FORMATS, Format
+from tune.merge import merge_stores
 from tune.options import (
     LOCAL_PATH,
     LOCATION,
@@ -271,11 +271,9 @@ def report_command(folder: str, form: Format, out: Path | None, figures: Path | 
 
         serve(store, folder, port, on_ready=lambda url: complain(f"serving {url} (Ctrl-C ends it)"))
         return
-    try:
+    with permitted(folder):
         report = Report(store, fallback_title=folder)
         text = report.render(form, width=columns(160))
-    except PermissionError as error:
-        raise StoreError(f"dir: {folder!r} cannot be read: {one_line(error)}") from None
     if figures is not None:
         with _writing("figures", figures):
             for path in report.write_figures(figures):
@@ -321,8 +319,6 @@ def merge_command(folders: tuple[str, ...], out: str) -> None:
 
     Of a trial that several have, the first one's result is taken; failed trials, which run again, are left out.
     """
-    from tune.merge import merge_stores
-
     target, sources = Store(out), [_store_to_read(folder) for folder in folders]
     for folder, source in zip(folders, sources, strict=True):
         if source.is_same(target):

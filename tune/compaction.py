@@ -90,8 +90,7 @@ def add(store: Store, rows: pa.Table, epochs: Iterable[pa.Table]) -> None:
     Raises:
         OSError: the store failed, or is not ours any more (`Store.check_held`); none was added.
     """
-    level = max(0, int(math.log(len(rows) / SINGLES, _FAN_IN))) if len(rows) > SINGLES else 0
-    part = f"part-{level}-{uuid.uuid4().hex}.parquet"
+    part = _new_part(int(math.log(max(1, len(rows) / SINGLES), _FAN_IN)))
     names = {f"{name}.parquet" for name in rows["trial_id"].to_pylist()}
     failed = names.intersection(_singles(store, "trials"))
     # A run that was killed left epochs before it wrote their row.
@@ -115,14 +114,13 @@ def recover(store: Store) -> None:
         store.read_manifest()
     except DamagedStoreError:
         store.move(MANIFEST, f"damaged/{MANIFEST}")  # it notes what was planned; what is there the store knows itself
-    rows = {i.base_name.removeprefix("trials-") for folder in ("compacting", "trials") for i in store.files(folder)}
     rotten = False
     for info in store.files("compacting"):
         folder, _, part = info.base_name.partition("-")
         if not store.is_readable(info.path, folder):
             rotten |= folder == "trials"
             store.move(f"compacting/{info.base_name}", f"damaged/{info.base_name}")
-        elif (sources := store.sources(info.path)) or part in rows:
+        elif (sources := store.sources(info.path)) or _has_rows(store, part):
             _finish(store, folder, part, sources)
         else:
             store.remove(f"compacting/{info.base_name}")  # epochs that were being added, before their rows were there
@@ -137,6 +135,11 @@ def recover(store: Store) -> None:
         _forget_epochs(store)
 
 
+def _has_rows(store: Store, part: str) -> bool:
+    """Whether the rows of epochs that were being added are there; a merge's are where they were before it."""
+    return any(store.modified(name) is not None for name in (f"compacting/trials-{part}", f"trials/{part}"))
+
+
 def _forget_epochs(store: Store) -> None:
     """Take out of merged epochs those without a row: their trials run again, and their epochs would be there twice."""
     rows = store.read_trials().table["trial_id"].combine_chunks()
@@ -148,7 +151,7 @@ def _forget_epochs(store: Store) -> None:
     for name in [info.base_name for info in store.files("epochs") if _PART.fullmatch(info.base_name)]:
         with contextlib.suppress(DamagedStoreError):  # it has only its footer; who reads it is told its name
             if sum(map(len, kept(name))) < sum(map(len, store.read_pieces("epochs", [name]))):
-                part = f"part-{name.split('-')[1]}-{uuid.uuid4().hex}.parquet"
+                part = _new_part(name.split("-")[1])
                 store.write_merged("epochs", part, [name], kept(name))
                 _finish(store, "epochs", part, [name])
 
@@ -167,6 +170,10 @@ def _readable_by_name(store: Store, folder: str) -> dict[str, bool]:
 
     names = [info.base_name for info in store.files(folder)]
     return dict(zip(names, store.each(readable, names), strict=True))
+
+
+def _new_part(level: int | str) -> str:
+    return f"part-{level}-{uuid.uuid4().hex}.parquet"
 
 
 def _level(info: pafs.FileInfo) -> int | None:
@@ -227,7 +234,7 @@ def _merge_parts(store: Store, folder: str, names: Sequence[str], level: int) ->
 def _write(store: Store, folder: str, names: Sequence[str], tables: Iterable[pa.Table], *, level: int) -> None:
     if len(names) < 2:
         return
-    part = f"part-{level}-{uuid.uuid4().hex}.parquet"
+    part = _new_part(level)
     store.write_merged(folder, part, names, tables)
     _finish(store, folder, part, names)
 

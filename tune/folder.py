@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from gcsr import InvalidInputError
 from tune.filesystem import Files, one_line
 
-__all__ = ["CONCURRENT", "DamagedStoreError", "Folder", "LostStoreError", "StoreError"]
+__all__ = ["CONCURRENT", "DamagedStoreError", "Folder", "LostStoreError", "StoreError", "permitted"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +26,19 @@ class DamagedStoreError(InvalidInputError):
 
 class LostStoreError(OSError):
     """The store was deleted or renamed under a run, and the trials that had ended with it."""
+
+
+@contextlib.contextmanager
+def permitted(location: str) -> Iterator[None]:
+    """Around what reads a store of which nothing is run: that nobody may is bad input.
+
+    Raises:
+        StoreError: nobody may.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(f"dir: {location!r} cannot be read: {one_line(error)}") from None
 
 
 class Folder:

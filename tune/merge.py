@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tune.compaction import add, take_up, without_failed
-from tune.filesystem import one_line
-from tune.folder import DamagedStoreError, StoreError
+from tune.folder import DamagedStoreError, permitted
 from tune.manifest import joined
 from tune.store import Store
 
@@ -77,10 +76,8 @@ def _ended(source: Store) -> pa.Table:
         StoreError: they may not be read.
         DamagedStoreError: one may be missing.
     """
-    try:
+    with permitted(source.location):
         trials = source.read_trials()
-    except PermissionError as error:
-        raise StoreError(f"dir: {source.location!r} cannot be read: {one_line(error)}") from None
     if trials.damaged:
         raise DamagedStoreError(f"{trials.damaged[0]}; the command that filled the store runs it again, with --resume")
     return without_failed(trials.table)

@@ -12,7 +12,7 @@ from gcsr.arrays import held_out
 from gcsr.names import is_mlp
 from tune.folder import StoreError
 from tune.job import SweepJob
-from tune.manifest import check_data
+from tune.manifest import check_data, note_run
 from tune.networks import check_networks, to_be_built
 from tune.node_data import local_arrays
 from tune.progress import SweepProgress
@@ -27,7 +27,35 @@ if TYPE_CHECKING:
     from tune.inline_executor import InlineExecutor
     from tune.ray_executor import RayExecutor
 
-__all__ = ["check_machine", "check_unused", "job_of", "open_executor", "recording"]
+__all__ = ["check_machine", "check_unused", "end_at_once", "job_of", "open_executor", "recording"]
+
+
+def end_at_once(
+    store: Store,
+    spec: SweepSpec,
+    job: SweepJob,
+    options: RunOptions,
+    trials: Sequence[TrialConfig],
+    *,
+    planned: int | None = None,
+) -> None:
+    """End a run whose trials have all ended before: without an executor, but not on other data.
+
+    Args:
+        store: that holds them.
+        spec: of the run.
+        job: what the trials share.
+        options: of the run.
+        trials: some that use every data set of the run.
+        planned: see `tune.manifest.note_run`.
+
+    Raises:
+        InvalidInputError: the store's trials were trained on other data.
+    """
+    if options.address is None:
+        check_data(store, job, trials)
+    if store.read_manifest() is None:
+        note_run(store, spec, job, planned=planned)
 
 
 @contextlib.contextmanager

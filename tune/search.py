@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from gcsr import InvalidInputError, TrialConfig
 from tune.compaction import take_up
 from tune.lines import Line, labels, lines_of
-from tune.manifest import check_data, note_run
+from tune.manifest import note_run
 from tune.pareto import unbeaten
 from tune.recorder import RunOutcome
 from tune.row_source import Wanted, run_source
 from tune.run_options import RunOptions
-from tune.runs import check_machine, check_unused, job_of, open_executor, recording
+from tune.runs import check_machine, check_unused, end_at_once, job_of, open_executor, recording
 from tune.search_identity import (
     SearchIdentity,
     asked_definition,
@@ -122,10 +122,7 @@ def run_search(
         planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
         search = None if identity is None else replayed(identity)
         if search is not None and search.finished and not search.missing_refits():
-            if options.address is None:
-                check_data(store, job, lowest)
-            if store.read_manifest() is None:
-                note_run(store, spec, job, planned=planned)
+            end_at_once(store, spec, job, options, lowest, planned=planned)
             return search.outcome({}, ())
         with open_executor(store, job, options, lowest) as executor:
             cutter = executor.cutter

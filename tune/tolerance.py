@@ -8,11 +8,11 @@ from typing import Any
 
 from gcsr import ConfigError, InvalidInputError, TrialConfig
 from tune.compaction import take_up
-from tune.manifest import check_data, note_run
+from tune.manifest import note_run
 from tune.recorder import RunOutcome
 from tune.row_source import Wanted, run_source
 from tune.run_options import RunOptions
-from tune.runs import check_machine, check_unused, job_of, open_executor, recording
+from tune.runs import check_machine, check_unused, end_at_once, job_of, open_executor, recording
 from tune.spec import SweepSpec
 from tune.store import Store
 
@@ -73,10 +73,7 @@ def run_tolerance(spec: SweepSpec, store: Store, options: RunOptions, *, precisi
         source = _Bisections(methods, precision, stored)
         ended_before = source.replay()
         if source.finished:
-            if options.address is None:
-                check_data(store, job, trials)
-            if store.read_manifest() is None:
-                note_run(store, spec, job)
+            end_at_once(store, spec, job, options, trials)
             return source.outcome({}, ())
         with open_executor(store, job, options, trials) as executor:
             cutter = executor.cutter

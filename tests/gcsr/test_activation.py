@@ -39,8 +39,8 @@ def both(operation, x, bias, weight):
         ((3, 6, 8, 8), 512),
         ((2, 64, 4, 2), 512),
         ((5, 130, 2, 2), 512),
-        ((11, 3, 8, 8), 4),
-    ],  # each 2 or 5 tiles
+        ((11, 3, 8, 8), 4),  # each 2 or 5 tiles
+    ],
 )
 def test_it_is_what_torch_does(shape, most_programs, pool, dtype, monkeypatch):
     monkeypatch.setattr(gcsr.activation, "_MOST_PROGRAMS", most_programs)

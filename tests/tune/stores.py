@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from tests.tune.conftest import make_row
 from tune.job import SweepJob
 from tune.store import Store
 
@@ -32,3 +35,39 @@ def rows(store: Store) -> list[dict]:
 def ended(store: Store) -> set[str]:
     """Ids of the trials that need no run."""
     return {row["trial_id"] for row in store.read_trials().table.to_pylist() if row["status"] != "failed"}
+
+
+def epochs_of(row):
+    return [{"trial_id": row["trial_id"], "epoch": epoch, "pi": 0.5} for epoch in range(3)]
+
+
+def fill(store, seeds, **fields):
+    rows = [make_row(seed=seed, **fields) for seed in seeds]
+    for row in rows:
+        store.write_trial(row, epochs_of(row))
+    return rows
+
+
+def ids(rows):
+    return sorted(row["trial_id"] for row in rows)
+
+
+def check(store, rows):
+    found = store.read_trials()
+    assert not found.damaged
+    assert found.table["trial_id"].to_pylist() == ids(rows)
+    assert len(store.epochs().to_table()) == 3 * len([row for row in rows if row["status"] != "failed"])
+
+
+def rot(path, column="test_accuracy"):
+    """Turn over the last byte of a column's values."""
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    (chunk,) = [each for k in range(group.num_columns) if (each := group.column(k)).path_in_schema == column]
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start + chunk.total_compressed_size - 1] ^= 0xFF
+    path.write_bytes(data)
+
+
+def names(store, folder="trials"):
+    return [info.base_name for info in store.files(folder)]

@@ -11,47 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tune.conftest import make_row
-from tests.tune.stores import ended
+from tests.tune.stores import check, ended, epochs_of, fill, ids, names, rot
 from tune import compaction
 from tune.compaction import compact, recover, take_up
 from tune.job import checkpoint_name
 from tune.store import Store
-
-
-def epochs_of(row):
-    return [{"trial_id": row["trial_id"], "epoch": epoch, "pi": 0.5} for epoch in range(3)]
-
-
-def fill(store, seeds, **fields):
-    rows = [make_row(seed=seed, **fields) for seed in seeds]
-    for row in rows:
-        store.write_trial(row, epochs_of(row))
-    return rows
-
-
-def ids(rows):
-    return sorted(row["trial_id"] for row in rows)
-
-
-def check(store, rows):
-    found = store.read_trials()
-    assert not found.damaged
-    assert found.table["trial_id"].to_pylist() == ids(rows)
-    assert len(store.epochs().to_table()) == 3 * len([row for row in rows if row["status"] != "failed"])
-
-
-def rot(path, column="test_accuracy"):
-    """Turn over the last byte of a column's values."""
-    group = pq.ParquetFile(path).metadata.row_group(0)
-    (chunk,) = [each for k in range(group.num_columns) if (each := group.column(k)).path_in_schema == column]
-    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-    data = bytearray(path.read_bytes())
-    data[start + chunk.total_compressed_size - 1] ^= 0xFF
-    path.write_bytes(data)
-
-
-def names(store, folder="trials"):
-    return [info.base_name for info in store.files(folder)]
 
 
 def test_rows_and_epochs_are_the_same_in_few_files(tmp_path):

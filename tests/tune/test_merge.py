@@ -6,8 +6,7 @@ import json
 import pytest
 
 from tests.tune.conftest import make_row
-from tests.tune.stores import GRID, ended, rows
-from tests.tune.test_compaction import check, epochs_of, fill, names, rot
+from tests.tune.stores import GRID, check, ended, epochs_of, fill, names, rot, rows
 from tune import compaction
 from tune.cli import main
 from tune.compaction import add, take_up
