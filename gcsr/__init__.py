@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gcsr.optim import GatedOptimizer
     from gcsr.records import EpochRecord, TrialResult
     from gcsr.regularized import regularized_parameters
+    from gcsr.trained_network import TrainedNetwork, load_network
     from gcsr.trainer import train
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "GatedOptimizer",
     "InvalidInputError",
     "NonFiniteGradientError",
+    "TrainedNetwork",
     "TrialConfig",
     "TrialResult",
     "load_dataset",
+    "load_network",
     "regularized_parameters",
     "train",
 ]
@@ -39,8 +42,10 @@ _NEEDS_TORCH = {
     "EpochRecord": "gcsr.records",
     "GateMetrics": "gcsr.gate_metrics",
     "GatedOptimizer": "gcsr.optim",
+    "TrainedNetwork": "gcsr.trained_network",
     "TrialResult": "gcsr.records",
     "load_dataset": "gcsr.data",
+    "load_network": "gcsr.trained_network",
     "regularized_parameters": "gcsr.regularized",
     "train": "gcsr.trainer",
 }

@@ -1,22 +1,19 @@
 """Checkpoints: one file a trial, written whole, read without unpickling code."""
 
-import io
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from gcsr.archive import packed, unpacked
 from gcsr.config import TrialConfig
 from gcsr.errors import CheckpointError
 from gcsr.files import write_atomically
 
-__all__ = ["GPU_FAULTS", "CheckpointStorage", "Checkpointer", "FileStorage"]
+__all__ = ["CheckpointStorage", "Checkpointer", "FileStorage"]
 
 FORMAT = 2
-GPU_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
-"""What a GPU that is full or has failed raises: no fault of a file or a state."""
 
 
 class CheckpointStorage(Protocol):
@@ -93,10 +90,8 @@ class Checkpointer:
     def save(self, config: TrialConfig, state: dict[str, Any]) -> None:
         """Write ``state`` (tensors and plain values) for the trial."""
         began = time.monotonic()
-        buffer = io.BytesIO()
         about = {"format": FORMAT, "trial_id": config.trial_id, "config": config.to_dict()}
-        torch.save(about | {"state": state}, buffer)
-        self.storage.write(buffer.getvalue())
+        self.storage.write(packed(about | {"state": state}))
         now = time.monotonic()
         self._next = now + max(self._min_seconds, (now - began) * (1 / self._max_share - 1))
 
@@ -110,19 +105,13 @@ class Checkpointer:
         if data is None:
             return None
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch writes checksums and reads none
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"checksum of {damaged}")
-            saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+            saved = unpacked(data, device)
             found, owner = saved["format"], saved["trial_id"]
             state: dict[str, Any] = saved["state"]
-        except GPU_FAULTS:
-            raise
-        except Exception as error:  # torch raises a different class for every kind of damage
-            reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+        except (KeyError, ValueError) as error:
             # Who named a file of something else by mistake must not be told to delete it.
             raise CheckpointError(
-                f"checkpoint: {self.storage} is no checkpoint of gcsr, or damaged ({reason}); expected one, or a file "
+                f"checkpoint: {self.storage} is no checkpoint of gcsr, or damaged ({error}); expected one, or a file "
                 "that is not there"
             ) from None
         if found != FORMAT:

@@ -6,9 +6,10 @@ initialization and the decisions that it would have had alone; sums are rounded 
 small, and trials are faster one by one.
 """
 
+import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -31,17 +32,25 @@ from gcsr.precision import autocast
 from gcsr.randomness import seed_generators, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.regularized import regularized_parameters
+from gcsr.trained_network import TrainedNetwork
 
 __all__ = ["train_cohort"]
 
 
-def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapsed: bool = False) -> list[TrialResult]:
+def train_cohort(
+    configs: Sequence[TrialConfig],
+    data: Dataset,
+    *,
+    stop_collapsed: bool = False,
+    on_network: Callable[[TrainedNetwork], None] | None = None,
+) -> list[TrialResult]:
     """Train all trials together, without checkpoints.
 
     Args:
         configs: trials with the same `gcsr.config.cohort_key`.
         data: their data set, with their hold-out.
         stop_collapsed: end early, as ``collapsed``, the trials that cannot learn any more (`gcsr.collapse`).
+        on_network: gets the network of each trial that ``finished``.
 
     Returns:
         One result a trial, in order; ``seconds`` is its share of the cohort's.
@@ -66,7 +75,11 @@ def train_cohort(configs: Sequence[TrialConfig], data: Dataset, *, stop_collapse
             cohort.train_epoch(epoch)
             if not cohort.configs:
                 break
-        return cohort.results()
+        results = cohort.results()
+        if on_network is not None:
+            for network in cohort.networks():
+                on_network(network)
+        return results
 
 
 class _Cohort:
@@ -247,6 +260,15 @@ class _Cohort:
         for k, place in enumerate(self.places):
             self.ended[place] = self._result(k, None)
         return [self.ended[place] for place in sorted(self.ended)]
+
+    def networks(self) -> Iterator[TrainedNetwork]:
+        """Those of the trials that finished; `results` comes first."""
+        for k, place in enumerate(self.places):
+            if self.ended[place].status == "finished":
+                network = copy.deepcopy(self.skeleton)
+                weights = {name: stacked[k].detach().clone() for name, stacked in self.weights.items()}
+                network.load_state_dict(weights, assign=True)
+                yield TrainedNetwork.of(self.configs[k], network, self.data)
 
     def _result(self, k: int, ended: Literal["diverged", "collapsed"] | None) -> TrialResult:
         return summarized(

@@ -14,7 +14,7 @@ from gcsr.names import check_model_name, default_initialization, is_mlp, is_own_
 from gcsr.own_network import own_network
 from gcsr.precision import lowered
 
-__all__ = ["ConvolutionalNetwork", "Features", "build_model", "new_network"]
+__all__ = ["ConvolutionalNetwork", "Features", "build_model", "network_of", "new_network"]
 
 _VGG_LAYOUT = {"vgg11": "A", "vgg16": "D", "vgg19": "E"}
 _MLP_WIDTH = 128
@@ -61,16 +61,21 @@ def build_model(
     return model
 
 
-def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
-    """The trial's network on the data's device, initialized from torch's global generator."""
+def network_of(config: TrialConfig, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The trial's network, freshly initialized by `build_model`."""
     return build_model(
         config.model,
-        input_shape=data.input_shape,
-        classes=data.classes,
+        input_shape=input_shape,
+        classes=classes,
         width=config.width,
         dropout=config.dropout or 0.0,
         initialization=config.initialization,
-    ).to(data.train_images.device)
+    )
+
+
+def new_network(config: TrialConfig, data: Dataset) -> nn.Module:
+    """The trial's network on the data's device, initialized from torch's global generator."""
+    return network_of(config, data.input_shape, data.classes).to(data.train_images.device)
 
 
 class ConvolutionalNetwork(nn.Module):

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from gcsr.checkpoint import GPU_FAULTS, Checkpointer
+from gcsr.archive import GPU_FAULTS
+from gcsr.checkpoint import Checkpointer
 from gcsr.collapse import constant_loss, has_collapsed
 from gcsr.config import TrialConfig
 from gcsr.data import Dataset, check_data
@@ -27,6 +28,7 @@ from gcsr.plain_network import plain_network
 from gcsr.randomness import seed_generators, seed_python, undisturbed
 from gcsr.records import EpochRecord, TrialResult, summarized
 from gcsr.regularized import regularized_parameters
+from gcsr.trained_network import TrainedNetwork
 
 __all__ = ["train", "training"]
 
@@ -39,6 +41,7 @@ def train(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     group: dist.ProcessGroup | None = None,
     stop_collapsed: bool = False,
+    on_network: Callable[[TrainedNetwork], None] | None = None,
 ) -> TrialResult:
     """Train one network by the paper's recipe (§3).
 
@@ -54,6 +57,7 @@ def train(
         group: the processes that train this network together, each on its share of every batch; all of them call
             this function with the same ``config``. None for a single process.
         stop_collapsed: end early, as ``collapsed``, a trial that cannot learn any more (`gcsr.collapse`).
+        on_network: gets the network of a trial that ``finished``, on the first rank.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -70,6 +74,7 @@ def train(
                 on_epoch=on_epoch,
                 group=group,
                 stop_collapsed=stop_collapsed,
+                on_network=on_network,
             )
         )
 
@@ -82,6 +87,7 @@ def training(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     group: dist.ProcessGroup | None = None,
     stop_collapsed: bool = False,
+    on_network: Callable[[TrainedNetwork], None] | None = None,
 ) -> Steps[TrialResult]:
     """`train`, step by step; to be taken inside of `gcsr.randomness.undisturbed`, by `Interleaved` or `finished`."""
     workers = Workers.of(group)
@@ -116,7 +122,10 @@ def training(
             if out_of_time and run.epoch < config.epochs:  # type: ignore[operator]
                 raise OutOfTimeError(f"stopped after epoch {run.epoch} of {config.epochs}")
         yield True
-    return run.result()
+    result = run.result()
+    if on_network is not None and result.status == "finished" and workers.rank == 0:
+        on_network(TrainedNetwork.of(config, run.model, data))
+    return result
 
 
 def _load(

@@ -71,6 +71,9 @@ def cli() -> None:
 @click.option(
     "--checkpoint", type=LOCAL_PATH, metavar="FILE", help="Save every epoch to FILE, and go on from it if it is there."
 )
+@click.option(
+    "--save", type=LOCAL_PATH, metavar="FILE", help="Write the trained network to FILE, for gcsr.load_network."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train_command(
     data: str | None,
@@ -78,6 +81,7 @@ def train_command(
     threads: int,
     workers: int,
     checkpoint: Path | None,
+    save: Path | None,
     as_json: bool,
     **fields: str | None,
 ) -> None:
@@ -91,6 +95,7 @@ def train_command(
         device=device,
         threads=threads,
         checkpoint=checkpoint,
+        save=save,
         as_json=as_json,
     )
     try:

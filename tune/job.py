@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from gcsr import TrialConfig
 
-__all__ = ["Outcome", "SweepJob", "UnitSource", "checkpoint_name"]
+__all__ = ["Outcome", "SweepJob", "UnitSource", "checkpoint_name", "network_name", "trial_name"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,7 @@ class SweepJob:
 
     Attributes:
         experiment: column of the store.
-        store: location of the store, for checkpoints.
+        store: location of the store, for checkpoints and networks.
         data: data root, a folder or a URI; None for each machine's default.
         device: ``cpu``, ``cuda`` or ``auto``.
         gpu_share: of a GPU, that a worker takes.
@@ -26,6 +26,7 @@ class SweepJob:
         trials_per_gpu: how many other trials one process interleaves at most; ``auto``: see
             `gcsr.interleaving.Interleaved`.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
+        save_networks: keep each trained network in the store (`network_name`).
         deadline: as `time.time` counts; trials that have not ended by then stop after their running epoch.
         checkpoint_seconds: least time between two checkpoints of a trial. Shorter trials write none.
         digests: SHA-256 of each data set, as the nodes of a running cluster agreed on when the sweep began.
@@ -41,6 +42,7 @@ class SweepJob:
     cohort: int | Literal["auto"] = "auto"
     trials_per_gpu: int | Literal["auto"] = "auto"
     stop_collapsed: bool = False
+    save_networks: bool = False
     deadline: float | None = None
     checkpoint_seconds: float = 10.0
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -76,3 +78,15 @@ class UnitSource(Protocol):
 def checkpoint_name(trial_id: str) -> str:
     """Where a trial's checkpoint lies in its store."""
     return f"checkpoints/{trial_id}.pt"
+
+
+def network_name(config: TrialConfig) -> str:
+    """Where a trial's trained network lies in its store."""
+    return f"networks/{trial_name(config.to_dict() | {'trial_id': config.trial_id})}.pt"
+
+
+def trial_name(row: Mapping[str, Any]) -> str:
+    """A trial's name: what people look for first, then its identity."""
+    model = row["model"].replace(":", ".")  # which some tools take for the end of a host's name
+    method = f"{row['dataset']}-{model}-{row['regularizer']}-{row['mode']}"
+    return f"{method}-lam{row['lam']:g}-seed{row['seed']}-{row['trial_id'][:8]}"

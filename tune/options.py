@@ -224,6 +224,11 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         _count_option("--cohort", "Trials trained as one batch, with no checkpoints."),
         _count_option("--trials-per-gpu", "The most trials that a process interleaves."),
+        click.option(
+            "--save-networks",
+            is_flag=True,
+            help="Also write each trained network to DIR/networks, for gcsr.load_network.",
+        ),
         click.option("--tensorboard", is_flag=True, help="Also write each trial's curves under DIR/tensorboard."),
         data_option,
         device_option,

@@ -30,6 +30,7 @@ class RunOptions:
         gpu_share: of a GPU, that a worker takes.
         tensorboard: also write each trial's curves as a TensorBoard run.
         stop_collapsed: end a trial that cannot learn any more (`gcsr.collapse`).
+        save_networks: keep the network of each trial that is trained now and finishes, in ``DIR/networks``.
         time_limit: seconds after which trials stop at the end of their running epoch; None for no limit.
         cohort: how many trials one process trains as one batch at most; ``auto``: see `tune.cutting.is_stacked`.
         trials_per_gpu: how many other trials one process interleaves at most; ``auto``: see
@@ -50,6 +51,7 @@ class RunOptions:
     gpu_share: float = 1.0
     tensorboard: bool = False
     stop_collapsed: bool = False
+    save_networks: bool = False
     time_limit: float | None = None
     cohort: int | Literal["auto"] = "auto"
     trials_per_gpu: int | Literal["auto"] = "auto"

@@ -167,6 +167,7 @@ def job_of(spec: SweepSpec, store: Store, options: RunOptions) -> SweepJob:
         cohort=options.cohort,
         trials_per_gpu=options.trials_per_gpu,
         stop_collapsed=options.stop_collapsed,
+        save_networks=options.save_networks,
         deadline=None if options.time_limit is None else time.time() + options.time_limit,
     )
 

@@ -9,11 +9,11 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import hparams, scalar
 
 from tune.events import RunEvent
-from tune.job import Outcome
+from tune.job import Outcome, trial_name
 from tune.schema import CONFIG_FIELDS, EPOCHS
 from tune.store import Store
 
-__all__ = ["FOLDER", "TensorBoardRuns", "run_name"]
+__all__ = ["FOLDER", "TensorBoardRuns"]
 
 FOLDER = "tensorboard"
 _CURVES = tuple(name for name in EPOCHS.names if name not in ("trial_id", "epoch"))
@@ -38,17 +38,11 @@ class TensorBoardRuns:
     def ended(self, outcome: Outcome) -> None:
         """Write the trial's run; one that failed has none."""
         if outcome.row["status"] != "failed":
-            name = f"{FOLDER}/{run_name(outcome.row)}/events.out.tfevents.0.gcsr"
+            name = f"{FOLDER}/{trial_name(outcome.row)}/events.out.tfevents.0.gcsr"
             self._store.write_bytes(name, event_file(outcome))
 
     def noticed(self, event: RunEvent) -> None:
         """Nothing: only trials have curves."""
-
-
-def run_name(row: dict[str, Any]) -> str:
-    """A trial's run: what people look for first, then its identity."""
-    method = f"{row['dataset']}-{row['model']}-{row['regularizer']}-{row['mode']}"
-    return f"{method}-lam{row['lam']:g}-seed{row['seed']}-{row['trial_id'][:8]}"
 
 
 def event_file(outcome: Outcome) -> bytes:

@@ -18,13 +18,14 @@ import torch.distributed as dist
 from rich.table import Table
 from torch.multiprocessing.spawn import ProcessException
 
-from gcsr import EpochRecord, InvalidInputError, TrialConfig, TrialResult, train
-from gcsr.checkpoint import GPU_FAULTS, Checkpointer, FileStorage
+from gcsr import EpochRecord, InvalidInputError, TrainedNetwork, TrialConfig, TrialResult, train
+from gcsr.archive import GPU_FAULTS
+from gcsr.checkpoint import Checkpointer, FileStorage
 from gcsr.parallel import START_METHOD, from_environment, is_lost_worker, run_workers
 from tune.filesystem import one_line
 from tune.networks import check_networks, to_be_built
 from tune.node_data import local_arrays
-from tune.terminal import Terminal, make_forgiving, say
+from tune.terminal import Terminal, complain, make_forgiving, say
 from tune.trial import choose_device, dataset_of, threads_for, warn_of_precision
 from tune.words import NONE
 
@@ -45,6 +46,7 @@ class TrainRun:
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: CPU threads of a worker; see `tune.trial.threads_for`.
         checkpoint: file to save to and go on from; None for none.
+        save: file for the trained network; None for none.
         as_json: print one JSON object, and no progress.
     """
 
@@ -53,6 +55,7 @@ class TrainRun:
     device: str
     threads: int | Literal["auto"]
     checkpoint: Path | None
+    save: Path | None
     as_json: bool
 
 
@@ -69,8 +72,11 @@ def run_train(run: TrainRun, workers: int) -> None:
     device = choose_device(run.device)
     warn_of_precision([run.config], device)
     threads = threads_for(run.config, device, run.threads, torch.get_num_threads() // workers)
-    if run.checkpoint is not None:
-        _check_checkpoint(run.checkpoint)
+    for option, path in (("checkpoint", run.checkpoint), ("save", run.save)):
+        if path is not None:
+            _check_file(option, path)
+    if run.save is not None and run.checkpoint is not None and _is_same(run.save, run.checkpoint):
+        raise InvalidInputError(f"save: {str(run.save)!r} is not allowed; expected another file than --checkpoint")
     own = to_be_built([run.config])
     if workers > 1 or own:  # what is not there, or no network, is one clear line, not one a worker
         with _for_the_result(run):
@@ -105,23 +111,27 @@ def run_train(run: TrainRun, workers: int) -> None:
         raise
 
 
-def _check_checkpoint(path: Path) -> None:
-    """Raise before anything is trained if no checkpoint could be written there, or something else is there.
+def _is_same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _check_file(option: str, path: Path) -> None:
+    """Raise before anything is trained if no file could be written there, or something else is there.
 
     Raises:
         InvalidInputError: none could.
     """
     if path.is_dir():
-        raise InvalidInputError(f"checkpoint: {str(path)!r} is a folder; expected a file, which need not be there")
+        raise InvalidInputError(f"{option}: {str(path)!r} is a folder; expected a file, which need not be there")
     if path.exists() and not path.is_file():
-        raise InvalidInputError(f"checkpoint: {str(path)!r} is no regular file; expected one, which need not be there")
+        raise InvalidInputError(f"{option}: {str(path)!r} is no regular file; expected one, which need not be there")
     folder = Path(os.path.realpath(path)).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InvalidInputError(f"checkpoint: {str(path)!r} cannot be written: {error.strerror}") from None
+        raise InvalidInputError(f"{option}: {str(path)!r} cannot be written: {error.strerror}") from None
 
 
 def _work(
@@ -152,10 +162,13 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
 
     checkpointer = Checkpointer(FileStorage(run.checkpoint)) if run.checkpoint else None
     data = dataset_of(run.config, run.data, device)
+    keep = None if run.save is None else functools.partial(_keep, FileStorage(run.save))
     with _for_the_result(run):
-        result = train(run.config, data, checkpointer=checkpointer, on_epoch=show, group=group)
+        result = train(run.config, data, checkpointer=checkpointer, on_epoch=show, group=group, on_network=keep)
     if not speaks:
         return
+    if run.save is not None and result.status != "finished":
+        complain(f"gcsr: {run.save} was not written, as the trial {result.status}")
     measured = _measured(result)
     if run.as_json:
         say(json.dumps(run.config.to_dict() | measured))
@@ -164,6 +177,10 @@ def _train_and_print(run: TrainRun, group: dist.ProcessGroup | None, device: tor
     for name, value in measured.items():
         table.add_row(name, NONE if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))
     Terminal(highlight=False).print(table)
+
+
+def _keep(storage: FileStorage, network: TrainedNetwork) -> None:
+    storage.write(network.to_bytes())
 
 
 def _for_the_result(run: TrainRun) -> contextlib.AbstractContextManager[object]:

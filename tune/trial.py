@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from gcsr import CheckpointError, Dataset, InvalidInputError, TrialConfig, load_dataset
+from gcsr import CheckpointError, Dataset, InvalidInputError, TrainedNetwork, TrialConfig, load_dataset
 from gcsr.checkpoint import Checkpointer
 from gcsr.errors import OutOfTimeError
 from gcsr.interleaving import Interleaved, Steps
@@ -18,7 +18,7 @@ from gcsr.parallel import Workers, is_lost_worker
 from gcsr.precision import is_emulated, leaves_tensor_cores_idle
 from gcsr.trainer import training
 from tune.filesystem import one_line
-from tune.job import Outcome, SweepJob, checkpoint_name
+from tune.job import Outcome, SweepJob, checkpoint_name, network_name
 from tune.node_data import UnfitNodeError, check_digest, local_root
 from tune.schema import epoch_rows, failed_row, trial_row
 from tune.store import Store
@@ -33,6 +33,7 @@ __all__ = [
     "device_of",
     "failed_outcome",
     "is_machines_fault",
+    "network_saver",
     "run_trials",
     "threads_for",
     "trial_steps",
@@ -150,7 +151,13 @@ def trial_steps(
         storage, min_seconds=job.checkpoint_seconds, max_share=_CHECKPOINT_SHARE, deadline=job.deadline
     )
     trained = functools.partial(
-        training, config, data, checkpointer=checkpointer, group=group, stop_collapsed=job.stop_collapsed
+        training,
+        config,
+        data,
+        checkpointer=checkpointer,
+        group=group,
+        stop_collapsed=job.stop_collapsed,
+        on_network=network_saver(job),
     )
     try:
         result = yield from trained()
@@ -198,6 +205,17 @@ def failed_outcome(config: TrialConfig, job: SweepJob, error: BaseException) -> 
 def _store(location: str) -> Store:
     """Opened once a process: a remote one remembers which folders are there."""
     return Store(location)
+
+
+def network_saver(job: SweepJob) -> Callable[[TrainedNetwork], None] | None:
+    """Writes a trained network into the job's store; None where none are to be kept.
+
+    It comes before the trial's row: a trial that ended has its network.
+    """
+    if not job.save_networks:
+        return None
+    store = _store(job.store)
+    return lambda network: store.write_bytes(network_name(network.config), network.to_bytes())
 
 
 class StoredCheckpoint:

@@ -7,7 +7,7 @@ from gcsr.cohort import train_cohort
 from tune.cutting import is_stacked
 from tune.job import Outcome, SweepJob
 from tune.schema import epoch_rows, trial_row
-from tune.trial import blame_machine, dataset_of, device_of, failed_outcome, run_trials
+from tune.trial import blame_machine, dataset_of, device_of, failed_outcome, network_saver, run_trials
 
 __all__ = ["run_unit"]
 
@@ -31,7 +31,7 @@ def _run_cohort(configs: Sequence[TrialConfig], job: SweepJob) -> list[Outcome]:
     device = device_of(job)
     try:
         data = dataset_of(configs[0], job.data, device)
-        results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed)
+        results = train_cohort(configs, data, stop_collapsed=job.stop_collapsed, on_network=network_saver(job))
         return [
             Outcome(trial_row(config, job.experiment, result), epoch_rows(config, result))
             for config, result in zip(configs, results, strict=True)

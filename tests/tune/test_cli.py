@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import tune.train
-from gcsr import InvalidInputError, TrialConfig
+from gcsr import InvalidInputError, TrialConfig, load_dataset, load_network
 from gcsr.errors import OutOfTimeError
 from tests.importing import loaded
 from tests.tune.conftest import title
@@ -63,6 +63,18 @@ def test_train_goes_on_from_its_checkpoint(capsys, tmp_path):
     arguments = ["train", "--model", "mlp1", "--epochs", 2, "--json", "--checkpoint", tmp_path / "c.pt"]
     first = json.loads(run(capsys, *arguments)[1])
     assert json.loads(run(capsys, *arguments)[1]) == first  # seconds included: nothing was trained again
+
+
+def test_train_saves_the_network_unless_it_is_of_no_use(capsys, tmp_path):
+    arguments = ["train", "--model", "mlp6", "--epochs", 10, "--lr", "0.1", "--json", "--save"]
+    result = json.loads(run(capsys, *arguments, tmp_path / "new" / "n.pt")[1])
+    data, network = load_dataset("digits"), load_network(tmp_path / "new" / "n.pt")
+    right = network(data.test_images).argmax(1) == data.test_labels
+    assert right.double().mean().item() == result["test_accuracy"]
+    code, out, err = run(capsys, *arguments, tmp_path / "none.pt", "--lam", "0.1")
+    assert (code, json.loads(out)["status"]) == (0, "collapsed")
+    assert err == f"gcsr: {tmp_path / 'none.pt'} was not written, as the trial collapsed\n"
+    assert not (tmp_path / "none.pt").exists()
 
 
 BAD = {
@@ -120,6 +132,9 @@ BAD = {
     "checkpoint device": ["train", "--epochs", "1", "--checkpoint", "/dev/full"],
     "checkpoint place": ["train", "--epochs", "1", "--checkpoint", "/proc/nowhere/c.pt"],
     "checkpoint of nobody": ["train", "--epochs", "1", "--checkpoint", "~nosuchuser/c.pt"],
+    "save device": ["train", "--epochs", "1", "--save", "/proc/nowhere/n.pt"],
+    "save folder": ["train", "--epochs", "1", "--save", "/"],
+    "save over the checkpoint": ["train", "--epochs", "1", "--checkpoint", "OUT", "--save", "OUT"],
     "out of nobody": ["sweep", "digits", "--out", "~nosuchuser/z"],
     "storage without a name": ["search", "digits", "--out", "OUT", "--trials", "99", "--storage", ""],
     "report of an unknown kind": ["report", "foo://bar"],
@@ -458,17 +473,20 @@ def test_a_damaged_file_is_named_and_skipped(capsys, tmp_path):
     assert run(capsys, "report", tmp_path / "o")[0] == 0
 
 
-def test_train_over_two_workers_is_the_same_experiment():
-    arguments = ["train", "--model", "mlp2", "--mode", "ours_orig", "--lam", "1e-3", "--epochs", "3", "--json"]
+def test_train_over_two_workers_is_the_same_experiment(tmp_path):
+    arguments = ["train", "--model", "mlp2", "--mode", "ours_orig", "--lam", "1e-3", "--epochs", "5", "--json"]
     results = []
     for workers in ("1", "2"):
-        command = [sys.executable, "-m", "tune.cli", *arguments, "--workers", workers]
+        saved = ["--save", str(tmp_path / f"{workers}.pt")]
+        command = [sys.executable, "-m", "tune.cli", *arguments, *saved, "--workers", workers]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         results.append(json.loads(done.stdout))
     one, two = results
     assert (one["world_size"], two["world_size"]) == (1, 2)
     assert one["imposed_fraction"] == two["imposed_fraction"]
     assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
+    images = load_dataset("digits").test_images
+    torch.testing.assert_close(*(load_network(tmp_path / f"{n}.pt")(images) for n in (1, 2)), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])

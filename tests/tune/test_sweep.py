@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
+from gcsr import load_dataset, load_network
 from tests.tune.conftest import title
 from tests.tune.data_sets import write_data_set
 from tests.tune.stores import GRID, rows
@@ -177,7 +178,7 @@ def test_trials_over_two_workers_on_ray_survive_one_of_them_and_fail_once_by_the
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    outcome = run_sweep(spec, Store(str(out)), RunOptions(data=str(tmp_path)))
+    outcome = run_sweep(spec, Store(str(out)), RunOptions(data=str(tmp_path), save_networks=True))
     killer.join()
     assert len(killed) == 1
     assert "Trial" not in capsys.readouterr().out, "Tune speaks to whoever reads our output"
@@ -195,6 +196,9 @@ def test_trials_over_two_workers_on_ray_survive_one_of_them_and_fail_once_by_the
     assert single["world_size"] == 1
     assert row["trial_id"] == single["trial_id"], "how it is computed is not what it is"
     assert row["status"] == "finished"
+    (network,), digits = (out / "networks").iterdir(), load_dataset("digits")
+    right = load_network(network)(digits.test_images).argmax(1) == digits.test_labels
+    assert right.double().mean().item() == row["test_accuracy"]
     assert row["test_accuracy"] == pytest.approx(single["test_accuracy"], abs=0.03)
     assert row["imposed_fraction"] == pytest.approx(single["imposed_fraction"], abs=0.1)
 
@@ -272,8 +276,9 @@ def test_a_network_and_data_of_ones_own_from_the_folder_where_the_command_runs(t
     fields = ("dataset=bright.npz", "model=a_network_of_mine:net", "mode=ours", "lam=1e-3", "epochs=8", "batch_size=16")
     sweep = ["sweep", "digits", "--data", ".", "--threads", "1"]
     sweep += [word for field in fields for word in ("--set", field)]
-    done = gcsr(*sweep, "--set", "seed=[0, 1]", "--out", "on-ray")
+    done = gcsr(*sweep, "--set", "seed=[0, 1]", "--out", "on-ray", "--save-networks")
     assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "on-ray" / "networks").glob("bright.npz-a_network_of_mine.net-*.pt"))) == 4
     train = ["train", "--dataset", "bright.npz", "--data", ".", "--mode", "ours_orig", "--lam", "1e-3", "--epochs", "3"]
     done = gcsr(*train, "--model", "a_network_of_mine:plain", "--workers", "2", "--json")
     assert done.returncode == 0, done.stderr

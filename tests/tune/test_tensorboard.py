@@ -2,11 +2,12 @@
 
 import pytest
 
+from tune.job import trial_name
 from tune.run_options import RunOptions
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep import run_sweep
-from tune.tensorboard import FOLDER, run_name
+from tune.tensorboard import FOLDER
 
 reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -18,7 +19,7 @@ SPEC = SweepSpec(
 def test_each_trial_is_a_run_with_its_curves_and_its_config(tmp_path):
     store = Store(str(tmp_path / "out"))
     run_sweep(SPEC, store, RunOptions(executor="inline", tensorboard=True))
-    rows = {run_name(row): row for row in store.read_trials().table.to_pylist()}
+    rows = {trial_name(row): row for row in store.read_trials().table.to_pylist()}
     assert {path.name for path in (tmp_path / "out" / FOLDER).iterdir()} == set(rows)
     assert any(name.startswith("digits-mlp1-l2-ours-lam0.001-seed0-") for name in rows)
     epochs = store.epochs().to_table().to_pylist()

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import functools
 import itertools
 import time
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 import tune.trial
 import tune.units
-from gcsr import InvalidInputError, TrialConfig
+from gcsr import InvalidInputError, TrialConfig, load_dataset, load_network
 from gcsr.errors import OutOfTimeError
 from gcsr.interleaving import finished
 from gcsr.parallel import run_workers
@@ -84,13 +85,37 @@ def test_a_cohort_writes_what_single_trials_write(tmp_path):
     tables = []
     for cohort in (1, 2):
         store = Store(str(tmp_path / str(cohort)))
-        run_sweep(spec, store, RunOptions(executor="inline", cohort=cohort))
+        run_sweep(spec, store, RunOptions(executor="inline", cohort=cohort, save_networks=True))
         tables.append(store.read_trials().table.to_pylist())
         assert len(store.epochs().to_table()) == 9
     for alone, together in zip(*tables, strict=True):
         same = ("trial_id", "status", "imposed_fraction", "test_accuracy", "parameters", "world_size")
         assert [alone[name] for name in same] == [together[name] for name in same]
         assert alone["train_loss"] == pytest.approx(together["train_loss"], rel=1e-4)
+    networks = [sorted((tmp_path / name / "networks").iterdir()) for name in ("1", "2")]
+    assert len(networks[0]) == sum(row["status"] == "finished" for row in tables[0]) > 0
+    images = load_dataset("digits").test_images
+    for alone, together in zip(*networks, strict=True):
+        assert alone.name == together.name
+        torch.testing.assert_close(load_network(alone)(images), load_network(together)(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_trial_whose_network_cannot_be_kept_has_failed(tmp_path, monkeypatch):
+    real = Store.write_bytes
+
+    def full(store, name, data):
+        if name.startswith("networks/") and "seed1" in name:
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        real(store, name, data)
+
+    monkeypatch.setattr(Store, "write_bytes", full)
+    monkeypatch.setattr("gcsr.records.is_chance", lambda *_: False)
+    configs = [TrialConfig(model="mlp1", epochs=1, seed=seed) for seed in range(3)]
+    for fields in ({"cohort": 1}, {"cohort": 3}):
+        outcomes = outcomes_of(configs, job(tmp_path, save_networks=True, **fields))
+        assert [o.row["status"] for o in outcomes] == ["finished", "failed", "finished"]
+        assert "No space left on device" in outcomes[1].row["error"]
+        assert len(list((tmp_path / "networks").iterdir())) == 2
 
 
 def test_a_cohort_that_fails_falls_back_to_single_trials(tmp_path, monkeypatch):
