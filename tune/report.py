@@ -16,7 +16,7 @@ from tune.verdict import caveats, commands, headline, sentences
 
 __all__ = ["AGAIN", "render"]
 
-AGAIN = "Train the best again"
+AGAIN = "Train the best again (--save FILE keeps the network)"
 _WORD = 12  # characters that are kept together where a line is narrow
 
 

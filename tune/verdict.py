@@ -1,5 +1,6 @@
 """The verdict in words, computed from a summary: what collapses, what survives, what wins, how sure, how small."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from tune.aggregate import best_setting
@@ -162,13 +163,42 @@ def _how_sure(found: Found) -> str:
 
 
 def commands(summary: Summary) -> Iterator[str]:
-    """Lines for a shell: a comment on the best setting of each line of a search, and the command that trains it."""
+    """Lines for a shell: a comment on each setting that one would use, and the command that trains it.
+
+    Of a search these are the best of each line, of a sweep the most accurate of each regularizer and the smallest.
+    """
+    told = set()
+    for best, why in _best_found_again(summary) if summary.found else _best_swept(summary):
+        command = train_command(best)
+        if command not in told:
+            told.add(command)
+            seeds = ", ".join(map(str, best.seeds[1:]))
+            others = f"; other seeds: {seeds}" if seeds else ""
+            yield f"# {best.network}, {best.regularizer.upper()}{why}, {method_of(best)}{others}"
+            yield command
+
+
+def _best_found_again(summary: Summary) -> Iterator[tuple[Setting, str]]:
     for found in summary.found:
-        best = found.refit or found.best
-        seeds = ", ".join(map(str, best.seeds[1:]))
-        others = f"; other seeds: {seeds}" if seeds else ""
-        yield f"# {best.network}, {best.regularizer.upper()}, {method_of(best)}{others}"
-        yield train_command(best)
+        yield found.refit or found.best, ""
+
+
+def _best_swept(summary: Summary) -> Iterator[tuple[Setting, str]]:
+    for (_, regularizer), compared in itertools.groupby(summary.comparisons, lambda c: (c.recipe, c.regularizer)):
+        each = list(compared)
+        best = best_setting([each[0].baseline, *(c.ours for c in each)])
+        if best is not None and best.learned:
+            yield best, ", the most accurate"
+        for found in summary.compression if regularizer == "l1" else ():
+            if found.recipe == each[0].recipe:
+                yield from _smallest(found)
+
+
+def _smallest(found: Compression) -> Iterator[tuple[Setting, str]]:
+    if found.ours is not None and _times(found.ours) >= _NOTICEABLE:
+        yield found.ours.setting, ", the smallest at the baseline's accuracy"
+    if found.near is not None and _times(found.near) >= _NOTICEABLE:
+        yield found.near.setting, ", the smallest within a point of the baseline's"
 
 
 def _collapse(level: Tolerance, summary: Summary) -> str:

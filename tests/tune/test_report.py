@@ -6,13 +6,15 @@ import json
 import re
 
 import pytest
+import yaml
 
+from gcsr import TrialConfig
 from tune.aggregate import summarize
 from tune.formats import FORMATS
-from tune.report import render
+from tune.report import AGAIN, render
 from tune.summary import Searched
 from tune.tables import text_tables
-from tune.verdict import caveats, headline
+from tune.verdict import caveats, commands, headline
 
 TEXT_FORMATS = [form for form in FORMATS if form != "html"]  # the page is looked at in tests/tune/test_html.py
 
@@ -38,6 +40,36 @@ def summary(table, row):
 def test_every_format_shows_the_means(summary, form):
     text = render(summary, form, title="x", progress="18 of 18")
     assert ("0.851" if form in ("json", "csv") else "85.10") in text
+
+
+def test_the_networks_that_one_would_use_come_with_their_commands(summary, table, row):
+    lines = list(commands(summary))
+    assert lines[::2] == [
+        "# mlp6 on digits, L2, the most accurate, ours γ=5; other seeds: 1, 2",
+        "# mlp6 on digits, L1, the most accurate, ours γ=5; other seeds: 1, 2",  # which is the smallest, too
+    ]
+    wanted = [max(s.accuracy_mean or 0 for s in summary.settings if s.regularizer == r) for r in ("l2", "l1")]
+    for line, accuracy in zip(lines[1::2], wanted, strict=True):
+        words = line.split()
+        assert words[:2] == ["gcsr", "train"]
+        options = zip(words[2::2], words[3::2], strict=True)
+        config = TrialConfig(**{name.removeprefix("--"): yaml.safe_load(value) for name, value in options})
+        (setting,) = (s for s in summary.settings if config.trial_id in s.trial_ids)
+        assert setting.accuracy_mean == accuracy
+
+    rows = []
+    for seed in range(2):
+        more = 0.001 * seed
+        for lam, accuracy, zeros in ((1e-4, 0.9, 0.1), (1e-3, 0.902, 0.5), (2e-3, 0.901, 0.6), (3e-3, 0.895, 0.7)):
+            mode = "baseline" if lam == 1e-4 else "ours"
+            rows.append(row(accuracy + more, sparsity=zeros, mode=mode, lam=lam, seed=seed, regularizer="l1"))
+    found = list(commands(summarize(table(rows))))
+    told = ["the most accurate", "the smallest at the baseline's accuracy", "the smallest within a point of the base"]
+    for line, lam, why in zip(found[1::2], ("0.001", "0.002", "0.003"), told, strict=True):
+        assert f"--lam {lam} " in line
+        assert why in found[found.index(line) - 1]
+    never = [row(0.1, status="collapsed", mode=mode, lam=1.0) for mode in ("baseline", "ours")]
+    assert not list(commands(summarize(table(never)))), "nobody wants a network that has not learned"
 
 
 def test_the_verdict_follows_from_the_numbers(summary):
@@ -406,7 +438,7 @@ def test_a_narrow_terminal_breaks_no_number(table, row, width):
     ]
     rows.append(row(0.1, status="collapsed", mode="baseline", lam=0.01))
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=width)
-    assert max(map(len, text.splitlines())) <= width
+    assert max(map(len, text.partition(AGAIN)[0].splitlines())) <= width  # commands are to be copied
     if width == 80:
         text = text.partition("\nAccuracy, best")[0]  # twelve columns, which such long λ leave no room for
     words = {word.strip("().") for word in text.split()}
