@@ -40,6 +40,7 @@ _DIGITS_TRAIN = 1347  # of 1,797: three quarters
 _LONGEST_HEADER = 10_000  # bytes; as numpy, which has read it by the time it looks
 _MOST_IMAGES = 1_000_000  # SVHN's 531,131 further ones are the most that any of them has
 _MOST_CLASSES = 100_000
+_MOST_COLOURS = 4  # so many come first, and larger numbers follow, where channels do, as torch has them
 
 Arrays = Mapping[str, np.ndarray]
 _Kind = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype
@@ -274,7 +275,7 @@ def _checked(name: str, path: Path, arrays: Arrays) -> Arrays:
 def _check_kinds(name: str, path: Path, kinds: Mapping[str, _Kind]) -> None:
     own = is_own_dataset(name)
     pictures = kinds["train_images"][0][1:] if own else (32, 32, 3)
-    if own and (len(pictures) != 3 or 0 in pictures):
+    if own and (len(pictures) != 3 or 0 in pictures or pictures[0] <= _MOST_COLOURS < min(pictures[1:])):
         found = _described(kinds["train_images"][1], kinds["train_images"][0])
         raise DataError(f"dataset: {path}: train_images is {found}; expected uint8 [N, height, width, channels]")
     for split in ("train", "test"):

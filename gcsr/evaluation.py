@@ -44,8 +44,10 @@ class CorrectAnswers:
             int64 of the shape given.
         """
         self._correct.zero_()
-        size = min(_BATCH, max(self._at_least, _BATCH_VALUES // images.shape[1:].numel()))
-        for batch, target in zip(images.split(size), labels.split(size), strict=True):
+        most = min(_BATCH, max(self._at_least, _BATCH_VALUES // images.shape[1:].numel()))
+        # As large as one another: a network may take a last batch of one image for an image.
+        batches = max(1, -(-len(labels) // most))
+        for batch, target in zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True):
             self._step(partial(self._count, answers), None, len(batch), batch, target)
         return self._correct.clone()
 

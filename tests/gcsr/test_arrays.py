@@ -307,6 +307,10 @@ def test_data_of_ones_own_have_any_size_and_the_classes_that_their_labels_name(d
         ({"test_images": np.zeros((4, 6, 6, 2), np.uint8)}, r"test_images is .*; expected uint8 \[N, 6, 5, 2\]"),
         ({"test_images": np.zeros((4, 6, 5, 2))}, r"test_images is float64 \[4, 6, 5, 2\]"),
         ({"train_images": np.zeros((9, 0, 5, 2), np.uint8)}, "train_images"),
+        (
+            {"train_images": np.zeros((9, 3, 32, 32), np.uint8)},
+            r"train_images is uint8 \[9, 3, 32, 32\]; expected uint8 \[N, height, width, channels\]",
+        ),
         ({"test_labels": np.array([0, 1, 2])}, r"test_labels is int64 \[3\]; expected integers \[4\]"),
         ({"test_labels": np.zeros(4)}, "test_labels is float64"),
         ({"train_labels": np.arange(9) - 1}, "train_labels holds -1; expected 0 to 99999"),
