@@ -148,6 +148,22 @@ class Remembering(Viewing):
         self.seen = state["seen"]
 
 
+class Counting(Viewing):
+    """Has a plain value in its state."""
+
+    seen = 0
+
+    def forward(self, images):
+        self.seen += self.training
+        return super().forward(images)
+
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
 class PartlyUsed(Viewing):
     def __init__(self, num_classes):
         super().__init__(num_classes)

@@ -16,6 +16,7 @@ KEPT = {
     "plain": ("digits", {"model": "mlp2", "mode": "ours_orig", "regularizer": "l1", "lam": 2e-3}),
     "from 0 to 1": ("digits", {"model": "mlp1", "inputs": "unit", "lr": 0.5}),
     "one's own": ("digits", {"model": f"{OWN}:normalized", "mode": "ours", "gamma": 1, "lam": 1e-3}),
+    "a plain value": ("digits", {"model": f"{OWN}:Counting", "lr": 0.5}),
     "convolutions": ("pictures", {"dataset": "cifar10", "model": "alexnet", "width": 0.1, "batch_size": 32}),
 }
 
