@@ -1,5 +1,6 @@
 """What a training leaves behind: one record an epoch, and how it ended."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -102,13 +103,13 @@ def summarized(
         val_accuracy=last.val_accuracy if last else None,
         sparsity=last.sparsity if last else None,
         pi=last.pi if last else None,
-        imposed_fraction=sum(r.imposed_fraction for r in records) / len(records) if last else None,
+        imposed_fraction=math.fsum(r.imposed_fraction for r in records) / len(records) if last else None,
         train_loss=last.train_loss if last else None,
         grad_abs_mean=last.grad_abs_mean if last else None,
         weight_abs_mean=last.weight_abs_mean if last else None,
         gamma_used=gamma_used,
         parameters=parameters,
-        seconds=sum(r.seconds for r in records),
+        seconds=math.fsum(r.seconds for r in records),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         world_size=world_size,
         epochs=tuple(records),

@@ -1,6 +1,7 @@
 """What a report says of a search: how the best found grew, and which parameter mattered."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -169,7 +170,7 @@ def _lines(
             params = {n: int(v) if n == "gamma" and v is not None else v for n, v in zip(names, values, strict=True)}
             if None not in params.values():
                 complete = ended_seeds[values].issuperset(line["seed"])
-                found.append((params, sum(row[objective] for row in group) / len(group), complete))
+                found.append((params, math.fsum(row[objective] for row in group) / len(group), complete))
         if found:
             method = method_text(fixed["mode"], gamma=fixed.get("gamma"))
             name = f"{method}, {fields_text(others)}" if others else method

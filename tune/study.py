@@ -8,6 +8,7 @@ kept in Optuna's storage is a copy: for dashboards, and for other drivers that s
 import contextlib
 import itertools
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ def should_prune(name: Pruner, history: Sequence[Mapping[int, float]], seeds: Ma
     steps = dict if name == "wilcoxon" else _running_means
     study = optuna.create_study(direction="maximize", pruner=pruners[name]())
     for earlier in history:
-        mean = sum(earlier.values()) / len(earlier)
+        mean = math.fsum(earlier.values()) / len(earlier)
         study.add_trial(create_trial(value=mean, intermediate_values=steps(earlier)))
     trial = study.ask()
     for step, value in steps(seeds).items():
