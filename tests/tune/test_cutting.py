@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from gcsr import TrialConfig
-from tune.cutting import UnitCutter, alone_on_cpus, is_stacked
+from tune.cutting import UnitCutter, alone_on_cpus, are_in_turn, is_stacked
 from tune.job import SweepJob
 from tune.spec import SweepSpec, load_spec
 
@@ -100,11 +100,13 @@ def test_of_interleaved_trials_only_those_that_are_missing_are_in_a_unit():
     ("fields", "cohort", "stacked"),
     [
         ({"model": "mlp6"}, "auto", True),
-        ({"model": "mlp7"}, "auto", True),
+        ({"model": "mlp9"}, "auto", True),
+        ({"model": "mlp10"}, "auto", False),
+        ({"model": "mlp6", "epochs": 300}, "auto", True),
+        ({"model": "mlp6", "epochs": 301}, "auto", False),  # too much would be lost if it were killed
         ({"model": "mlp6", "width": 2.0}, "auto", False),  # out of the cache
         ({"model": "mlp6", "width": 2.0}, 2, True),
         ({"model": "mlp6"}, 1, False),
-        ({"model": "mlp6", "epochs": 3000}, "auto", False),  # nothing would be left of it if it were killed
         ({"model": "mlp6", "dataset": "cifar10"}, "auto", False),  # long: it needs checkpoints
         ({"model": "alexnet", "dataset": "cifar10"}, "auto", False),
         ({"model": "mine:net"}, "auto", False),  # it may be of any kind
@@ -151,3 +153,20 @@ def test_who_hands_out_trials_needs_no_torch():
     code += "cutter.at_once(cutter.cut(load_spec('paper-cifar100-alexnet').trials()))\n"
     code += "assert 'torch' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "trials", "expected"),
+    [
+        ({"device": "cpu"}, [{}, {"epochs": 300}], True),
+        ({"device": "cpu"}, [{}, {"epochs": 301}], False),  # an hour's trial is not to wait for the next
+        ({"device": "cpu"}, [{"dataset": "cifar10"}], False),
+        ({"device": "cpu", "trials_per_gpu": 2}, [{}], False),  # side by side
+        ({"device": "cuda"}, [{}], False),
+        ({"device": "cuda", "trials_per_gpu": 1}, [{}], True),
+        ({"device": "cuda", "trials_per_gpu": 1}, [{"model": "alexnet", "dataset": "cifar10"}], False),
+    ],
+)
+def test_only_short_trials_that_take_turns_may_wait_for_one_another(fields, trials, expected):
+    job = SweepJob(experiment="test", store="/nowhere", **fields)
+    assert are_in_turn([TrialConfig(**each) for each in trials], job) is expected
