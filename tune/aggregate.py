@@ -106,6 +106,7 @@ def _setting(
         values = [row[name] for row in measured if row[name] is not None]
         return stats.mean(values) if values else None
 
+    means = {name: average(name) for name in ("test_accuracy", "val_accuracy", "sparsity")}
     return Setting(
         **{name: first[name] for name in ("dataset", "model", "width", *METHOD_FIELDS)},
         network=network,
@@ -114,11 +115,11 @@ def _setting(
         n=len(measured),
         **count,
         learned=bool(measured) and not any(count.values()),
-        accuracy_mean=stats.mean(accuracies) if accuracies else None,
+        accuracy_mean=means["test_accuracy"],
         accuracy_ci95=stats.t_half_width(accuracies) if accuracies else None,
-        val_accuracy_mean=stats.mean(held_out) if held_out else None,
+        val_accuracy_mean=means["val_accuracy"],
         val_accuracy_ci95=stats.t_half_width(held_out) if held_out else None,
-        sparsity_mean=average("sparsity"),
+        sparsity_mean=means["sparsity"],
         pi_mean=average("pi"),
         imposed_fraction_mean=average("imposed_fraction"),
         gamma_used_mean=average("gamma_used"),
@@ -128,6 +129,7 @@ def _setting(
         measured_ids=tuple(row["trial_id"] for row in measured),
         trial_ids=trial_ids,
         suggestion=None if asked is None else asked.number,
+        sought=() if search is None or asked is None else tuple(means[name] or 0.0 for name in search.objectives),
         complete=asked is None or asked.trial_ids <= set(trial_ids),
     )
 
@@ -144,8 +146,8 @@ def best_setting(settings: Iterable[Setting]) -> Setting | None:
 
 def _preference(s: Setting) -> tuple[Any, ...]:
     mean = s.selection or 0.0
-    # A search compares the means as they are, and of equals takes the first.
-    searched = (-1.0, 0) if s.suggestion is None else (mean, -s.suggestion)
+    # A search compares the means as they are, then its other objectives, and of equals takes the first.
+    searched = (-1.0, (), 0) if s.suggestion is None else (mean, s.sought, -s.suggestion)
     return (s.unmeasured == 0 and s.complete, round(mean, DIGITS), *searched, -s.lam)
 
 

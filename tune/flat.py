@@ -9,9 +9,10 @@ from tune.summary import Compared, Compression, Found, Row, Setting, Sparsest, T
 
 __all__ = ["flat_comparison", "flat_compression", "flat_found", "flat_setting", "flat_tolerance"]
 
+_LAM = {name: name for name in ("lam", "tuned")}
 _METHOD = {name: name for name in ("lam", "mu", "gamma", "gamma_threshold", "tuned")}
 _ACCURACY = {"n": "n", "accuracy": "accuracy_mean", "ci95": "accuracy_ci95"}
-_SPARSITY = {"lam": "lam", "tuned": "tuned", "sparsity": "sparsity_mean", "accuracy": "accuracy_mean"}
+_SPARSITY = {"sparsity": "sparsity_mean", "accuracy": "accuracy_mean"}
 
 
 def flat_setting(setting: Setting) -> Row:
@@ -26,10 +27,9 @@ def flat_tolerance(level: Tolerance) -> Row:
 
 def flat_comparison(compared: Compared) -> Row:
     """A comparison: ``baseline_…`` and ``ours_…`` are of the two settings."""
-    plain = {"lam": "lam", "tuned": "tuned", **_ACCURACY}
     return _flat(
         compared,
-        baseline=_named("baseline", compared.baseline, plain),
+        baseline=_named("baseline", compared.baseline, _LAM | _ACCURACY),
         ours=_named("ours", compared.ours, _METHOD | _ACCURACY),
     )
 
@@ -38,7 +38,7 @@ def flat_compression(found: Compression) -> Row:
     """Compression: ``baseline_…``, ``ours_…``, ``near_…`` and ``plain_…`` are of the settings."""
     return _flat(
         found,
-        baseline=_named("baseline", found.baseline, _SPARSITY),
+        baseline=_named("baseline", found.baseline, _LAM | _SPARSITY),
         ours=_sparsest("ours", found.ours, "compression"),
         near=_sparsest("near", found.near, "near_compression"),
         plain=_sparsest("plain", found.plain, "plain_compression"),
@@ -62,7 +62,7 @@ def _ranked(setting: Setting) -> Row:
 
 def _sparsest(prefix: str, found: Sparsest | None, compression: str) -> Row:
     setting = None if found is None else found.setting
-    named = _named(prefix, setting, {"mode": "mode", **_SPARSITY})
+    named = _named(prefix, setting, {"mode": "mode"} | _METHOD | _SPARSITY)
     return named | {compression: None if found is None else found.compression}
 
 
@@ -77,4 +77,5 @@ def _flat(finding: Setting | Tolerance | Compared | Compression | Found, **neste
     for field in fields(finding):
         record |= nested.get(field.name, {field.name: getattr(finding, field.name)})
     beside = record.pop("recipe") | record.pop("tuned", {})
+    record.pop("sought", None)  # means that the record has by their names
     return record | {name: value for name, value in beside.items() if name not in record}
