@@ -10,8 +10,9 @@ from tune.figures import Figure, Series
 from tune.filesystem import one_line
 from tune.folder import DamagedStoreError
 from tune.schema import METHOD_FIELDS, TRIALS
+from tune.stats import mean
 from tune.store import SEARCH, SUGGESTIONS, Store
-from tune.summary import Asked, Searched
+from tune.summary import DIGITS, Asked, Searched
 from tune.tables import TextTable, objective_text
 from tune.words import fields_text, method_text, told_apart
 
@@ -169,7 +170,8 @@ def _lines(
             params = {n: int(v) if n == "gamma" and v is not None else v for n, v in zip(names, values, strict=True)}
             if None not in params.values():
                 complete = ended_seeds[values].issuperset(line["seed"])
-                found.append((params, sum(row[objective] for row in group) / len(group), complete))
+                # Equal but for their rounding, means have no spread to explain.
+                found.append((params, round(mean([row[objective] for row in group]), DIGITS), complete))
         if found:
             method = method_text(fixed["mode"], gamma=fixed.get("gamma"))
             name = f"{method}, {fields_text(others)}" if others else method

@@ -48,6 +48,17 @@ def test_gamma_as_a_number_and_as_auto_are_lines_of_their_own():
     assert {row[0] for row in table.rows} == {"digits/mlp2/l2/ours"}
 
 
+def test_means_that_differ_by_their_rounding_only_have_no_importance():
+    line = {"fixed": FIXED, "seed": [0, 1, 2], "lam": LAM, "gamma": GAMMA}
+    rows = [
+        make_row(correct / 450, model="mlp2", mode="ours", lam=lam, gamma=gamma, seed=seed)
+        for lam, counts in ((1e-3, (435, 435, 440)), (2e-3, (440, 435, 435)), (3e-3, (435, 437, 438)))
+        for gamma in (1, 5, 9)
+        for seed, correct in enumerate(counts)
+    ]
+    assert importance_table(rows, DEFINITION | {"lines": [line]}) is None
+
+
 def test_lines_of_one_method_are_told_apart():
     lines = [{"fixed": FIXED | {"batch_size": size}, "seed": [0], "lam": LAM} for size in (64, 128)]
     rows = [make_row(0.7, model="mlp2", mode="ours", lam=1e-3, batch_size=size) for size in (64, 128)]
