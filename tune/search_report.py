@@ -124,12 +124,14 @@ def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
     found = []
-    for line, settings in _lines(rows, definition):
-        names = list(settings[0][0]) if settings else []
+    for line, measured in _lines(rows, definition):
+        names = list(measured[0][0])
+        space: dict[str, Any] = {n: optuna.distributions.json_to_distribution(json.dumps(line[n])) for n in names}
+        # A sweep's trials, merged into the store, may lie beyond what was searched.
+        settings = [each for each in measured if all(space[k].low <= v <= space[k].high for k, v in each[0].items())]
         if len(names) < 2 or len(settings) < _LEAST or len({value for _, value, _ in settings}) < 2:
             continue
         study = optuna.create_study(direction="maximize")
-        space = {name: optuna.distributions.json_to_distribution(json.dumps(line[name])) for name in names}
         for params, value, _ in settings:
             study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)

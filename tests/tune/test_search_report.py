@@ -48,6 +48,13 @@ def test_gamma_as_a_number_and_as_auto_are_lines_of_their_own():
     assert {row[0] for row in table.rows} == {"digits/mlp2/l2/ours"}
 
 
+def test_what_was_not_searched_has_no_part_in_the_importance():
+    rows = [make_row(0.7 + g / 100, model="mlp2", mode="ours", lam=g * 1e-3, gamma=g) for g in range(1, 9)]
+    beyond = [make_row(0.1, model="mlp2", mode="ours", lam=lam, gamma=5) for lam in (0.5, 1.0)]
+    table = importance_table(rows + beyond, DEFINITION)
+    assert table == importance_table(rows, DEFINITION) and {row[-1] for row in table.rows} == {"8"}
+
+
 def test_means_that_differ_by_their_rounding_only_have_no_importance():
     line = {"fixed": FIXED, "seed": [0, 1, 2], "lam": LAM, "gamma": GAMMA}
     rows = [
