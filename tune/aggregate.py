@@ -67,11 +67,15 @@ def summarize(trials: pa.Table, search: Searched | None = None) -> Summary:
 
 
 def _order(setting: Setting) -> tuple[Any, ...]:
-    modes = ("none", "baseline", *_GATED)
     recipe, tuned = (tuple(map(_sortable, fields.values())) for fields in (setting.recipe, setting.tuned))
+    mode, *rest = _method_order(setting)
+    return (recipe, setting.regularizer, mode, setting.lam, *rest, tuned)
+
+
+def _method_order(setting: Setting) -> tuple[Any, ...]:
+    modes = ("none", "baseline", *_GATED)
     gamma = _sortable(int(setting.gamma) if setting.gamma and setting.gamma.isdigit() else setting.gamma)
-    rest = (setting.mu or 0, gamma, setting.gamma_threshold or 0)
-    return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest, tuned)
+    return (modes.index(setting.mode), setting.mu or 0, gamma, setting.gamma_threshold or 0)
 
 
 def _sortable(value: Any) -> tuple[float, str]:
@@ -165,7 +169,7 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
         for setting in _of(family, regularizer, "baseline", *_GATED):
             if setting.n or setting.diverged:
                 lines[setting.mode, setting.mu, setting.gamma, setting.gamma_threshold].append(setting)
-        for (mode, mu, gamma, threshold), line in lines.items():
+        for (mode, mu, gamma, threshold), line in sorted(lines.items(), key=lambda item: _method_order(item[1][0])):
             yield Tolerance(
                 **line[0].family,
                 regularizer=regularizer,

@@ -67,6 +67,12 @@ def test_tolerance_is_literal_also_where_the_line_is_broken(table, row):
     assert (level.tolerance_lam, level.collapse_lam) == (0.3, 0.2)
 
 
+def test_levels_stand_in_the_order_of_their_methods_whatever_lam_was_tried(table, row):
+    tried = ((20, 1e-3), (1, 2e-3), (100, 3e-3), (5, 4e-3), ("auto", 5e-3))
+    levels = summarize(table([row(0.8, mode="ours", lam=lam, gamma=gamma) for gamma, lam in tried])).tolerance
+    assert [level.gamma for level in levels] == ["auto", "1", "5", "20", "100"]
+
+
 def test_a_level_has_no_failed_trial_and_a_failed_trial_is_no_collapse(table, row):
     rows = _grid(row, "baseline", {0.1: 0.8, 0.2: 0.8, 0.4: 0.1})
     rows += [row(0.8, mode="baseline", lam=0.3)]
