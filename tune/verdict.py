@@ -319,17 +319,17 @@ def caveats(summary: Summary) -> Iterator[str]:
         yield "Settings differ in their number of runs."
     edges = (edge for compared in summary.comparisons for edge in _edges(compared, summary.settings))
     yield from dict.fromkeys(edges)  # two modes are compared with the same baseline
-    diverged = sum(s.diverged for s in summary.settings)
-    if diverged:
-        early = sum(s.unmeasured for s in summary.settings)
-        without = (
-            f"; {early} had none and {'is' if early == 1 else 'are'} in no mean, nor is a setting with such a trial "
-            "the best if there is another"
-            if early
-            else ""
+    early = sum(s.unmeasured for s in summary.settings)
+    late = sum(s.diverged for s in summary.settings) - early
+    if late:
+        counts = "counts with its" if late == 1 else "count with their"
+        yield f"{counted(late, 'trial')} diverged and {counts} last finite epoch."
+    if early:
+        ended = "its first epoch and is" if early == 1 else "their first epoch and are"
+        yield (
+            f"{counted(early, 'trial')} diverged in {ended} in no mean, nor is a setting with such a trial the best if "
+            "there is another."
         )
-        counts = "it counts with its" if diverged == 1 else "they count with their"
-        yield f"{counted(diverged, 'trial')} diverged; {counts} last finite epoch{without}."
     if summary.failures:
         are = "is" if len(summary.failures) == 1 else "are"
         yield f"{counted(len(summary.failures), 'trial')} failed and {are} in no mean."

@@ -227,7 +227,11 @@ def test_half_of_the_seeds_is_not_none(table, row):
     rows.append(row(0.1, status="collapsed", mode="baseline", lam=1e-3))
     text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
     assert "as the network does without any" not in text
-    assert "2 trials diverged; they count with their last finite epoch; 2 had none and are in no mean" in text
+    assert "• 2 trials diverged in their first epoch and are in no mean, nor is" in text
+    assert "last finite epoch" not in text
+    rows.append(row(0.5, status="diverged", mode="none", lam=0.0, seed=4))
+    text = render(summarize(table(rows)), "text", title="x", progress="p", width=400)
+    assert "• 1 trial diverged and counts with its last finite epoch.\n• 2 trials diverged in their first" in text
 
 
 def test_of_what_was_chosen_on_held_out_images_the_test_accuracies_are_named_as_such(table, row):
