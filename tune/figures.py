@@ -238,7 +238,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
         yield Figure(
             name=f"tolerance-{number}",
             title=f"Tolerance level over depth: {titles[family]}",
-            caption="The largest λ at which every seed learns (the paper's Figure 7).",
+            caption="The largest λ tried at which every seed learns (the paper's Figure 7).",
             x_title="layers",
             y_title="λ",
             x_ticks=tuple(sorted({depth for line in series for depth in line.x if depth is not None})),

@@ -5,12 +5,21 @@ from dataclasses import fields
 from typing import Any
 
 from tune.found import train_command
+from tune.schema import FAMILY_FIELDS
 from tune.summary import Compared, Compression, Found, Row, Setting, Sparsest, Tolerance
 
-__all__ = ["flat_comparison", "flat_compression", "flat_found", "flat_setting", "flat_tolerance"]
+__all__ = [
+    "flat_comparison",
+    "flat_compression",
+    "flat_found",
+    "flat_setting",
+    "flat_tolerance",
+    "setting_columns",
+]
 
 _LAM = {name: name for name in ("lam", "tuned")}
 _METHOD = {name: name for name in ("lam", "mu", "gamma", "gamma_threshold", "tuned")}
+_NESTED = ("recipe", "tuned", "sought")  # of which the last holds means that have a name of their own
 _ACCURACY = {"n": "n", "accuracy": "accuracy_mean", "ci95": "accuracy_ci95"}
 _SPARSITY = {"sparsity": "sparsity_mean", "accuracy": "accuracy_mean"}
 
@@ -18,6 +27,12 @@ _SPARSITY = {"sparsity": "sparsity_mean", "accuracy": "accuracy_mean"}
 def flat_setting(setting: Setting) -> Row:
     """A setting, with the fields of its recipe and those that a search chose."""
     return _flat(setting)
+
+
+def setting_columns() -> list[str]:
+    """The names in the record of a setting, where there is none that has them."""
+    own = (field.name for field in fields(Setting) if field.name not in _NESTED)
+    return list(dict.fromkeys((*own, *FAMILY_FIELDS)))
 
 
 def flat_tolerance(level: Tolerance) -> Row:
@@ -76,6 +91,6 @@ def _flat(finding: Setting | Tolerance | Compared | Compression | Found, **neste
     record: dict[str, Any] = {}
     for field in fields(finding):
         record |= nested.get(field.name, {field.name: getattr(finding, field.name)})
-    beside = record.pop("recipe") | record.pop("tuned", {})
-    record.pop("sought", None)  # means that the record has by their names
+    recipe, tuned, _ = (record.pop(name, {}) for name in _NESTED)
+    beside = recipe | tuned
     return record | {name: value for name, value in beside.items() if name not in record}

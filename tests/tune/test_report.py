@@ -374,6 +374,11 @@ def test_csv_has_a_row_a_setting(summary):
     assert float(rows[0]["accuracy_mean"]) == summary.settings[0].accuracy_mean
 
 
+def test_the_csv_of_an_empty_store_has_the_same_columns(summary, table):
+    some, none = (render(each, "csv", title="x", progress="p") for each in (summary, summarize(table([]))))
+    assert none.splitlines() == some.splitlines()[:1]
+
+
 def test_markdown_cannot_be_broken_by_a_name(summary):
     text = render(summary, "markdown", title="<script>|", progress="p")
     assert "<script>" not in text
