@@ -248,7 +248,8 @@ def _is_refit(compared: Compared) -> bool:
 def _question(compared: Compared) -> str:
     """What a comparison has in common with that of its refits."""
     recipe = {name: value for name, value in compared.recipe.items() if name != "holdout"}
-    return repr((recipe, compared.regularizer, compared.mode))
+    settings = [[getattr(s, name) for name in (*METHOD_FIELDS, "tuned")] for s in (compared.baseline, compared.ours)]
+    return repr((recipe, settings))
 
 
 def _compression(family: Sequence[Setting]) -> Compression | None:

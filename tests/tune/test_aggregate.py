@@ -101,6 +101,14 @@ def test_a_refit_is_chosen_on_no_split_and_counts_for_holm_instead_of_what_chose
     assert (before.p_value_holm, before.significant_holm) == (None, None)
 
 
+def test_refits_of_other_settings_do_not_stand_for_what_chose(table, row, searched):
+    other = _grid(row, "baseline", {0.1: 0.83}) + _grid(row, "ours", {0.2: 0.85})  # the best by another objective
+    comparisons = summarize(table(searched[0] + other)).comparisons
+    assert [compared.refitted for compared in comparisons] == [False, False]
+    smaller = min(comparisons, key=lambda c: c.p_value)
+    assert smaller.p_value_holm == pytest.approx(2 * smaller.p_value)
+
+
 def test_without_a_refit_that_is_tested_what_chose_counts_for_holm(table, searched):
     held_out, refits = searched
     for stored in (held_out, held_out + [each for each in refits if each["seed"] == 0]):
