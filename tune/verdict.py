@@ -38,8 +38,8 @@ def headline(summary: Summary) -> str:
         reach = max((_reach(level, summary.tolerance) for level in collapsed), default=0.0)
         times = f"{reach:.2g}" if reach < 10 else f"{reach:.0f}"
         beyond = f"; gated, it still learns at up to {times} times the λ" if reach > 1 else ""
-        broken = all((level.tolerance_lam or 0) > (level.collapse_lam or 0) for level in collapsed)
-        said.append(f"Plain regularization {'fails in some seeds' if broken else 'stops learning'}{of}{beyond}.")
+        fails = "stops learning" if any(_stops(level, summary) for level in collapsed) else "fails in some seeds"
+        said.append(f"Plain regularization {fails}{of}{beyond}.")
     elif plain:
         tried = [s for s in summary.settings if s.mode == "baseline"]
         said.append(f"Plain regularization learns at every λ tried{_but_failed(tried)}.")
@@ -179,8 +179,7 @@ def commands(summary: Summary) -> Iterator[str]:
 def _collapse(level: Tolerance, summary: Summary) -> str:
     where = f"{level.network}, {level.regularizer.upper()}"
     if level.collapse_lam is None:
-        own = (level.recipe, level.regularizer, level.mode)
-        tried = [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
+        tried = _tried(level, summary)
         top = float_text(max(s.lam for s in tried if s.n))
         return f"{where}: plain regularization learned at every λ tried{_but_failed(tried)} (up to {top})."
     if level.tolerance_lam is None:
@@ -201,6 +200,17 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
     if _is_lost_anyway(level, summary):
         sentence += ", as the network does without any"
     return f"{sentence}; {_survival(level, level.collapse_lam, summary)}."
+
+
+def _tried(level: Tolerance, summary: Summary) -> list[Setting]:
+    own = (level.recipe, level.regularizer, level.mode)
+    return [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
+
+
+def _stops(level: Tolerance, summary: Summary) -> bool:
+    """Whether a seed does not learn beyond the last λ at which all do."""
+    last = -1.0 if level.tolerance_lam is None else level.tolerance_lam
+    return any(s.stopped and s.lam > last for s in _tried(level, summary))
 
 
 def _is_lost_anyway(level: Tolerance, summary: Summary) -> bool:
