@@ -67,11 +67,15 @@ def summarize(trials: pa.Table, search: Searched | None = None) -> Summary:
 
 
 def _order(setting: Setting) -> tuple[Any, ...]:
-    modes = ("none", "baseline", *_GATED)
     recipe, tuned = (tuple(map(_sortable, fields.values())) for fields in (setting.recipe, setting.tuned))
+    mode, *rest = _method_order(setting)
+    return (recipe, setting.regularizer, mode, setting.lam, *rest, tuned)
+
+
+def _method_order(setting: Setting) -> tuple[Any, ...]:
+    modes = ("none", "baseline", *_GATED)
     gamma = _sortable(int(setting.gamma) if setting.gamma and setting.gamma.isdigit() else setting.gamma)
-    rest = (setting.mu or 0, gamma, setting.gamma_threshold or 0)
-    return (recipe, setting.regularizer, modes.index(setting.mode), setting.lam, *rest, tuned)
+    return (modes.index(setting.mode), setting.mu or 0, gamma, setting.gamma_threshold or 0)
 
 
 def _sortable(value: Any) -> tuple[float, str]:
@@ -106,6 +110,7 @@ def _setting(
         values = [row[name] for row in measured if row[name] is not None]
         return stats.mean(values) if values else None
 
+    means = {name: average(name) for name in ("test_accuracy", "val_accuracy", "sparsity")}
     return Setting(
         **{name: first[name] for name in ("dataset", "model", "width", *METHOD_FIELDS)},
         network=network,
@@ -114,11 +119,11 @@ def _setting(
         n=len(measured),
         **count,
         learned=bool(measured) and not any(count.values()),
-        accuracy_mean=stats.mean(accuracies) if accuracies else None,
+        accuracy_mean=means["test_accuracy"],
         accuracy_ci95=stats.t_half_width(accuracies) if accuracies else None,
-        val_accuracy_mean=stats.mean(held_out) if held_out else None,
+        val_accuracy_mean=means["val_accuracy"],
         val_accuracy_ci95=stats.t_half_width(held_out) if held_out else None,
-        sparsity_mean=average("sparsity"),
+        sparsity_mean=means["sparsity"],
         pi_mean=average("pi"),
         imposed_fraction_mean=average("imposed_fraction"),
         gamma_used_mean=average("gamma_used"),
@@ -128,6 +133,7 @@ def _setting(
         measured_ids=tuple(row["trial_id"] for row in measured),
         trial_ids=trial_ids,
         suggestion=None if asked is None else asked.number,
+        sought=() if search is None or asked is None else tuple(means[name] or 0.0 for name in search.objectives),
         complete=asked is None or asked.trial_ids <= set(trial_ids),
     )
 
@@ -144,8 +150,8 @@ def best_setting(settings: Iterable[Setting]) -> Setting | None:
 
 def _preference(s: Setting) -> tuple[Any, ...]:
     mean = s.selection or 0.0
-    # A search compares the means as they are, and of equals takes the first.
-    searched = (-1.0, 0) if s.suggestion is None else (mean, -s.suggestion)
+    # A search compares the means as they are, then its other objectives, and of equals takes the first.
+    searched = (-1.0, (), 0) if s.suggestion is None else (mean, s.sought, -s.suggestion)
     return (s.unmeasured == 0 and s.complete, round(mean, DIGITS), *searched, -s.lam)
 
 
@@ -163,7 +169,7 @@ def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
         for setting in _of(family, regularizer, "baseline", *_GATED):
             if setting.n or setting.diverged:
                 lines[setting.mode, setting.mu, setting.gamma, setting.gamma_threshold].append(setting)
-        for (mode, mu, gamma, threshold), line in lines.items():
+        for (mode, mu, gamma, threshold), line in sorted(lines.items(), key=lambda item: _method_order(item[1][0])):
             yield Tolerance(
                 **line[0].family,
                 regularizer=regularizer,
@@ -242,7 +248,8 @@ def _is_refit(compared: Compared) -> bool:
 def _question(compared: Compared) -> str:
     """What a comparison has in common with that of its refits."""
     recipe = {name: value for name, value in compared.recipe.items() if name != "holdout"}
-    return repr((recipe, compared.regularizer, compared.mode))
+    settings = [[getattr(s, name) for name in (*METHOD_FIELDS, "tuned")] for s in (compared.baseline, compared.ours)]
+    return repr((recipe, settings))
 
 
 def _compression(family: Sequence[Setting]) -> Compression | None:

@@ -238,7 +238,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
         yield Figure(
             name=f"tolerance-{number}",
             title=f"Tolerance level over depth: {titles[family]}",
-            caption="The largest λ at which every seed learns (the paper's Figure 7).",
+            caption="The largest λ tried at which every seed learns (the paper's Figure 7).",
             x_title="layers",
             y_title="λ",
             x_ticks=tuple(sorted({depth for line in series for depth in line.x if depth is not None})),
@@ -250,6 +250,8 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
 def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
     setting = curves[0].setting
     where = f"{setting.network}, {setting.regularizer.upper()}"
+    fails = any(curve.setting.mode == "baseline" and curve.setting.stopped for curve in curves)
+    shown = "each mode at its best λ" + (", and where the baseline collapses" if fails else "")
     for name, title, figure, log in (
         ("train_loss", "training loss, without the penalty", "Figure 2a", True),
         ("grad_abs_mean", "mean |∇L|", "Figure 2c", True),
@@ -273,8 +275,7 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
         yield Figure(
             name=f"{name.replace('_', '-')}-{_slug(where)}-{number}",
             title=f"{title[0].upper()}{title[1:]}: {where}",
-            caption="Mean over the seeds that reached the epoch; each mode at its best λ, and where the baseline "
-            f"collapses (the paper's {figure}).",
+            caption=f"Mean over the seeds that reached the epoch; {shown} (the paper's {figure}).",
             x_title="epoch",
             y_title=title,
             y_log=log,

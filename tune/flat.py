@@ -5,18 +5,34 @@ from dataclasses import fields
 from typing import Any
 
 from tune.found import train_command
+from tune.schema import FAMILY_FIELDS
 from tune.summary import Compared, Compression, Found, Row, Setting, Sparsest, Tolerance
 
-__all__ = ["flat_comparison", "flat_compression", "flat_found", "flat_setting", "flat_tolerance"]
+__all__ = [
+    "flat_comparison",
+    "flat_compression",
+    "flat_found",
+    "flat_setting",
+    "flat_tolerance",
+    "setting_columns",
+]
 
+_LAM = {name: name for name in ("lam", "tuned")}
 _METHOD = {name: name for name in ("lam", "mu", "gamma", "gamma_threshold", "tuned")}
+_NESTED = ("recipe", "tuned", "sought")  # of which the last holds means that have a name of their own
 _ACCURACY = {"n": "n", "accuracy": "accuracy_mean", "ci95": "accuracy_ci95"}
-_SPARSITY = {"lam": "lam", "tuned": "tuned", "sparsity": "sparsity_mean", "accuracy": "accuracy_mean"}
+_SPARSITY = {"sparsity": "sparsity_mean", "accuracy": "accuracy_mean"}
 
 
 def flat_setting(setting: Setting) -> Row:
     """A setting, with the fields of its recipe and those that a search chose."""
     return _flat(setting)
+
+
+def setting_columns() -> list[str]:
+    """The names in the record of a setting, where there is none that has them."""
+    own = (field.name for field in fields(Setting) if field.name not in _NESTED)
+    return list(dict.fromkeys((*own, *FAMILY_FIELDS)))
 
 
 def flat_tolerance(level: Tolerance) -> Row:
@@ -26,10 +42,9 @@ def flat_tolerance(level: Tolerance) -> Row:
 
 def flat_comparison(compared: Compared) -> Row:
     """A comparison: ``baseline_…`` and ``ours_…`` are of the two settings."""
-    plain = {"lam": "lam", "tuned": "tuned", **_ACCURACY}
     return _flat(
         compared,
-        baseline=_named("baseline", compared.baseline, plain),
+        baseline=_named("baseline", compared.baseline, _LAM | _ACCURACY),
         ours=_named("ours", compared.ours, _METHOD | _ACCURACY),
     )
 
@@ -38,7 +53,7 @@ def flat_compression(found: Compression) -> Row:
     """Compression: ``baseline_…``, ``ours_…``, ``near_…`` and ``plain_…`` are of the settings."""
     return _flat(
         found,
-        baseline=_named("baseline", found.baseline, _SPARSITY),
+        baseline=_named("baseline", found.baseline, _LAM | _SPARSITY),
         ours=_sparsest("ours", found.ours, "compression"),
         near=_sparsest("near", found.near, "near_compression"),
         plain=_sparsest("plain", found.plain, "plain_compression"),
@@ -62,7 +77,7 @@ def _ranked(setting: Setting) -> Row:
 
 def _sparsest(prefix: str, found: Sparsest | None, compression: str) -> Row:
     setting = None if found is None else found.setting
-    named = _named(prefix, setting, {"mode": "mode", **_SPARSITY})
+    named = _named(prefix, setting, {"mode": "mode"} | _METHOD | _SPARSITY)
     return named | {compression: None if found is None else found.compression}
 
 
@@ -76,5 +91,6 @@ def _flat(finding: Setting | Tolerance | Compared | Compression | Found, **neste
     record: dict[str, Any] = {}
     for field in fields(finding):
         record |= nested.get(field.name, {field.name: getattr(finding, field.name)})
-    beside = record.pop("recipe") | record.pop("tuned", {})
+    recipe, tuned, _ = (record.pop(name, {}) for name in _NESTED)
+    beside = recipe | tuned
     return record | {name: value for name, value in beside.items() if name not in record}

@@ -39,15 +39,12 @@ def found_by(search: Searched, settings: Sequence[Setting]) -> Iterator[Found]:
 
 
 def _found(search: Searched, complete: list[Setting], settings: Sequence[Setting]) -> Found:
-    def values(s: Setting) -> tuple[float, ...]:
-        return tuple(value_of(s, name) or 0.0 for name in search.objectives)
-
     # As the search itself ranks them; but a mean without the trials that diverged at once is of the lucky ones.
-    ranking = sorted(complete, key=lambda s: (s.unmeasured == 0, values(s), -(s.suggestion or 0)), reverse=True)
+    ranking = sorted(complete, key=lambda s: (s.unmeasured == 0, s.sought, -(s.suggestion or 0)), reverse=True)
     best = ranking[0]
-    reached, half = values(best)[0], interval_of(best, search.objectives[0])
+    reached, half = best.sought[0], interval_of(best, search.objectives[0])
     if len(search.objectives) > 1:
-        ranking = unbeaten(ranking, values)
+        ranking = unbeaten(ranking, lambda s: s.sought)
     return Found(
         **best.family,
         regularizer=best.regularizer,
@@ -55,8 +52,8 @@ def _found(search: Searched, complete: list[Setting], settings: Sequence[Setting
         objectives=search.objectives,
         ranking=tuple(ranking),
         settings=len(complete),
-        equal=sum(round(values(s)[0], DIGITS) == round(reached, DIGITS) for s in complete) - 1,
-        within=None if half is None else sum(values(s)[0] >= reached - half for s in complete) - 1,
+        equal=sum(round(s.sought[0], DIGITS) == round(reached, DIGITS) for s in complete) - 1,
+        within=None if half is None else sum(s.sought[0] >= reached - half for s in complete) - 1,
         since=sum((s.suggestion or 0) > (best.suggestion or 0) for s in complete),
         refit=_refit(best, settings),
     )

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tune.flat import flat_comparison, flat_compression, flat_found, flat_setting, flat_tolerance
-from tune.summary import Setting, Summary
+from tune.flat import flat_comparison, flat_compression, flat_found, flat_setting, flat_tolerance, setting_columns
+from tune.summary import Summary
 from tune.tables import TextTable, text_tables
 from tune.verdict import caveats, commands, headline, sentences
 
@@ -68,7 +68,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
 
 def _csv(summary: Summary) -> str:
     rows = [flat_setting(each) for each in summary.settings]
-    names = list(rows[0]) if rows else list(Setting.__dataclass_fields__)
+    names = list(rows[0]) if rows else setting_columns()
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()

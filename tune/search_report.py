@@ -1,7 +1,6 @@
 """What a report says of a search: how the best found grew, and which parameter mattered."""
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,8 +10,9 @@ from tune.figures import Figure, Series
 from tune.filesystem import one_line
 from tune.folder import DamagedStoreError
 from tune.schema import METHOD_FIELDS, TRIALS
+from tune.stats import mean
 from tune.store import SEARCH, SUGGESTIONS, Store
-from tune.summary import Asked, Searched
+from tune.summary import DIGITS, Asked, Searched
 from tune.tables import TextTable, objective_text
 from tune.words import fields_text, method_text, told_apart
 
@@ -124,12 +124,14 @@ def importance_table(rows: list[dict[str, Any]], definition: Mapping[str, Any]) 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
     found = []
-    for line, settings in _lines(rows, definition):
-        names = list(settings[0][0]) if settings else []
+    for line, measured in _lines(rows, definition):
+        names = list(measured[0][0])
+        space: dict[str, Any] = {n: optuna.distributions.json_to_distribution(json.dumps(line[n])) for n in names}
+        # A sweep's trials, merged into the store, may lie beyond what was searched.
+        settings = [each for each in measured if all(space[k].low <= v <= space[k].high for k, v in each[0].items())]
         if len(names) < 2 or len(settings) < _LEAST or len({value for _, value, _ in settings}) < 2:
             continue
         study = optuna.create_study(direction="maximize")
-        space = {name: optuna.distributions.json_to_distribution(json.dumps(line[name])) for name in names}
         for params, value, _ in settings:
             study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -170,7 +172,8 @@ def _lines(
             params = {n: int(v) if n == "gamma" and v is not None else v for n, v in zip(names, values, strict=True)}
             if None not in params.values():
                 complete = ended_seeds[values].issuperset(line["seed"])
-                found.append((params, math.fsum(row[objective] for row in group) / len(group), complete))
+                # Equal but for their rounding, means have no spread to explain.
+                found.append((params, round(mean([row[objective] for row in group]), DIGITS), complete))
         if found:
             method = method_text(fixed["mode"], gamma=fixed.get("gamma"))
             name = f"{method}, {fields_text(others)}" if others else method

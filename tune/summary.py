@@ -62,8 +62,9 @@ class Setting:
     names the family: it tells the fields in which families of one network and data set differ. ``tuned`` holds the
     fields beside the method's own that a search chose.
 
-    ``suggestion`` counts the settings of a line of a search, None for one that no search asked for; ``complete`` is
-    False for one that a search gave fewer seeds than it has: the setting was pruned, or is under way.
+    ``suggestion`` counts the settings of a line of a search, and ``sought`` holds the means of what it maximized; None
+    and empty for one that no search asked for. ``complete`` is False for one that a search gave fewer seeds than it
+    has: the setting was pruned, or is under way.
     """
 
     dataset: str
@@ -97,6 +98,7 @@ class Setting:
     measured_ids: tuple[str, ...]
     trial_ids: tuple[str, ...]
     suggestion: int | None
+    sought: tuple[float, ...]
     complete: bool
 
     @property

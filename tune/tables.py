@@ -184,7 +184,8 @@ def _comparisons(comparisons: Sequence[Compared]) -> TextTable:
         "P(better)",
         "sig.",
     )
-    return TextTable("Accuracy, best λ of each mode (Table 2; Welch's t-test, α = 0.05)", columns, rows)
+    title = "Accuracy, best λ of each mode (Table 2; Welch's t-test, α = 0.05; bootstrap of the difference in points)"
+    return TextTable(title, columns, rows)
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -222,7 +223,7 @@ def _compression(found: Sequence[Compression]) -> TextTable:
 
 
 def _sparsest(found: Sparsest | None) -> str:
-    return NONE if found is None else f"{found.setting.mode} {_sparsity(found.setting)}"
+    return NONE if found is None else f"{method_of(found.setting)} {_sparsity(found.setting)}"
 
 
 def _sparsity(s: Setting) -> str:

@@ -39,7 +39,8 @@ def headline(summary: Summary) -> str:
         reach = max((_reach(level, summary.tolerance) for level in collapsed), default=0.0)
         times = f"{reach:.2g}" if reach < 10 else f"{reach:.0f}"
         beyond = f"; gated, it still learns at up to {times} times the λ" if reach > 1 else ""
-        said.append(f"Plain regularization stops learning{of}{beyond}.")
+        fails = "stops learning" if any(_stops(level, summary) for level in collapsed) else "fails in some seeds"
+        said.append(f"Plain regularization {fails}{of}{beyond}.")
     elif plain:
         tried = [s for s in summary.settings if s.mode == "baseline"]
         said.append(f"Plain regularization learns at every λ tried{_but_failed(tried)}.")
@@ -48,9 +49,10 @@ def headline(summary: Summary) -> str:
     if sure:
         best = max(sure, key=lambda c: c.relative_improvement or 0.0)
         said.append(
-            f"{len(sure)} of {len(compared)} comparisons with the best baseline are significant gains, also after "
-            f"Holm's correction; the largest is {best.mode} with {best.regularizer.upper()} on {best.network}: "
-            f"{signed_percent(best.relative_improvement)} relative."
+            f"{len(sure)} of {counted(len(compared), 'comparison')} with the best baseline "
+            f"{'is a significant gain' if len(sure) == 1 else 'are significant gains'}, also after "
+            f"Holm's correction; the largest is that of {method_of(best.ours)} with {best.regularizer.upper()} on "
+            f"{best.network}: {signed_percent(best.relative_improvement)} relative."
         )
     elif tested := sum(c.significant is not None for c in compared):
         alone = sum(c.significant is True and (c.relative_improvement or 0) > 0 for c in compared)
@@ -66,7 +68,7 @@ def headline(summary: Summary) -> str:
         said.append(f"At the baseline's {_split(most)}accuracy, {smaller}.")
     elif near is not None and _times(near.near) >= _NOTICEABLE:
         smaller = f"networks are up to {_times(near.near):.1f} times smaller"
-        said.append(f"Within one point of its {_split(near)}accuracy, {smaller}.")
+        said.append(f"Within one point of the baseline's {_split(near)}accuracy, {smaller}.")
     if said:
         return " ".join(said)
     missing = "baseline" if any(s.mode != "none" for s in summary.settings) else "regularized trial"
@@ -77,12 +79,13 @@ def _best_of(settings: Sequence[Setting]) -> str:
     best = best_setting(settings)
     if best is None:
         return ""
-    regularized = "" if best.mode == "none" else f" with {best.regularizer.upper()} at λ = {lam_of(best)}"
-    split = "validation " if best.val_accuracy_mean is not None else ""
-    return (
-        f"; the best {split}accuracy, {percent(best.selection)}, is that of {method_of(best)}{regularized} "
-        f"on {best.network}"
-    )
+    by = "without L1/L2"
+    if best.mode != "none":
+        by = f"with {method_of(best)}, {best.regularizer.upper()} at λ = {lam_of(best)}"
+    split, half = "", best.accuracy_ci95
+    if best.val_accuracy_mean is not None:
+        split, half = "validation ", best.val_accuracy_ci95
+    return f"; the best {split}accuracy, {percent(best.selection, half)}, is that of {best.network} {by}"
 
 
 def _plain_levels(summary: Summary) -> list[Tolerance]:
@@ -117,8 +120,10 @@ def sentences(summary: Summary) -> Iterator[str]:
         yield _collapse(level, summary)
     for compared in summary.comparisons:
         yield _comparison(compared)
+    gated = {repr(s.recipe) for s in summary.settings if s.regularizer == "l1" and s.mode in ("ours", "ours_orig")}
     for found in summary.compression:
-        yield _compression(found)
+        if repr(found.recipe) in gated:
+            yield _compression(found)
 
 
 def _best_found(found: Found) -> str:
@@ -148,8 +153,8 @@ def _how_sure(found: Found) -> str:
         return ""
     near = []
     if found.equal:
-        near.append(f"{found.equal} reached the same")
-    if found.within is not None:
+        near.append(f"{'all' if found.equal == others else found.equal} reached the same")
+    if found.within is not None and found.equal < others:
         count = "all" if found.within == others else found.within or "none"
         near.append(f"{count} {'lies' if count == 1 else 'lie'} within its interval")
     said = f"; of the other {others}, {' and '.join(near)}" if near else ""
@@ -204,8 +209,7 @@ def _smallest(found: Compression) -> Iterator[tuple[Setting, str]]:
 def _collapse(level: Tolerance, summary: Summary) -> str:
     where = f"{level.network}, {level.regularizer.upper()}"
     if level.collapse_lam is None:
-        own = (level.recipe, level.regularizer, level.mode)
-        tried = [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
+        tried = _tried(level, summary)
         top = float_text(max(s.lam for s in tried if s.n))
         return f"{where}: plain regularization learned at every λ tried{_but_failed(tried)} (up to {top})."
     if level.tolerance_lam is None:
@@ -226,6 +230,17 @@ def _collapse(level: Tolerance, summary: Summary) -> str:
     if _is_lost_anyway(level, summary):
         sentence += ", as the network does without any"
     return f"{sentence}; {_survival(level, level.collapse_lam, summary)}."
+
+
+def _tried(level: Tolerance, summary: Summary) -> list[Setting]:
+    own = (level.recipe, level.regularizer, level.mode)
+    return [s for s in summary.settings if (s.recipe, s.regularizer, s.mode) == own]
+
+
+def _stops(level: Tolerance, summary: Summary) -> bool:
+    """Whether a seed does not learn beyond the last λ at which all do."""
+    last = -1.0 if level.tolerance_lam is None else level.tolerance_lam
+    return any(s.stopped and s.lam > last for s in _tried(level, summary))
 
 
 def _is_lost_anyway(level: Tolerance, summary: Summary) -> bool:
@@ -266,8 +281,9 @@ def _comparison(c: Compared) -> str:
         word = "significant" if c.significant else "not significant"
         if c.significant and c.significant_holm is False:
             word = "significant alone, not after Holm's correction"
+        p = probability(c.p_value)
         holm = "its refit stands for it in Holm's correction" if c.refitted else f"Holm {probability(c.p_value_holm)}"
-        sure = f"{word}, p = {probability(c.p_value)}, {holm}"
+        sure = f"{word}, p {p if p.startswith('<') else f'= {p}'}, {holm}"
     return (
         f"{c.network}, {c.regularizer.upper()}: best {method_of(c.ours)} "
         f"{accuracy_of(c.ours)} at λ = {lam_of(c.ours)} against best baseline "
@@ -286,7 +302,7 @@ def _compression(c: Compression) -> str:
     else:
         ours = c.ours.setting
         first = (
-            f"{c.network}, L1: {ours.mode} at λ = {lam_of(ours)} keeps the best baseline's "
+            f"{c.network}, L1: {method_of(ours)} at λ = {lam_of(ours)} keeps the best baseline's "
             f"{_split(c)}accuracy ({percent(ours.accuracy_mean)} against {percent(c.baseline.accuracy_mean)}"
             f"{' on the test images' if _split(c) else ''}) with {_times(c.ours):.1f} "
             f"times fewer non-zero parameters (sparsity {number(ours.sparsity_mean)} against "
@@ -301,7 +317,7 @@ def _compression(c: Compression) -> str:
         assert c.baseline.accuracy_mean is not None and near.accuracy_mean is not None
         price = f"{100 * (c.baseline.accuracy_mean - near.accuracy_mean):.2f} points of accuracy"
     return (
-        f"{first}; for {price}, {near.mode} at λ = {lam_of(near)} "
+        f"{first}; for {price}, {method_of(near)} at λ = {lam_of(near)} "
         f"is {_times(c.near):.1f} times smaller (sparsity {number(near.sparsity_mean)}){_plain(c)}."
     )
 
@@ -326,6 +342,13 @@ def caveats(summary: Summary) -> Iterator[str]:
         yield "The best of a search was probably lucky on the validation images that chose it: quote its test accuracy."
     if "test_accuracy" in searched_on or any(c.selected_on == "test" for c in summary.comparisons):
         yield "The best λ was chosen on the test split, as in the paper; set holdout to choose it honestly."
+    elif "val_accuracy" not in searched_on and any(c.selected_on == "validation" for c in summary.comparisons):
+        yield "The best λ was chosen on the held-out images; accuracies are those on the test images."
+    idle = sum(s.mode in ("ours", "ours_orig") and s.lam > 0 and s.imposed_fraction_mean == 0 for s in summary.settings)
+    if idle:
+        yield f"In {counted(idle, 'gated setting')} λ was never imposed: that is training without L1/L2."
+    if any(c.significant is False and _leaves_out_0(c) for c in summary.comparisons):
+        yield "Bootstrap intervals (95 % of diff.) are too narrow for few runs: significance is that of p."
     few = sorted({s.n for s in summary.settings if 0 < s.n < 3})
     if few:
         yield (
@@ -336,20 +359,24 @@ def caveats(summary: Summary) -> Iterator[str]:
         yield "Settings differ in their number of runs."
     edges = (edge for compared in summary.comparisons for edge in _edges(compared, summary.settings))
     yield from dict.fromkeys(edges)  # two modes are compared with the same baseline
-    diverged = sum(s.diverged for s in summary.settings)
-    if diverged:
-        early = sum(s.unmeasured for s in summary.settings)
-        without = (
-            f"; {early} had none and {'is' if early == 1 else 'are'} in no mean, nor is a setting with such a trial "
-            "the best if there is another"
-            if early
-            else ""
+    early = sum(s.unmeasured for s in summary.settings)
+    late = sum(s.diverged for s in summary.settings) - early
+    if late:
+        counts = "counts with its" if late == 1 else "count with their"
+        yield f"{counted(late, 'trial')} diverged and {counts} last finite epoch."
+    if early:
+        ended = "its first epoch and is" if early == 1 else "their first epoch and are"
+        yield (
+            f"{counted(early, 'trial')} diverged in {ended} in no mean, nor is a setting with such a trial the best if "
+            "there is another."
         )
-        counts = "it counts with its" if diverged == 1 else "they count with their"
-        yield f"{counted(diverged, 'trial')} diverged; {counts} last finite epoch{without}."
     if summary.failures:
         are = "is" if len(summary.failures) == 1 else "are"
         yield f"{counted(len(summary.failures), 'trial')} failed and {are} in no mean."
+
+
+def _leaves_out_0(c: Compared) -> bool:
+    return c.difference_low is not None and c.difference_high is not None and c.difference_low * c.difference_high > 0
 
 
 def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
@@ -371,8 +398,8 @@ def _edges(compared: Compared, settings: tuple[Setting, ...]) -> Iterator[str]:
                 f"({float_text(best)}), which is compared with the best of several."
             )
         if len(tried) > 1 and best > 0 and best in (min(tried), max(tried)):  # no λ lies below 0
-            side = "smallest" if best == min(tried) else "largest"
+            side, beyond = ("smallest", "smaller") if best == min(tried) else ("largest", "larger")
             yield (
                 f"{compared.network}, {compared.regularizer.upper()}: the best λ of {mode} ({float_text(best)}) is the "
-                f"{side} tried; the true best may lie outside the grid."
+                f"{side} tried; the true best may be {beyond}."
             )

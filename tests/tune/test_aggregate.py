@@ -67,6 +67,12 @@ def test_tolerance_is_literal_also_where_the_line_is_broken(table, row):
     assert (level.tolerance_lam, level.collapse_lam) == (0.3, 0.2)
 
 
+def test_levels_stand_in_the_order_of_their_methods_whatever_lam_was_tried(table, row):
+    tried = ((20, 1e-3), (1, 2e-3), (100, 3e-3), (5, 4e-3), ("auto", 5e-3))
+    levels = summarize(table([row(0.8, mode="ours", lam=lam, gamma=gamma) for gamma, lam in tried])).tolerance
+    assert [level.gamma for level in levels] == ["auto", "1", "5", "20", "100"]
+
+
 def test_a_level_has_no_failed_trial_and_a_failed_trial_is_no_collapse(table, row):
     rows = _grid(row, "baseline", {0.1: 0.8, 0.2: 0.8, 0.4: 0.1})
     rows += [row(0.8, mode="baseline", lam=0.3)]
@@ -93,6 +99,14 @@ def test_a_refit_is_chosen_on_no_split_and_counts_for_holm_instead_of_what_chose
     assert after.p_value_holm == after.p_value
     assert before.p_value is not None
     assert (before.p_value_holm, before.significant_holm) == (None, None)
+
+
+def test_refits_of_other_settings_do_not_stand_for_what_chose(table, row, searched):
+    other = _grid(row, "baseline", {0.1: 0.83}) + _grid(row, "ours", {0.2: 0.85})  # the best by another objective
+    comparisons = summarize(table(searched[0] + other)).comparisons
+    assert [compared.refitted for compared in comparisons] == [False, False]
+    smaller = min(comparisons, key=lambda c: c.p_value)
+    assert smaller.p_value_holm == pytest.approx(2 * smaller.p_value)
 
 
 def test_without_a_refit_that_is_tested_what_chose_counts_for_holm(table, searched):

@@ -3,6 +3,7 @@
 import pytest
 
 from tune.aggregate import summarize
+from tune.curves import Curve
 from tune.figures import figures
 
 
@@ -39,3 +40,18 @@ def test_an_axis_of_nothing_but_zeros_has_a_length(table, row):
 )
 def test_what_was_tried_is_labelled_where_there_is_room(table, row, levels, ticks):
     assert list(over_lam(table, row, levels, 0.5).x_ticks) == ticks
+
+
+def test_the_caption_of_curves_says_what_is_drawn(table, row):
+    fine = row(0.9, mode="baseline", lam=1e-3), row(0.9, mode="ours", lam=1e-3)
+    for rows, told in (
+        (fine, "epoch; each mode at its best λ (the paper's"),
+        (
+            (*fine, row(0.1, status="collapsed", mode="baseline", lam=1e-2)),
+            "best λ, and where the baseline collapses (",
+        ),
+    ):
+        summary = summarize(table(rows))
+        curves = [Curve(setting, (0,), (1.0,), (1.0,), (1.0,), (1.0,)) for setting in summary.settings]
+        drawn = [f for f in figures(summary, curves) if f.x_title == "epoch"]
+        assert len(drawn) == 4 and all(told in figure.caption for figure in drawn)

@@ -98,6 +98,17 @@ def test_it_opens_draws_and_asks_the_network_for_nothing(browser, swept_page, wi
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"
 
 
+def test_in_print_a_table_is_no_larger_than_the_text(browser, swept_page):
+    open_page(browser, swept_page.as_uri())
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    sizes = browser.execute_script(
+        "return ['li', 'td'].map(name => parseFloat(getComputedStyle(document.querySelector(name)).fontSize))"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    text, cell = sizes
+    assert cell < text == 11
+
+
 def test_the_legend_toggles_and_so_does_the_theme(browser, swept_page):
     open_page(browser, swept_page.as_uri())
 

@@ -48,6 +48,24 @@ def test_gamma_as_a_number_and_as_auto_are_lines_of_their_own():
     assert {row[0] for row in table.rows} == {"digits/mlp2/l2/ours"}
 
 
+def test_what_was_not_searched_has_no_part_in_the_importance():
+    rows = [make_row(0.7 + g / 100, model="mlp2", mode="ours", lam=g * 1e-3, gamma=g) for g in range(1, 9)]
+    beyond = [make_row(0.1, model="mlp2", mode="ours", lam=lam, gamma=5) for lam in (0.5, 1.0)]
+    table = importance_table(rows + beyond, DEFINITION)
+    assert table == importance_table(rows, DEFINITION) and {row[-1] for row in table.rows} == {"8"}
+
+
+def test_means_that_differ_by_their_rounding_only_have_no_importance():
+    line = {"fixed": FIXED, "seed": [0, 1, 2], "lam": LAM, "gamma": GAMMA}
+    rows = [
+        make_row(correct / 450, model="mlp2", mode="ours", lam=lam, gamma=gamma, seed=seed)
+        for lam, counts in ((1e-3, (435, 435, 440)), (2e-3, (440, 435, 435)), (3e-3, (435, 437, 438)))
+        for gamma in (1, 5, 9)
+        for seed, correct in enumerate(counts)
+    ]
+    assert importance_table(rows, DEFINITION | {"lines": [line]}) is None
+
+
 def test_lines_of_one_method_are_told_apart():
     lines = [{"fixed": FIXED | {"batch_size": size}, "seed": [0], "lam": LAM} for size in (64, 128)]
     rows = [make_row(0.7, model="mlp2", mode="ours", lam=1e-3, batch_size=size) for size in (64, 128)]
@@ -101,7 +119,8 @@ def test_of_equals_the_report_names_the_one_that_the_search_took(table, asked):
         "85.00 ± 63.53 % over 2 seeds; of the other 2, 1 reached the same and all lie within its interval; the one "
         "suggested after it was no better." in text
     )
-    assert "85.00 %, is that of ours γ=5 with L2 at λ = 0.002 on mlp2" in text, "the headline names the same"
+    same = "the best accuracy, 85.00 ± 63.53 %, is that of mlp2 on digits with ours γ=5, L2 at λ = 0.002."
+    assert same in text, "the headline names the same"
     places = [line.split() for line in text.splitlines() if " of 3 " in line and "settings" not in line]
     assert [(cells[-9], cells[-8]) for cells in places] == [("0.002", "1"), ("0.001", "1"), ("0.003", "3")]
 
@@ -142,6 +161,21 @@ def test_of_two_objectives_the_report_shows_the_front(table, asked):
         "the Pareto front of test accuracy and sparsity has 3 of 4 settings of ours, 90.00 ± 0.00 % and 0.100 at "
         "λ = 0.001 (ours γ=5) to 70.00 ± 0.00 % and 0.600 at λ = 0.004 (ours γ=5)." in text
     )
+
+
+def test_of_equals_by_the_first_objective_no_comparison_names_one_that_is_not_on_the_front(table, asked):
+    rows = [row for lam, sparsity in ((1e-3, 0.1), (2e-3, 0.5)) for row in of_seeds(lam, 0.8, 0.8, sparsity=sparsity)]
+    rows += [make_row(0.7, model="mlp2", lam=1e-3, seed=seed) for seed in (0, 1)]
+    for objectives, best in ((["test_accuracy"], 1e-3), (["test_accuracy", "sparsity"], 2e-3)):
+        summary = summarize(table(rows), asked(1e-3, 2e-3, objectives=objectives))
+        (found,), (compared,) = summary.found, summary.comparisons
+        assert found.best.lam == compared.ours.lam == best
+
+
+def test_where_all_reached_the_same_no_interval_is_told(table, asked):
+    rows = [row for lam in (1e-3, 2e-3, 3e-3) for row in of_seeds(lam, 0.8, 0.9)]
+    text = render(summarize(table(rows), asked(1e-3, 2e-3, 3e-3)), "text", title="x", progress="p", width=400)
+    assert "over 2 seeds; of the other 2, all reached the same; none of the 2 suggested" in text
 
 
 def test_suggestions_that_cannot_be_read_are_damage(tmp_path):
