@@ -52,6 +52,8 @@ def counted_slices(params: Sequence[Tensor], rank: int, world_size: int) -> list
 def check_group(params: Sequence[Tensor], world_size: int) -> None:
     """Raise `ConfigError` unless the ranks that add up their counts are those that the parameters are sharded over."""
     for p in params:
+        if getattr(p, "_fsdp_flattened", False):  # a shard of one, or of several, that looks like a whole one
+            raise ConfigError("params", "a parameter of FullyShardedDataParallel", "those of fully_shard (FSDP2)")
         shard = _sharded(p)
         if shard is None:
             continue
