@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -280,6 +280,8 @@ class GatedOptimizer:
             if p.grad is not None and p.grad.is_neg():
                 p.grad = p.grad.resolve_neg()
         vote = Vote(self._counter.count(), self._process_group)
+        if self.regularizer == "l2" and (certain or by_pi):
+            _own_gradients(self._params)
         if self.regularizer == "l2" and by_pi:
             strength = 2 * self._decide(vote)
             for p in self._params:
@@ -395,6 +397,21 @@ def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
         if p.is_complex():
             raise ConfigError("params", str(p.dtype), "real parameters, as a complex gradient has no sign")
     return distinct
+
+
+def _own_gradients(params: Sequence[Tensor]) -> None:
+    """Give each gradient memory of its own, so that the penalty can be added in place.
+
+    `torch.autograd.grad` may give one tensor for two parameters, or one number for all elements of one.
+    """
+    places: set[int] = set()
+    for p in params:
+        if p.grad is None:
+            continue
+        g = local(p.grad)
+        if g.numel() and (g.data_ptr() in places or 0 in g.stride()):
+            p.grad = p.grad.clone(memory_format=torch.contiguous_format)
+        places.add(g.data_ptr())
 
 
 def _check_is_group(group: object) -> None:

@@ -557,6 +557,24 @@ def test_a_gradient_that_is_only_marked_as_negative_is_negative(inner):
 
 
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("mode", ["baseline", "ours_orig"])
+def test_gradients_that_share_memory_get_a_penalty_each(inner, mode):
+    """As `torch.autograd.grad` gives them: one tensor for both of a sum, and one number for all of a tensor's."""
+    a, b, c = (nn.Parameter(scale * torch.tensor([1.0, 2.0])) for scale in (1, 10, 100))
+    optimizer = GatedOptimizer(inner([a, b, c], lr=0.1), [a, b, c], regularizer="l2", mode=mode, lam=0.5, mu=0.0)
+    a.grad, b.grad, c.grad = torch.autograd.grad((2 * (a + b)).sum() + c.sum(), [a, b, c])
+    assert a.grad is b.grad
+    assert c.grad.stride() == (0,)
+    before = [p.detach().clone() for p in (a, b, c)]
+    optimizer.step()
+    for p, w, g in zip((a, b, c), before, (2, 2, 1), strict=True):
+        expected = nn.Parameter(w.clone())
+        expected.grad = g + w
+        inner([expected], lr=0.1).step()
+        torch.testing.assert_close(p, expected)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
 def test_a_tied_weight_that_is_given_twice_is_one(inner):
     found = []
     for times in (1, 2):
