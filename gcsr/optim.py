@@ -294,15 +294,32 @@ class GatedOptimizer:
             pairs = [(local(p.grad), local(p)) for p in self._params if p.grad is not None]
             if pairs:
                 torch._foreach_add_([g for g, _ in pairs], [w for _, w in pairs], alpha=2 * self.lam)
-        shrunk: list[tuple[float | Tensor, list[Tensor]]] = []  # looked up before hooks of the step drop gradients
+        shrunk: list[tuple[float | Tensor, list[Tensor]]] = []
         if self.regularizer == "l1" and (certain or by_pi):
-            for group in self.optimizer.param_groups:
-                learning = [p for p in group["params"] if id(p) in self._regularized and p.grad is not None]
-                shrunk.append((group["lr"], [local(p) for p in learning]))
-        self.optimizer.step()  # the all-reduce of the counts runs beside it
+            self._step_noting(shrunk)
+        else:
+            self.optimizer.step()  # the all-reduce of the counts runs beside it
         lam_t = self._decide(vote)
         for lr, weights in shrunk:
             soft_threshold_(weights, (lam_t * lr).reshape(()))
+
+    def _step_noting(self, learning: list[tuple[float | Tensor, list[Tensor]]]) -> None:
+        """The inner optimizer's step. Notes each group's learning rate in it and the regularized weights that learn."""
+
+        def note(*_: object) -> None:
+            learning[:] = [
+                (group["lr"], [local(p) for p in group["params"] if id(p) in self._regularized and p.grad is not None])
+                for group in self.optimizer.param_groups
+            ]
+
+        note()  # before hooks behind the step drop gradients, or set the next learning rate
+        hooks = getattr(self.optimizer, "_optimizer_step_pre_hooks", None)
+        last = self.optimizer.register_step_pre_hook(note) if hooks else None  # those may do so for this step
+        try:
+            self.optimizer.step()
+        finally:
+            if last is not None:
+                last.remove()
 
     def _decide(self, vote: Vote) -> Tensor:
         """The step's ``lam_t``, once the vote is in; noted, so to be called once a step."""

@@ -302,6 +302,26 @@ def test_a_hook_that_drops_gradients_does_not_stop_the_shrinking():
     assert torch.equal(w, torch.full((4,), 1 - 0.1))
 
 
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad])
+def test_hooks_before_the_step_say_what_shrinks_and_how_far(inner):
+    slow, frozen = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    inside = inner([slow, frozen], lr=0.1)
+
+    def before(optimizer, *_):
+        optimizer.param_groups[0]["lr"] = 0.01
+        frozen.grad = None
+
+    inside.register_step_pre_hook(before)
+    inside.register_step_post_hook(lambda optimizer, *_: optimizer.param_groups[0].update(lr=0.1))
+    optimizer = GatedOptimizer(inside, [slow, frozen], regularizer="l1", mode="baseline", lam=1.0)
+    for _ in range(2):
+        slow.grad, frozen.grad = torch.zeros(4), torch.zeros(4)
+        optimizer.step()
+    assert slow[0].item() == pytest.approx(1 - 2 * 0.01)
+    assert torch.equal(frozen, torch.ones(4))
+    assert len(inside._optimizer_step_pre_hooks) == 1
+
+
 @pytest.mark.parametrize("regularizer", ["l1", "l2"])
 def test_float64_is_penalized_in_float64(regularizer):
     found = []
