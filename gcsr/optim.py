@@ -26,6 +26,7 @@ __all__ = ["GatedOptimizer"]
 
 _LOCATED = frozenset({"_regularized", "_counter", "_fused"})  # attributes that know the parameters' places
 _DECAYS = ("weight_decay", "lambd")  # the latter is `torch.optim.ASGD`'s
+_FIXED = frozenset({"optimizer", "regularizer", "mode", "lam", "gamma", "gamma_threshold", "mu", "process_group"})
 
 
 class GatedOptimizer:
@@ -102,6 +103,8 @@ class GatedOptimizer:
             raise ConfigError("params", [list(p.shape) for p in params], "at least one regularized parameter")
         if any(p.device != params[0].device for p in params):
             raise ConfigError("params", "parameters on several devices", "all on one device")
+        if regularizer == "l1" and not all("lr" in group for group in optimizer.param_groups):
+            raise ConfigError("optimizer", type(optimizer).__name__, "one with learning rates, as l1 shrinks by lr·lam")
         self.optimizer = optimizer
         self.regularizer: Regularizer = regularizer
         self.lam = float(lam)
@@ -138,6 +141,16 @@ class GatedOptimizer:
             pi=self.last_pi.clone(),
             lam_t=self._zero.clone(),
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As for any object, but what the constructor was given stays: all else is built upon it.
+
+        Raises:
+            ConfigError: it is one of the constructor's arguments.
+        """
+        if name in _FIXED and "_decision" in vars(self):
+            raise ConfigError(name, value, "the constructor's; for others, build another GatedOptimizer")
+        super().__setattr__(name, value)
 
     def _locate(self, agreed: bool | None = None) -> None:
         """What depends on which tensors the parameters are, and where: a copy's are others.
@@ -407,6 +420,8 @@ def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
     """Each parameter once, as tied weights are one. Raise `ConfigError` unless all are tensors of real numbers."""
     if isinstance(params, Tensor):
         raise ConfigError("params", f"one tensor of shape {list(params.shape)}", "a list of parameters")
+    if not isinstance(params, Iterable):
+        raise ConfigError("params", type(params).__name__, "a list of parameters")
     distinct = list({id(p): p for p in params}.values())
     for p in distinct:
         if not isinstance(p, Tensor):

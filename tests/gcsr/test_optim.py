@@ -507,6 +507,8 @@ def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
         (nn.Flatten(), weights, r"optimizer: Flatten\(.*\) is not allowed; expected a torch.optim.Optimizer"),
         (sgd, model.named_parameters(), "params: 'tuple' is not allowed; expected parameters, as regularized_param"),
         (sgd, model, "params: 'Linear' is not allowed"),
+        (sgd, model[0], "params: 'Linear' is not allowed; expected a list of parameters"),
+        (sgd, None, "params: 'NoneType' is not allowed; expected a list of parameters"),
         (sgd, weights[0], r"params: 'one tensor of shape \[16, 6\]' is not allowed; expected a list of parameters"),
         (sgd, [other], "params: '1 other parameter' is not allowed; expected parameters of the given optimizer"),
         (torch.optim.SGD([wave]), [wave], "params: 'torch.complex64' is not allowed; expected real parameters"),
@@ -523,6 +525,39 @@ def test_steps_that_are_differentiated_through_are_refused():
     inner = torch.optim.SGD([w], 0.1, differentiable=True)
     with pytest.raises(ConfigError, match="optimizer: 'differentiable=True' is not allowed"):
         GatedOptimizer(inner, [w], regularizer="l2", mode="baseline", lam=0.1)
+
+
+@pytest.mark.parametrize("name", ["lam", "mu", "mode", "gamma", "regularizer", "optimizer"])
+def test_what_an_optimizer_was_built_with_cannot_be_set(name):
+    """Some of what is built upon it would go on with the old value: π, for one, with the old λ."""
+    optimizer = gated(network(), mode="ours_orig")
+    with pytest.raises(
+        ConfigError, match=f"^{name}: 0.5 is not allowed; expected the constructor's; for others, build"
+    ):
+        setattr(optimizer, name, 0.5)
+
+
+def test_another_wrapper_goes_on_with_another_lam():
+    model = network()
+    first = gated(model, lam=0.1)
+    before = steps(model, first)
+    second = GatedOptimizer(first.optimizer, regularized_parameters(model), regularizer="l2", mode="baseline", lam=0.2)
+    buffer = first.optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    second.step()
+    torch.testing.assert_close(model[0].weight, before[0] - 0.1 * (0.9 * buffer + 0.4 * before[0]))
+
+
+def test_l1_needs_a_learning_rate():
+    class WithoutOne(torch.optim.Optimizer):
+        def step(self, closure=None):
+            pass
+
+    w = nn.Parameter(torch.ones(2))
+    GatedOptimizer(WithoutOne([w], {}), [w], regularizer="l2", mode="baseline", lam=0.1)
+    with pytest.raises(ConfigError, match=r"^optimizer: 'WithoutOne' is not allowed; expected one with learning rates"):
+        GatedOptimizer(WithoutOne([w], {}), [w], regularizer="l1", mode="baseline", lam=0.1)
 
 
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
