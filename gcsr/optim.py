@@ -217,7 +217,8 @@ class GatedOptimizer:
     def start_epoch(self, epoch: int) -> None:
         """Tell the gate which epoch (from 0) the next steps belong to, and begin its sums anew.
 
-        With ``gamma: auto`` this is where γ is chosen, which reads the ended epoch's mean π.
+        With ``gamma: auto`` this is where γ is chosen, which reads the ended epoch's mean π. An epoch that is begun
+        again, as after a state from the middle of it was loaded, has not ended.
 
         Raises:
             ConfigError: it is no integer ≥ 0.
@@ -225,7 +226,7 @@ class GatedOptimizer:
         if not is_integer(epoch) or epoch < 0:
             raise ConfigError("epoch", epoch, "an integer ≥ 0")
         epoch = int(epoch)  # a saved state holds plain values
-        if self.gate.mode == "ours" and self.gate.gamma is None:
+        if self.gate.mode == "ours" and self.gate.gamma is None and epoch > self.epoch:
             ended = self._sums.tolist()
             previous_pi = ended[1] / ended[0] if ended[0] else None
             self.gate = self.gate.with_gamma(epoch, previous_pi)

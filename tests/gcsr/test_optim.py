@@ -356,6 +356,20 @@ def test_auto_gamma_waits_for_the_threshold():
     assert optimizer.gamma == 3
 
 
+def test_an_epoch_that_is_begun_again_is_not_chosen_for_its_own_pi():
+    model = network()
+    optimizer = gated(model, mode="ours", gamma="auto", gamma_threshold=0.0, lam=1e-3)
+    optimizer.start_epoch(0)
+    steps(model, optimizer)
+    other = gated(model, mode="ours", gamma="auto", gamma_threshold=0.0, lam=1e-3)
+    other.load_state_dict(optimizer.state_dict())
+    other.start_epoch(0)
+    assert other.gamma is None
+    steps(model, other)
+    other.start_epoch(1)
+    assert other.gamma == 1
+
+
 @pytest.mark.parametrize("gamma", ["auto", np.int64(1)])
 def test_integers_of_numpy_are_integers(gamma):
     model = network()
