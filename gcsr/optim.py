@@ -94,6 +94,9 @@ class GatedOptimizer:
             raise ConfigError("gamma", gamma, "an integer ≥ 0, or auto")
         if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
             raise ConfigError("optimizer", optimizer, "a torch.optim.Optimizer")
+        inside: set[int] = getattr(optimizer, "_regularized", set())  # a GatedOptimizer's: its π must not see a penalty
+        if regularizer == "l2" and not inside.isdisjoint(map(id, params)):
+            raise ConfigError("optimizer", type(optimizer).__name__, "one of other parameters, or l1 around l2")
         if any(group.get("differentiable") for group in optimizer.param_groups):
             raise ConfigError("optimizer", "differentiable=True", "one through whose steps nothing is differentiated")
         closure = inspect.signature(type(optimizer).step).parameters.get("closure")

@@ -533,6 +533,21 @@ def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
         gated(model).load_state_dict(sgd.state_dict())
 
 
+def test_two_penalties_of_one_weight_are_l1_around_l2():
+    w = nn.Parameter(torch.tensor([1.0, 1.0]))
+    options = {"mode": "ours_orig", "lam": 0.5, "mu": 0.0}
+    inside = GatedOptimizer(torch.optim.SGD([w], 0.1), [w], regularizer="l2", **options)
+    around = GatedOptimizer(inside, [w], regularizer="l1", **options)
+    w.grad = torch.tensor([-0.8, 2.0])
+    around.step()
+    assert (inside.last_pi.item(), around.last_pi.item()) == (0.5, 1.0)
+    assert w.tolist() == pytest.approx([1 - 0.1 * 0.2 - 0.05, 1 - 0.1 * 3 - 0.05])
+    with pytest.raises(
+        ConfigError, match="optimizer: 'GatedOptimizer' is not allowed; expected one of other parameters"
+    ):
+        GatedOptimizer(around, [w], regularizer="l2", **options)
+
+
 def test_steps_that_are_differentiated_through_are_refused():
     """The penalty would be no part of the graph, and a fused step has none."""
     w = torch.ones(3, requires_grad=True).clone()
