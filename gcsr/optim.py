@@ -324,10 +324,11 @@ class GatedOptimizer:
         """The inner optimizer's step. Notes each group's learning rate in it and the regularized weights that learn."""
 
         def note(*_: object) -> None:
-            learning[:] = [
-                (group["lr"], [local(p) for p in group["params"] if id(p) in self._regularized and p.grad is not None])
-                for group in self.optimizer.param_groups
-            ]
+            learning.clear()
+            for group in self.optimizer.param_groups:
+                lr = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+                weights = [local(p) for p in group["params"] if id(p) in self._regularized and p.grad is not None]
+                learning.append((lr, weights))
 
         note()  # before hooks behind the step drop gradients, or set the next learning rate
         hooks = getattr(self.optimizer, "_optimizer_step_pre_hooks", None)

@@ -345,6 +345,19 @@ def test_a_learning_rate_of_one_element_shrinks_a_scalar():
     assert w.item() == 0.75
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_schedule_in_a_hook_sets_the_next_threshold(kind):
+    w = nn.Parameter(torch.ones(1))
+    inner = torch.optim.SGD([w], lr=kind(0.1))
+    schedule = torch.optim.lr_scheduler.StepLR(inner, 1, 0.1)
+    inner.register_step_post_hook(lambda *_: schedule.step())
+    optimizer = GatedOptimizer(inner, [w], regularizer="l1", mode="baseline", lam=1.0)
+    for expected in (0.9, 0.89):
+        w.grad = torch.zeros(1)
+        optimizer.step()
+        assert w.item() == pytest.approx(expected)
+
+
 def test_auto_gamma_waits_for_the_threshold():
     model = network()
     optimizer = gated(model, mode="ours", gamma="auto", gamma_threshold=0.5, lam=1e-3)
