@@ -167,7 +167,7 @@ class GatedOptimizer:
         rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         if rank < 0:
             raise ConfigError("process_group", "a group without this process", "one that it is in")
-        check_group(params, world_size)
+        check_group(params, None if group is None else dist.get_process_group_ranks(group))
         self._counter = CoherenceCounter(params, self.lam, self.regularizer, rank=rank, world_size=world_size)
         self._fused: FusedSGD | None = None
         possible = FusedSGD.suits(self.optimizer)
