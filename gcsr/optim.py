@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -411,8 +411,10 @@ class GatedOptimizer:
             ConfigError: the state is not of a `GatedOptimizer`, or brings back a weight decay of regularized
                 parameters, or ``maximize``.
         """
-        if not state.keys() >= {"optimizer", "gate"}:  # the inner optimizer's, perhaps
-            raise ConfigError("state", ", ".join(map(str, state)), "what GatedOptimizer.state_dict() gave")
+        names = list(state) if isinstance(state, Mapping) else []
+        if not {"optimizer", "gate"} <= set(names):  # the inner optimizer's, perhaps
+            found = ", ".join(map(str, names)) or state
+            raise ConfigError("state", found, "what GatedOptimizer.state_dict() gave")
         self.optimizer.load_state_dict(state["optimizer"])
         if self._gamma_is_auto:
             self.gate = replace(self.gate, gamma=state["gate"]["gamma"])

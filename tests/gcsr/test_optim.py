@@ -544,6 +544,10 @@ def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
             GatedOptimizer(inner, params, regularizer="l2", mode="none", lam=0.1)
     with pytest.raises(ConfigError, match=r"state: 'state, param_groups' is not allowed; .*GatedOptimizer.state_dict"):
         gated(model).load_state_dict(sgd.state_dict())
+    with pytest.raises(
+        ConfigError, match=r"^state: None is not allowed; expected what GatedOptimizer.state_dict\(\) gave"
+    ):
+        gated(model).load_state_dict(None)
 
 
 def test_two_penalties_of_one_weight_are_l1_around_l2():
