@@ -441,9 +441,10 @@ def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
 def _own_gradients(params: Sequence[Tensor]) -> None:
     """Give each gradient memory of its own, so that the penalty can be added in place.
 
-    `torch.autograd.grad` may give one tensor for two parameters, or one number for all elements of one.
+    `torch.autograd.grad` may give one tensor for two parameters, or one number for all elements of one; and of ½‖w‖²
+    somebody may say that w itself is the gradient.
     """
-    places: set[int] = set()
+    places = {local(p).data_ptr() for p in params}
     for p in params:
         if p.grad is None:
             continue

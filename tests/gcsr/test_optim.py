@@ -675,6 +675,17 @@ def test_gradients_that_share_memory_get_a_penalty_each(inner, mode):
         torch.testing.assert_close(p, expected)
 
 
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad])
+@pytest.mark.parametrize("mode", ["baseline", "ours_orig"])
+def test_a_weight_may_be_its_own_gradient(inner, mode):
+    w, expected = nn.Parameter(torch.tensor([1.0, -2.0])), nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = GatedOptimizer(inner([w], lr=0.1), [w], regularizer="l2", mode=mode, lam=0.5, mu=0.0)
+    w.grad, expected.grad = w.detach(), 2 * expected.detach()
+    optimizer.step()
+    inner([expected], lr=0.1).step()
+    torch.testing.assert_close(w, expected)
+
+
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
 def test_a_tied_weight_that_is_given_twice_is_one(inner):
     found = []
