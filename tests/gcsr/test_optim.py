@@ -643,6 +643,16 @@ def test_a_weight_that_the_optimizer_has_twice_is_counted_once():
     assert optimizer.metrics().grad_abs_mean == 2.0
 
 
+def test_weights_that_share_memory_are_counted_before_either_is_changed():
+    a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([0.0]))
+    b.data = a.data
+    optimizer = GatedOptimizer(torch.optim.SGD([a, b], 0.1), [a, b], regularizer="l2", mode="baseline", lam=0.5)
+    a.grad, b.grad = torch.tensor([30.0]), torch.tensor([-0.5])
+    optimizer.step()
+    assert optimizer.last_pi.item() == 0.5, "after a's step, b's gradient and penalty would have the same sign"
+    assert a.item() == pytest.approx(1 - 0.1 * (30 + 1) - 0.1 * (-0.5 + 1))
+
+
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
 def test_a_gradient_that_is_only_marked_as_negative_is_negative(inner):
     found = []
