@@ -67,8 +67,10 @@ class FusedSGD:
     def suits(inner: torch.optim.Optimizer) -> bool:
         """Whether ``inner`` is a plain SGD over parameters that the compiled pass can take."""
         params = _parameters(inner)
-        once = len({id(p) for p in params}) == len(params)  # torch steps twice on one that it is given twice
-        return type(inner) in (torch.optim.SGD, QuickSGD) and once and can_pass(params)
+        if type(inner) not in (torch.optim.SGD, QuickSGD) or not can_pass(params):
+            return False
+        places = [p.data_ptr() for p in params if p.numel()]
+        return len(set(places)) == len(places)  # torch counts first, and steps twice on what it is given twice
 
     def ready(self) -> bool:
         """Whether this step can be fused: called before every step, as hooks, groups and gradients may change."""

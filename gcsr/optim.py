@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ __all__ = ["GatedOptimizer"]
 
 _LOCATED = frozenset({"_regularized", "_counter", "_fused"})  # attributes that know the parameters' places
 _DECAYS = ("weight_decay", "lambd")  # the latter is `torch.optim.ASGD`'s
+_FIXED = frozenset({"optimizer", "regularizer", "mode", "lam", "gamma", "gamma_threshold", "mu", "process_group"})
 
 
 class GatedOptimizer:
@@ -93,6 +94,9 @@ class GatedOptimizer:
             raise ConfigError("gamma", gamma, "an integer ≥ 0, or auto")
         if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
             raise ConfigError("optimizer", optimizer, "a torch.optim.Optimizer")
+        inside: set[int] = getattr(optimizer, "_regularized", set())  # a GatedOptimizer's: its π must not see a penalty
+        if regularizer == "l2" and not inside.isdisjoint(map(id, params)):
+            raise ConfigError("optimizer", type(optimizer).__name__, "one of other parameters, or l1 around l2")
         if any(group.get("differentiable") for group in optimizer.param_groups):
             raise ConfigError("optimizer", "differentiable=True", "one through whose steps nothing is differentiated")
         closure = inspect.signature(type(optimizer).step).parameters.get("closure")
@@ -102,6 +106,8 @@ class GatedOptimizer:
             raise ConfigError("params", [list(p.shape) for p in params], "at least one regularized parameter")
         if any(p.device != params[0].device for p in params):
             raise ConfigError("params", "parameters on several devices", "all on one device")
+        if regularizer == "l1" and not all("lr" in group for group in optimizer.param_groups):
+            raise ConfigError("optimizer", type(optimizer).__name__, "one with learning rates, as l1 shrinks by lr·lam")
         self.optimizer = optimizer
         self.regularizer: Regularizer = regularizer
         self.lam = float(lam)
@@ -139,6 +145,16 @@ class GatedOptimizer:
             lam_t=self._zero.clone(),
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As for any object, but what the constructor was given stays: all else is built upon it.
+
+        Raises:
+            ConfigError: it is one of the constructor's arguments.
+        """
+        if name in _FIXED and "_decision" in vars(self):
+            raise ConfigError(name, value, "the constructor's; for others, build another GatedOptimizer")
+        super().__setattr__(name, value)
+
     def _locate(self, agreed: bool | None = None) -> None:
         """What depends on which tensors the parameters are, and where: a copy's are others.
 
@@ -151,7 +167,7 @@ class GatedOptimizer:
         rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         if rank < 0:
             raise ConfigError("process_group", "a group without this process", "one that it is in")
-        check_group(params, world_size)
+        check_group(params, None if group is None else dist.get_process_group_ranks(group))
         self._counter = CoherenceCounter(params, self.lam, self.regularizer, rank=rank, world_size=world_size)
         self._fused: FusedSGD | None = None
         possible = FusedSGD.suits(self.optimizer)
@@ -204,7 +220,8 @@ class GatedOptimizer:
     def start_epoch(self, epoch: int) -> None:
         """Tell the gate which epoch (from 0) the next steps belong to, and begin its sums anew.
 
-        With ``gamma: auto`` this is where γ is chosen, which reads the ended epoch's mean π.
+        With ``gamma: auto`` this is where γ is chosen, which reads the ended epoch's mean π. An epoch that is begun
+        again, as after a state from the middle of it was loaded, has not ended.
 
         Raises:
             ConfigError: it is no integer ≥ 0.
@@ -212,7 +229,7 @@ class GatedOptimizer:
         if not is_integer(epoch) or epoch < 0:
             raise ConfigError("epoch", epoch, "an integer ≥ 0")
         epoch = int(epoch)  # a saved state holds plain values
-        if self.gate.mode == "ours" and self.gate.gamma is None:
+        if self.gate.mode == "ours" and self.gate.gamma is None and epoch > self.epoch:
             ended = self._sums.tolist()
             previous_pi = ended[1] / ended[0] if ended[0] else None
             self.gate = self.gate.with_gamma(epoch, previous_pi)
@@ -280,6 +297,8 @@ class GatedOptimizer:
             if p.grad is not None and p.grad.is_neg():
                 p.grad = p.grad.resolve_neg()
         vote = Vote(self._counter.count(), self._process_group)
+        if self.regularizer == "l2" and (certain or by_pi):
+            _own_gradients(self._params)
         if self.regularizer == "l2" and by_pi:
             strength = 2 * self._decide(vote)
             for p in self._params:
@@ -292,15 +311,33 @@ class GatedOptimizer:
             pairs = [(local(p.grad), local(p)) for p in self._params if p.grad is not None]
             if pairs:
                 torch._foreach_add_([g for g, _ in pairs], [w for _, w in pairs], alpha=2 * self.lam)
-        shrunk: list[tuple[float | Tensor, list[Tensor]]] = []  # looked up before hooks of the step drop gradients
+        shrunk: list[tuple[float | Tensor, list[Tensor]]] = []
         if self.regularizer == "l1" and (certain or by_pi):
-            for group in self.optimizer.param_groups:
-                learning = [p for p in group["params"] if id(p) in self._regularized and p.grad is not None]
-                shrunk.append((group["lr"], [local(p) for p in learning]))
-        self.optimizer.step()  # the all-reduce of the counts runs beside it
+            self._step_noting(shrunk)
+        else:
+            self.optimizer.step()  # the all-reduce of the counts runs beside it
         lam_t = self._decide(vote)
         for lr, weights in shrunk:
             soft_threshold_(weights, (lam_t * lr).reshape(()))
+
+    def _step_noting(self, learning: list[tuple[float | Tensor, list[Tensor]]]) -> None:
+        """The inner optimizer's step. Notes each group's learning rate in it and the regularized weights that learn."""
+
+        def note(*_: object) -> None:
+            learning.clear()
+            for group in self.optimizer.param_groups:
+                lr = group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+                weights = [local(p) for p in group["params"] if id(p) in self._regularized and p.grad is not None]
+                learning.append((lr, weights))
+
+        note()  # before hooks behind the step drop gradients, or set the next learning rate
+        hooks = getattr(self.optimizer, "_optimizer_step_pre_hooks", None)
+        last = self.optimizer.register_step_pre_hook(note) if hooks else None  # those may do so for this step
+        try:
+            self.optimizer.step()
+        finally:
+            if last is not None:
+                last.remove()
 
     def _decide(self, vote: Vote) -> Tensor:
         """The step's ``lam_t``, once the vote is in; noted, so to be called once a step."""
@@ -374,8 +411,10 @@ class GatedOptimizer:
             ConfigError: the state is not of a `GatedOptimizer`, or brings back a weight decay of regularized
                 parameters, or ``maximize``.
         """
-        if not state.keys() >= {"optimizer", "gate"}:  # the inner optimizer's, perhaps
-            raise ConfigError("state", ", ".join(map(str, state)), "what GatedOptimizer.state_dict() gave")
+        names = list(state) if isinstance(state, Mapping) else []
+        if not {"optimizer", "gate"} <= set(names):  # the inner optimizer's, perhaps
+            found = ", ".join(map(str, names)) or state
+            raise ConfigError("state", found, "what GatedOptimizer.state_dict() gave")
         self.optimizer.load_state_dict(state["optimizer"])
         if self._gamma_is_auto:
             self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
@@ -388,6 +427,8 @@ def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
     """Each parameter once, as tied weights are one. Raise `ConfigError` unless all are tensors of real numbers."""
     if isinstance(params, Tensor):
         raise ConfigError("params", f"one tensor of shape {list(params.shape)}", "a list of parameters")
+    if not isinstance(params, Iterable):
+        raise ConfigError("params", type(params).__name__, "a list of parameters")
     distinct = list({id(p): p for p in params}.values())
     for p in distinct:
         if not isinstance(p, Tensor):
@@ -395,6 +436,22 @@ def _distinct(params: Iterable[Tensor]) -> list[Tensor]:
         if p.is_complex():
             raise ConfigError("params", str(p.dtype), "real parameters, as a complex gradient has no sign")
     return distinct
+
+
+def _own_gradients(params: Sequence[Tensor]) -> None:
+    """Give each gradient memory of its own, so that the penalty can be added in place.
+
+    `torch.autograd.grad` may give one tensor for two parameters, or one number for all elements of one; and of ½‖w‖²
+    somebody may say that w itself is the gradient.
+    """
+    places = {local(p).data_ptr() for p in params}
+    for p in params:
+        if p.grad is None:
+            continue
+        g = local(p.grad)
+        if g.numel() and (g.data_ptr() in places or 0 in g.stride()):
+            p.grad = p.grad.clone(memory_format=torch.contiguous_format)
+        places.add(g.data_ptr())
 
 
 def _check_is_group(group: object) -> None:

@@ -49,17 +49,26 @@ def counted_slices(params: Sequence[Tensor], rank: int, world_size: int) -> list
     return sorted(slices)
 
 
-def check_group(params: Sequence[Tensor], world_size: int) -> None:
-    """Raise `ConfigError` unless the ranks that add up their counts are those that the parameters are sharded over."""
+def check_group(params: Sequence[Tensor], ranks: Sequence[int] | None) -> None:
+    """Raise `ConfigError` unless the ranks that add up their counts are those that the parameters are sharded over.
+
+    Args:
+        params: plain, or sharded.
+        ranks: global ones; None for a single process.
+    """
     for p in params:
+        if getattr(p, "_fsdp_flattened", False):  # a shard of one, or of several, that looks like a whole one
+            raise ConfigError("params", "a parameter of FullyShardedDataParallel", "those of fully_shard (FSDP2)")
         shard = _sharded(p)
         if shard is None:
             continue
         if any(place.is_partial() for place in shard.placements):
             raise ConfigError("params", f"a parameter with placements {shard.placements}", "shards and replicas")
-        if shard.device_mesh.size() != world_size:
-            expected = f"the {shard.device_mesh.size()} ranks that hold the sharded parameters"
-            raise ConfigError("process_group", f"{world_size} rank{'s' * (world_size > 1)}", expected)
+        holders = shard.device_mesh.mesh.flatten().tolist()
+        if set(holders) != set(holders[:1] if ranks is None else ranks):
+            number = 1 if ranks is None else len(ranks)
+            found = f"{number} {'other ' * (number == len(holders))}rank{'s' * (number > 1)}"
+            raise ConfigError("process_group", found, f"the {len(holders)} ranks that hold the sharded parameters")
 
 
 def align_gradients(params: Sequence[Tensor]) -> None:

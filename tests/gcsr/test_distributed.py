@@ -162,6 +162,19 @@ def shards_of_shards(group):
         assert optimizer.last_pi.item() == expected.rate().item()
 
 
+def shards_of_another_group(group):
+    """A mesh has several groups of the same size: of the wrong one, ranks would add up the counts of one shard."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size(group) // 2), mesh_dim_names=("dp", "tp"))
+    model = fully_shard(nn.Linear(5, 11), mesh=mesh["dp"])
+    inner, params = torch.optim.SGD(model.parameters(), 0.05), regularized_parameters(model)
+    options = {"regularizer": "l2", "mode": "baseline", "lam": 0.3}
+    GatedOptimizer(inner, params, process_group=mesh.get_group("dp"), **options)
+    with pytest.raises(
+        ConfigError, match="process_group: '2 other ranks' is not allowed; expected the 2 ranks that hold"
+    ):
+        GatedOptimizer(inner, params, process_group=mesh.get_group("tp"), **options)
+
+
 def partial_gradients(group):
     """A replicated weight whose gradient autograd leaves as partial sums: counted and penalized once, not per rank."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
@@ -242,6 +255,7 @@ def tensors_of_many_kinds(group, device):
     partial_gradients(group)
     only_some_can_fuse(group)
     shards_of_shards(group)
+    shards_of_another_group(group)
 
 
 def test_shards_partial_sums_and_machines_that_differ():

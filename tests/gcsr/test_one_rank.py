@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, init_device_mesh
 
 import gcsr.optim
@@ -131,3 +131,14 @@ def test_a_parameter_of_partial_sums_is_refused(group):
     options = {"regularizer": "l2", "mode": "baseline", "lam": 0.1, "process_group": mesh.get_group()}
     with pytest.raises(ConfigError, match=r"^params: .*Partial.* is not allowed; expected shards and replicas$"):
         GatedOptimizer(torch.optim.SGD([w], 0.1), [w], **options)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("original", [True, False])
+def test_shards_that_look_like_whole_parameters_are_refused(group, original):
+    """Of each other's shards, ranks would count a slice each; and where all is one flat parameter, biases, too."""
+    model = FullyShardedDataParallel(nn.Linear(5, 11).to(DEVICE), use_orig_params=original, device_id=DEVICE)
+    params = regularized_parameters(model)
+    options = {"regularizer": "l2", "mode": "baseline", "lam": 0.1, "process_group": group}
+    with pytest.raises(ConfigError, match=r"^params: 'a parameter of FullyShardedDataParallel' is not allowed; expec"):
+        GatedOptimizer(torch.optim.SGD(params, 0.1), params, **options)

@@ -302,6 +302,26 @@ def test_a_hook_that_drops_gradients_does_not_stop_the_shrinking():
     assert torch.equal(w, torch.full((4,), 1 - 0.1))
 
 
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad])
+def test_hooks_before_the_step_say_what_shrinks_and_how_far(inner):
+    slow, frozen = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    inside = inner([slow, frozen], lr=0.1)
+
+    def before(optimizer, *_):
+        optimizer.param_groups[0]["lr"] = 0.01
+        frozen.grad = None
+
+    inside.register_step_pre_hook(before)
+    inside.register_step_post_hook(lambda optimizer, *_: optimizer.param_groups[0].update(lr=0.1))
+    optimizer = GatedOptimizer(inside, [slow, frozen], regularizer="l1", mode="baseline", lam=1.0)
+    for _ in range(2):
+        slow.grad, frozen.grad = torch.zeros(4), torch.zeros(4)
+        optimizer.step()
+    assert slow[0].item() == pytest.approx(1 - 2 * 0.01)
+    assert torch.equal(frozen, torch.ones(4))
+    assert len(inside._optimizer_step_pre_hooks) == 1
+
+
 @pytest.mark.parametrize("regularizer", ["l1", "l2"])
 def test_float64_is_penalized_in_float64(regularizer):
     found = []
@@ -325,6 +345,19 @@ def test_a_learning_rate_of_one_element_shrinks_a_scalar():
     assert w.item() == 0.75
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_schedule_in_a_hook_sets_the_next_threshold(kind):
+    w = nn.Parameter(torch.ones(1))
+    inner = torch.optim.SGD([w], lr=kind(0.1))
+    schedule = torch.optim.lr_scheduler.StepLR(inner, 1, 0.1)
+    inner.register_step_post_hook(lambda *_: schedule.step())
+    optimizer = GatedOptimizer(inner, [w], regularizer="l1", mode="baseline", lam=1.0)
+    for expected in (0.9, 0.89):
+        w.grad = torch.zeros(1)
+        optimizer.step()
+        assert w.item() == pytest.approx(expected)
+
+
 def test_auto_gamma_waits_for_the_threshold():
     model = network()
     optimizer = gated(model, mode="ours", gamma="auto", gamma_threshold=0.5, lam=1e-3)
@@ -334,6 +367,20 @@ def test_auto_gamma_waits_for_the_threshold():
         assert optimizer.gamma == (3 if epoch >= 3 else None)
     optimizer.start_epoch(4)
     assert optimizer.gamma == 3
+
+
+def test_an_epoch_that_is_begun_again_is_not_chosen_for_its_own_pi():
+    model = network()
+    optimizer = gated(model, mode="ours", gamma="auto", gamma_threshold=0.0, lam=1e-3)
+    optimizer.start_epoch(0)
+    steps(model, optimizer)
+    other = gated(model, mode="ours", gamma="auto", gamma_threshold=0.0, lam=1e-3)
+    other.load_state_dict(optimizer.state_dict())
+    other.start_epoch(0)
+    assert other.gamma is None
+    steps(model, other)
+    other.start_epoch(1)
+    assert other.gamma == 1
 
 
 @pytest.mark.parametrize("gamma", ["auto", np.int64(1)])
@@ -487,6 +534,8 @@ def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
         (nn.Flatten(), weights, r"optimizer: Flatten\(.*\) is not allowed; expected a torch.optim.Optimizer"),
         (sgd, model.named_parameters(), "params: 'tuple' is not allowed; expected parameters, as regularized_param"),
         (sgd, model, "params: 'Linear' is not allowed"),
+        (sgd, model[0], "params: 'Linear' is not allowed; expected a list of parameters"),
+        (sgd, None, "params: 'NoneType' is not allowed; expected a list of parameters"),
         (sgd, weights[0], r"params: 'one tensor of shape \[16, 6\]' is not allowed; expected a list of parameters"),
         (sgd, [other], "params: '1 other parameter' is not allowed; expected parameters of the given optimizer"),
         (torch.optim.SGD([wave]), [wave], "params: 'torch.complex64' is not allowed; expected real parameters"),
@@ -495,6 +544,25 @@ def test_what_is_no_optimizer_or_no_list_of_parameters_is_named():
             GatedOptimizer(inner, params, regularizer="l2", mode="none", lam=0.1)
     with pytest.raises(ConfigError, match=r"state: 'state, param_groups' is not allowed; .*GatedOptimizer.state_dict"):
         gated(model).load_state_dict(sgd.state_dict())
+    with pytest.raises(
+        ConfigError, match=r"^state: None is not allowed; expected what GatedOptimizer.state_dict\(\) gave"
+    ):
+        gated(model).load_state_dict(None)
+
+
+def test_two_penalties_of_one_weight_are_l1_around_l2():
+    w = nn.Parameter(torch.tensor([1.0, 1.0]))
+    options = {"mode": "ours_orig", "lam": 0.5, "mu": 0.0}
+    inside = GatedOptimizer(torch.optim.SGD([w], 0.1), [w], regularizer="l2", **options)
+    around = GatedOptimizer(inside, [w], regularizer="l1", **options)
+    w.grad = torch.tensor([-0.8, 2.0])
+    around.step()
+    assert (inside.last_pi.item(), around.last_pi.item()) == (0.5, 1.0)
+    assert w.tolist() == pytest.approx([1 - 0.1 * 0.2 - 0.05, 1 - 0.1 * 3 - 0.05])
+    with pytest.raises(
+        ConfigError, match="optimizer: 'GatedOptimizer' is not allowed; expected one of other parameters"
+    ):
+        GatedOptimizer(around, [w], regularizer="l2", **options)
 
 
 def test_steps_that_are_differentiated_through_are_refused():
@@ -503,6 +571,39 @@ def test_steps_that_are_differentiated_through_are_refused():
     inner = torch.optim.SGD([w], 0.1, differentiable=True)
     with pytest.raises(ConfigError, match="optimizer: 'differentiable=True' is not allowed"):
         GatedOptimizer(inner, [w], regularizer="l2", mode="baseline", lam=0.1)
+
+
+@pytest.mark.parametrize("name", ["lam", "mu", "mode", "gamma", "regularizer", "optimizer"])
+def test_what_an_optimizer_was_built_with_cannot_be_set(name):
+    """Some of what is built upon it would go on with the old value: π, for one, with the old λ."""
+    optimizer = gated(network(), mode="ours_orig")
+    with pytest.raises(
+        ConfigError, match=f"^{name}: 0.5 is not allowed; expected the constructor's; for others, build"
+    ):
+        setattr(optimizer, name, 0.5)
+
+
+def test_another_wrapper_goes_on_with_another_lam():
+    model = network()
+    first = gated(model, lam=0.1)
+    before = steps(model, first)
+    second = GatedOptimizer(first.optimizer, regularized_parameters(model), regularizer="l2", mode="baseline", lam=0.2)
+    buffer = first.optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    second.step()
+    torch.testing.assert_close(model[0].weight, before[0] - 0.1 * (0.9 * buffer + 0.4 * before[0]))
+
+
+def test_l1_needs_a_learning_rate():
+    class WithoutOne(torch.optim.Optimizer):
+        def step(self, closure=None):
+            pass
+
+    w = nn.Parameter(torch.ones(2))
+    GatedOptimizer(WithoutOne([w], {}), [w], regularizer="l2", mode="baseline", lam=0.1)
+    with pytest.raises(ConfigError, match=r"^optimizer: 'WithoutOne' is not allowed; expected one with learning rates"):
+        GatedOptimizer(WithoutOne([w], {}), [w], regularizer="l1", mode="baseline", lam=0.1)
 
 
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
@@ -542,6 +643,16 @@ def test_a_weight_that_the_optimizer_has_twice_is_counted_once():
     assert optimizer.metrics().grad_abs_mean == 2.0
 
 
+def test_weights_that_share_memory_are_counted_before_either_is_changed():
+    a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([0.0]))
+    b.data = a.data
+    optimizer = GatedOptimizer(torch.optim.SGD([a, b], 0.1), [a, b], regularizer="l2", mode="baseline", lam=0.5)
+    a.grad, b.grad = torch.tensor([30.0]), torch.tensor([-0.5])
+    optimizer.step()
+    assert optimizer.last_pi.item() == 0.5, "after a's step, b's gradient and penalty would have the same sign"
+    assert a.item() == pytest.approx(1 - 0.1 * (30 + 1) - 0.1 * (-0.5 + 1))
+
+
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
 def test_a_gradient_that_is_only_marked_as_negative_is_negative(inner):
     found = []
@@ -554,6 +665,35 @@ def test_a_gradient_that_is_only_marked_as_negative_is_negative(inner):
         optimizer.step()
         found.append((w.tolist(), optimizer.metrics()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("mode", ["baseline", "ours_orig"])
+def test_gradients_that_share_memory_get_a_penalty_each(inner, mode):
+    """As `torch.autograd.grad` gives them: one tensor for both of a sum, and one number for all of a tensor's."""
+    a, b, c = (nn.Parameter(scale * torch.tensor([1.0, 2.0])) for scale in (1, 10, 100))
+    optimizer = GatedOptimizer(inner([a, b, c], lr=0.1), [a, b, c], regularizer="l2", mode=mode, lam=0.5, mu=0.0)
+    a.grad, b.grad, c.grad = torch.autograd.grad((2 * (a + b)).sum() + c.sum(), [a, b, c])
+    assert a.grad is b.grad
+    assert c.grad.stride() == (0,)
+    before = [p.detach().clone() for p in (a, b, c)]
+    optimizer.step()
+    for p, w, g in zip((a, b, c), before, (2, 2, 1), strict=True):
+        expected = nn.Parameter(w.clone())
+        expected.grad = g + w
+        inner([expected], lr=0.1).step()
+        torch.testing.assert_close(p, expected)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad])
+@pytest.mark.parametrize("mode", ["baseline", "ours_orig"])
+def test_a_weight_may_be_its_own_gradient(inner, mode):
+    w, expected = nn.Parameter(torch.tensor([1.0, -2.0])), nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = GatedOptimizer(inner([w], lr=0.1), [w], regularizer="l2", mode=mode, lam=0.5, mu=0.0)
+    w.grad, expected.grad = w.detach(), 2 * expected.detach()
+    optimizer.step()
+    inner([expected], lr=0.1).step()
+    torch.testing.assert_close(w, expected)
 
 
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam])
