@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -48,8 +49,9 @@ class GatedOptimizer:
     (`gcsr.fused_sgd`), unless it has hooks. Ranks that hold the same weights must have the same hooks,
     and gradients of the same layout.
 
-    ``step`` must see the gradient as it is averaged over workers, unscaled (`GradScaler.unscale_`) and before
-    clipping: clip in a ``register_step_pre_hook`` of the inner optimizer, which for L2 sees the penalty, too.
+    ``step`` must see the gradient as it is averaged over workers, unscaled and before clipping. A ``GradScaler``
+    unscales in its ``unscale_`` and ``step``: give both this optimizer, not the inner one. Clip in a
+    ``register_step_pre_hook`` of the inner optimizer, which for L2 sees the penalty, too.
     Under data parallelism give ``process_group``: every rank counts its slice of the regularized parameters
     and one all-reduce of two integers makes the global π, the same on all ranks.
 
@@ -128,6 +130,7 @@ class GatedOptimizer:
         self._sums = torch.zeros(4, dtype=torch.float64, device=params[0].device)
         self._one = torch.ones((), dtype=torch.float64, device=params[0].device)
         self._enter(0)
+        self._knows_epoch = self.gate.mode != "ours" or self.gate.imposed_in(0)
         self.last_pi = torch.zeros((), dtype=torch.float64, device=params[0].device)
         """π of the last step, 0-dim float64 on the device; NaN where a gradient was not finite. The next step may write
         over it: clone it to keep it."""
@@ -234,6 +237,7 @@ class GatedOptimizer:
             previous_pi = ended[1] / ended[0] if ended[0] else None
             self.gate = self.gate.with_gamma(epoch, previous_pi)
         self._enter(epoch)
+        self._knows_epoch = True
         self._sums.zero_()
 
     def _enter(self, epoch: int) -> None:
@@ -250,12 +254,18 @@ class GatedOptimizer:
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """One update. Afterwards ``p.grad`` of the regularized parameters may hold the penalty too.
 
+        Mode ``ours`` warns once if it was not told which epoch this is.
+
         Raises:
             ConfigError: a group of regularized parameters was given a weight decay, or ``maximize``.
             TypeError: a closure is given: π belongs to one gradient, a closure would make several.
         """
         if closure is not None:
             raise TypeError("GatedOptimizer.step takes no closure: call backward() yourself, then step()")
+        if not self._knows_epoch:
+            self._knows_epoch = True
+            missed = "start_epoch was not called before step: mode ours never imposes λ then"
+            warnings.warn(f"GatedOptimizer: {missed}", stacklevel=3)  # beyond torch's decorator
         _check_settings(self.optimizer, self._regularized)
         if self._fused is not None and self._fused.ready():
             self._step_fused(self._fused)
@@ -419,6 +429,7 @@ class GatedOptimizer:
         if self._gamma_is_auto:
             self.gate = replace(self.gate, gamma=state["gate"]["gamma"])
         self._enter(state["gate"]["epoch"])
+        self._knows_epoch = True
         self._sums.copy_(state["gate"]["sums"])
         _check_groups(self.optimizer, self._regularized)
 

@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -834,3 +835,27 @@ def test_what_an_optimizer_cannot_be_or_be_given_is_refused():
     mine = wrapped()
     with pytest.raises(ConfigError, match=r"weight_decay: 0\.3 is not allowed"):
         mine.load_state_dict(mine.state_dict() | {"optimizer": decaying.state_dict()})
+
+
+def test_who_forgets_to_start_epochs_is_told_once_where_that_matters():
+    def told(start=None, steps=3, **method):
+        model = network()
+        optimizer = gated(model, **method)
+        if start is not None:
+            start(optimizer)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(steps):
+                optimizer.step()
+        return [(str(each.message), each.filename) for each in found]
+
+    missed = "GatedOptimizer: start_epoch was not called before step: mode ours never imposes λ then"
+    assert told(mode="ours") == [(missed, __file__)]
+    assert told(mode="ours", gamma="auto") == [(missed, __file__)]
+    assert told(mode="ours", gamma=0) == []
+    assert all(told(mode=mode) == [] for mode in ("none", "baseline", "ours_orig"))
+    assert told(lambda optimizer: optimizer.start_epoch(0), mode="ours") == []
+    state = gated(network(), mode="ours").state_dict()
+    assert told(lambda optimizer: optimizer.load_state_dict(state), mode="ours") == []
