@@ -205,12 +205,12 @@ def test_trials_over_two_workers_on_ray_survive_one_of_them_and_fail_once_by_the
 
 @pytest.mark.parametrize("per_gpu", [1, 2])
 def test_cut_into_pieces_by_a_time_limit_it_ends_in_the_undisturbed_table(tmp_path, per_gpu):
-    spec = SPEC.replace({"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "epochs": 150})
+    spec = SPEC.replace({"mode": "ours_orig", "regularizer": "l2", "lam": 1e-3, "epochs": 300})
     whole, pieces = Store(str(tmp_path / "whole")), Store(str(tmp_path / "pieces"))
     run_sweep(spec, whole, RunOptions(executor="inline", cohort=1))
     left, calls = 2, 0
     while left:
-        limit = 0.4 * 2 ** (calls // 20)  # a piece on a busy machine may be over before it has begun
+        limit = 0.2 * 2 ** (calls // 20)  # a piece on a busy machine may be over before it has begun
         options = RunOptions(executor="inline", resume=True, cohort=1, trials_per_gpu=per_gpu, time_limit=limit)
         outcome = run_sweep(spec, pieces, options)
         left, calls = outcome.left, calls + 1
