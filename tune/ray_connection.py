@@ -83,6 +83,7 @@ def _connect(address: str | None) -> None:
             _keep_token_private()
             # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
             ray.init(address="local", include_dashboard=False, **quiet)
+            _end_autoscaler()
         except InvalidInputError:
             raise
         except Exception as error:  # Ray raises many kinds, as for a full disk or a path that is too long
@@ -93,6 +94,12 @@ def _connect(address: str | None) -> None:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise InvalidInputError(f"address: {address!r} cannot be reached: {one_line(error)}") from None
+
+
+def _end_autoscaler() -> None:
+    """One machine has nothing to scale, and to wait for the autoscaler's end takes Ray a second of each sweep."""
+    with contextlib.suppress(Exception):  # Ray's own affair: where it is kept elsewhere, the second is lost
+        ray._private.worker._global_node.all_processes["monitor"][0].process.kill()
 
 
 def _keep_token_private() -> None:

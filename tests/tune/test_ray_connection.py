@@ -15,11 +15,15 @@ from tune.ray_connection import connected
 
 STARTED = """
 import os, sys
+import psutil
 os.umask(0o022)
 from tune.ray_connection import connected
 import ray
 with connected(sys.argv[1] or None):
     assert ray.get(ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
+    running = [" ".join(p.cmdline()) for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    assert any("raylet" in line for line in running)
+    assert not any("autoscaler" in line for line in running), "its end would take a second of each sweep"
 """
 
 
