@@ -21,13 +21,24 @@
 #define LANES 4
 #endif
 #define COLUMNS (2 * LANES) /* of a tile: ROWS x COLUMNS elements of a product are summed in registers */
-#define ROWS 6
+#if LANES == 16
+#define ROWS 8 /* of 32 registers; also half of a cache line, where a factor's column is a row of memory */
+#else
+#define ROWS 6 /* of 16 */
+#endif
+#if !defined(SHUFFLES) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES 1 /* GCC before 12 has none */
+#endif
+#endif
 #define DEPTH 512       /* of a tile's sum: so many rows of a panel stay in the first or second level cache */
 #define CHUNK 256       /* images that are answered at once */
 #define PARALLEL 500000 /* multiplications; waking other threads costs some microseconds */
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef float four __attribute__((vector_size(16)));
+typedef float eight __attribute__((vector_size(32)));
 typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 typedef struct {
@@ -84,6 +95,10 @@ static inline __attribute__((always_inline)) void tile(const int rows, int64_t d
 static void short_tile(int64_t rows, int64_t depth, Matrix a, const float *panel, float *c, int64_t width, int more,
                         Ending ending) {
     switch (rows) {
+#if ROWS == 8
+    case 8: tile(8, depth, a, panel, c, width, more, ending); break;
+    case 7: tile(7, depth, a, panel, c, width, more, ending); break;
+#endif
     case 6: tile(6, depth, a, panel, c, width, more, ending); break;
     case 5: tile(5, depth, a, panel, c, width, more, ending); break;
     case 4: tile(4, depth, a, panel, c, width, more, ending); break;
@@ -107,7 +122,35 @@ static void narrow_tile(int64_t rows, int64_t depth, Matrix a, const float *pane
     for (int64_t i = 0; i < rows; i++) memcpy(c + i * width, own + i * COLUMNS, columns * sizeof *c);
 }
 
-/* `columns` columns of b, row by row, filled up to COLUMNS with zeros. */
+/* Eight rows of eight elements each, `row` apart, become columns of the panel. */
+static inline void transpose(float *panel, const float *p, int64_t row) {
+#if SHUFFLES
+    for (int half = 0; half < 8; half += 4) {
+        eight r[4];
+        for (int i = 0; i < 4; i++) {
+            four low, high;
+            memcpy(&low, p + i * row + half, sizeof low);
+            memcpy(&high, p + (i + 4) * row + half, sizeof high);
+            r[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+        }
+        for (int pair = 0; pair < 4; pair += 2) {
+            const eight one = pair ? __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15)
+                                   : __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
+            const eight other = pair ? __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15)
+                                     : __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
+            const eight even = __builtin_shufflevector(one, other, 0, 1, 8, 9, 4, 5, 12, 13);
+            const eight odd = __builtin_shufflevector(one, other, 2, 3, 10, 11, 6, 7, 14, 15);
+            memcpy(panel + (half + pair) * COLUMNS, &even, sizeof even);
+            memcpy(panel + (half + pair + 1) * COLUMNS, &odd, sizeof odd);
+        }
+    }
+#else
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 8; i++) panel[i * COLUMNS + j] = p[j * row + i];
+#endif
+}
+
+/* `columns` columns of b, row by row, filled up to COLUMNS with zeros; of b the rows or the columns lie in one piece. */
 static void pack(float *panel, Matrix b, int64_t depth, int64_t columns) {
     if (columns < COLUMNS) memset(panel, 0, depth * COLUMNS * sizeof *panel);
     if (b.column == 1) {
@@ -115,11 +158,14 @@ static void pack(float *panel, Matrix b, int64_t depth, int64_t columns) {
         return;
     }
     int64_t k = 0;
-    for (; k + 8 <= depth; k += 8) /* a cache line is used up before the next is asked for */
-        for (int64_t j = 0; j < columns; j++)
-            for (int64_t i = 0; i < 8; i++) panel[(k + i) * COLUMNS + j] = b.p[j * b.column + (k + i) * b.row];
+    for (; k + 8 <= depth; k += 8) { /* a cache line is used up before the next is asked for */
+        int64_t j = 0;
+        for (; j + 8 <= columns; j += 8) transpose(panel + k * COLUMNS + j, b.p + j * b.column + k, b.column);
+        for (; j < columns; j++)
+            for (int64_t i = 0; i < 8; i++) panel[(k + i) * COLUMNS + j] = b.p[j * b.column + k + i];
+    }
     for (; k < depth; k++)
-        for (int64_t j = 0; j < columns; j++) panel[k * COLUMNS + j] = b.p[j * b.column + k * b.row];
+        for (int64_t j = 0; j < columns; j++) panel[k * COLUMNS + j] = b.p[j * b.column + k];
 }
 
 /* Columns j to j + COLUMNS of c = a b, with a [m, depth], b [depth, n] and c [m, n] in row order. */

@@ -122,10 +122,10 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @needs_compiler
-@pytest.mark.parametrize("lanes", [4, 8])
-def test_nor_do_the_processors_vectors(lanes, monkeypatch):
+@pytest.mark.parametrize("changed", ["LANES=4", "LANES=8", "SHUFFLES=0"])
+def test_nor_do_the_processors_vectors(changed, monkeypatch):
     model, found = network("mlp3", 0.3), []
-    for flags in (gcsr.compiled._FLAGS, (*gcsr.compiled._FLAGS, f"-DLANES={lanes}")):
+    for flags in (gcsr.compiled._FLAGS, (*gcsr.compiled._FLAGS, f"-D{changed}")):
         monkeypatch.setattr(gcsr.compiled, "_FLAGS", flags)
         monkeypatch.setattr(gcsr.native_network, "compiled", gcsr.compiled.compiled.__wrapped__)
         own = NativeNetwork(weights_of(model))
