@@ -11,7 +11,7 @@ from gcsr.arrays import held_out, levels, load_arrays, number_of_classes
 from gcsr.config import TrialConfig
 from gcsr.errors import ConfigError
 
-__all__ = ["Dataset", "check_data", "load_dataset"]
+__all__ = ["Dataset", "check_data", "load_dataset", "normalized"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,12 @@ class Dataset:
 
     def normalized(self, images: Tensor) -> Tensor:
         """Float32 network input from uint8 images ``[N, C, H, W]``."""
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        return normalized(images, self.scale, self.shift)
+
+
+def normalized(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``images·scale + shift``, in the dtype of the latter; as in `Dataset`."""
+    return torch.addcmul(shift, images.to(shift.dtype), scale)
 
 
 def load_dataset(

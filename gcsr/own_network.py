@@ -2,8 +2,6 @@
 
 import contextlib
 import importlib
-import io
-import pickle
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gcsr.archive import packed, unpacked
 from gcsr.errors import ConfigError, InvalidInputError
 from gcsr.fused_sgd import QuickSGD
 from gcsr.optim import GatedOptimizer
@@ -156,13 +155,11 @@ def check_learning(
 
 def _check_state(name: str, network: nn.Module) -> None:
     """Raise `InvalidInputError` if a checkpoint with the network's state could be written and not be read."""
-    saved = io.BytesIO()
     with _told(f"the state_dict of {name} cannot be saved"):
-        torch.save(network.state_dict(), saved)
-    saved.seek(0)
+        saved = packed(network.state_dict())
     try:
-        torch.load(saved, weights_only=True)
-    except pickle.UnpicklingError:
+        unpacked(saved, torch.device("cpu"))
+    except ValueError:
         raise InvalidInputError(
             f"model: the state_dict of {name} holds other than tensors and plain values, which cannot be read again"
         ) from None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gcsr.archive import packed, unpacked
 from gcsr.config import TrialConfig
-from gcsr.data import Dataset
+from gcsr.data import Dataset, normalized
 from gcsr.errors import InvalidInputError, shortened
 from gcsr.models import ConvolutionalNetwork, network_of
 from gcsr.randomness import undisturbed
@@ -74,7 +74,7 @@ class TrainedNetwork(nn.Module):
         Args:
             images: uint8 or float, with the values that the data set has: 0 to 255, in digits 0 to 16.
         """
-        logits: Tensor = self.network(torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale))
+        logits: Tensor = self.network(normalized(images, self.scale, self.shift))
         return logits
 
     def to_bytes(self) -> bytes:

@@ -8,15 +8,16 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from gcsr.names import MODES
 from tune import stats
 from tune.found import found_by
 from tune.schema import CONFIG_FIELDS, FAMILY_FIELDS, METHOD_FIELDS
 from tune.summary import DIGITS, NEAR, Compared, Compression, Row, Searched, Setting, Sparsest, Summary, Tolerance
 from tune.words import network_texts
 
-__all__ = ["MEMORY", "best_setting", "compression_rate", "summarize"]
+__all__ = ["GATED", "MEMORY", "best_setting", "compression_rate", "summarize"]
 
-_GATED = ("ours", "ours_orig")
+GATED = ("ours", "ours_orig")  # modes that impose λ only where learning bears it
 _ROUNDING = 10.0**-DIGITS
 _TRIAL_FIELDS = (
     *("trial_id", "seed", "status", "error", "test_accuracy", "val_accuracy", "sparsity", "pi", "imposed_fraction"),
@@ -73,9 +74,8 @@ def _order(setting: Setting) -> tuple[Any, ...]:
 
 
 def _method_order(setting: Setting) -> tuple[Any, ...]:
-    modes = ("none", "baseline", *_GATED)
     gamma = _sortable(int(setting.gamma) if setting.gamma and setting.gamma.isdigit() else setting.gamma)
-    return (modes.index(setting.mode), setting.mu or 0, gamma, setting.gamma_threshold or 0)
+    return (MODES.index(setting.mode), setting.mu or 0, gamma, setting.gamma_threshold or 0)
 
 
 def _sortable(value: Any) -> tuple[float, str]:
@@ -166,7 +166,7 @@ def _regularizers(family: Sequence[Setting]) -> list[str]:
 def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:
     for regularizer in _regularizers(family):
         lines: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
-        for setting in _of(family, regularizer, "baseline", *_GATED):
+        for setting in _of(family, regularizer, "baseline", *GATED):
             if setting.n or setting.diverged:
                 lines[setting.mode, setting.mu, setting.gamma, setting.gamma_threshold].append(setting)
         for (mode, mu, gamma, threshold), line in sorted(lines.items(), key=lambda item: _method_order(item[1][0])):
@@ -192,7 +192,7 @@ def _comparisons(family: Sequence[Setting], tolerance: Sequence[Tolerance]) -> I
         level = next(
             t for t in tolerance if (t.recipe, t.regularizer, t.mode) == (baseline.recipe, regularizer, "baseline")
         )
-        for mode in _GATED:
+        for mode in GATED:
             gated = _of(family, regularizer, mode)
             ours = best_setting(gated)
             if ours is None or ours.accuracy_mean is None:
@@ -260,7 +260,7 @@ def _compression(family: Sequence[Setting]) -> Compression | None:
         return None  # it learned nothing, and a network that knows nothing can be as small as one likes
     level = baseline.selection
     assert level is not None
-    gated, plain = _of(family, "l1", *_GATED), _of(family, "l1", "baseline")
+    gated, plain = _of(family, "l1", *GATED), _of(family, "l1", "baseline")
     return Compression(
         **baseline.family,
         baseline=baseline,

@@ -7,6 +7,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from gcsr.names import MODES
 from tune.aggregate import MEMORY, best_setting
 from tune.filesystem import one_line
 from tune.store import Store
@@ -57,7 +58,7 @@ def chosen_settings(summary: Summary) -> list[Setting]:
         baseline = [s for s in group if s.mode == "baseline"]
         collapsed = [s for s in baseline if s.stopped]
         edge = min(collapsed, key=lambda s: s.lam, default=None)
-        for mode in ("none", "baseline", "ours", "ours_orig"):
+        for mode in MODES:
             of_mode = [s for s in group if s.mode == mode]
             at_edge = [s for s in of_mode if edge is not None and s.lam == edge.lam]
             wanted |= {id(s): s for s in (best_setting(of_mode), *at_edge[:2]) if s is not None}

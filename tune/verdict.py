@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
-from tune.aggregate import best_setting
+from tune.aggregate import GATED, best_setting
 from tune.found import train_command
 from tune.summary import Compared, Compression, Found, Setting, Sparsest, Summary, Tolerance
 from tune.tables import accuracy_of, lam_of, method_of, objective_text, reached_text, telling_levels
@@ -82,10 +82,9 @@ def _best_of(settings: Sequence[Setting]) -> str:
     by = "without L1/L2"
     if best.mode != "none":
         by = f"with {method_of(best)}, {best.regularizer.upper()} at λ = {lam_of(best)}"
-    split, half = "", best.accuracy_ci95
-    if best.val_accuracy_mean is not None:
-        split, half = "validation ", best.val_accuracy_ci95
-    return f"; the best {split}accuracy, {percent(best.selection, half)}, is that of {best.network} {by}"
+    split = "validation " if best.val_accuracy_mean is not None else ""
+    reached = reached_text(best, "val_accuracy" if split else "test_accuracy")
+    return f"; the best {split}accuracy, {reached}, is that of {best.network} {by}"
 
 
 def _plain_levels(summary: Summary) -> list[Tolerance]:
@@ -120,9 +119,8 @@ def sentences(summary: Summary) -> Iterator[str]:
         yield _collapse(level, summary)
     for compared in summary.comparisons:
         yield _comparison(compared)
-    gated = {repr(s.recipe) for s in summary.settings if s.regularizer == "l1" and s.mode in ("ours", "ours_orig")}
     for found in summary.compression:
-        if repr(found.recipe) in gated:
+        if any(s.recipe == found.recipe and s.regularizer == "l1" and s.mode in GATED for s in summary.settings):
             yield _compression(found)
 
 
@@ -344,7 +342,7 @@ def caveats(summary: Summary) -> Iterator[str]:
         yield "The best λ was chosen on the test split, as in the paper; set holdout to choose it honestly."
     elif "val_accuracy" not in searched_on and any(c.selected_on == "validation" for c in summary.comparisons):
         yield "The best λ was chosen on the held-out images; accuracies are those on the test images."
-    idle = sum(s.mode in ("ours", "ours_orig") and s.lam > 0 and s.imposed_fraction_mean == 0 for s in summary.settings)
+    idle = sum(s.mode in GATED and s.lam > 0 and s.imposed_fraction_mean == 0 for s in summary.settings)
     if idle:
         yield f"In {counted(idle, 'gated setting')} λ was never imposed: that is training without L1/L2."
     if any(c.significant is False and _leaves_out_0(c) for c in summary.comparisons):
