@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -11,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 from gcsr import InvalidInputError
@@ -28,9 +26,14 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault(
     "TUNE_GLOBAL_CHECKPOINT_S", "1e9"
 )  # its experiment state is never restored: the store is the truth
+# Who comes a moment too early for a socket of Ray's tries again soon, not after a second; for ten seconds, as before.
+os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
+os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach us, not be swallowed
 
 import ray
+
+from tune.local_ray import start_local_ray
 
 __all__ = ["connected", "probe"]
 
@@ -79,47 +82,12 @@ def _connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Worker processes import `gcsr` and `tune` as this process does, also from a checkout that is not installed.
     if address in (None, "local"):
-        try:
-            _keep_token_private()
-            # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
-            ray.init(address="local", include_dashboard=False, **quiet)
-            _end_autoscaler()
-        except InvalidInputError:
-            raise
-        except Exception as error:  # Ray raises many kinds, as for a full disk or a path that is too long
-            hint = "its files go to /tmp/ray, or to ray/ in RAY_TMPDIR; --executor inline needs no Ray"
-            raise OSError(f"Ray cannot be started on this machine: {one_line(error, 300)} ({hint})") from None
+        start_local_ray(**quiet)
     else:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise InvalidInputError(f"address: {address!r} cannot be reached: {one_line(error)}") from None
-
-
-def _end_autoscaler() -> None:
-    """One machine has nothing to scale, and to wait for the autoscaler's end takes Ray a second of each sweep."""
-    with contextlib.suppress(Exception):  # Ray's own affair: where it is kept elsewhere, the second is lost
-        ray._private.worker._global_node.all_processes["monitor"][0].process.kill()
-
-
-def _keep_token_private() -> None:
-    """Make the secret of a local Ray, if there is none: Ray itself would let all users of this machine read it."""
-    elsewhere = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if elsewhere or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return
-    try:
-        path = Path.home() / ".ray" / "auth_token"
-    except RuntimeError:
-        raise InvalidInputError(
-            "HOME: is not set, and this user has no home folder, in which Ray keeps a secret"
-        ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w") as file:
-            file.write(secrets.token_hex(32))
-    with contextlib.suppress(OSError):  # one that Ray made before, unless the disk is read-only
-        path.chmod(0o600)
 
 
 def _watch_head() -> None:
