@@ -235,8 +235,9 @@ class _Search:
         """A trial ended: its row of the store."""
         self._rows[row["trial_id"]] = row
         for setting in self._of_trial.get(row["trial_id"], []):
-            setting.rows[row["trial_id"]] = row
-            self._go_on(setting)
+            if not setting.pruned:  # else it is the seed of an equal one that goes on, which a replay would not count
+                setting.rows[row["trial_id"]] = row
+                self._go_on(setting)
 
     def _advance(self) -> None:
         """Suggest every setting that may be suggested now, and note what was suggested before it can run."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,15 +19,17 @@ import pytest
 from gcsr import InvalidInputError
 from gcsr.cohort import train_cohort
 from gcsr.trainer import training
+from tests.tune.conftest import make_row
 from tests.tune.stores import rows
 from tune.cli import main
+from tune.job import Outcome
 from tune.lines import lines_of
 from tune.run_options import RunOptions
 from tune.search import run_search
-from tune.search_spec import SAMPLERS, SearchSpec
+from tune.search_spec import SAMPLERS, Range, SearchSpec
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
-from tune.study import StudyStorage, should_prune
+from tune.study import LineStudy, StudyStorage, should_prune
 from tune.sweep import run_sweep
 
 GRID = {
@@ -293,6 +296,28 @@ def test_losing_settings_get_no_more_seeds(tmp_path):
     forget(tmp_path / "b", 5)
     search(tmp_path / "b", spec, trials=36, pruner="median", sampler="random")
     assert rows(Store(str(tmp_path / "b"))) == trials
+
+
+def test_a_pruned_setting_is_told_with_the_seeds_that_it_got_though_an_equal_one_goes_on(tmp_path, monkeypatch):
+    def ended(unit, job):
+        accuracy = random.Random(f"{unit[0].batch_size} {unit[0].seed} 0").random()
+        return [[Outcome(make_row(accuracy, **unit[0].to_dict()), [])]]
+
+    def tell(study, index, values):
+        told.append((index, values))
+        told_as_before(study, index, values)
+
+    told, told_as_before = [], LineStudy.tell
+    monkeypatch.setattr("tune.inline_executor.run_unit", ended)
+    monkeypatch.setattr(LineStudy, "tell", tell)
+    spec = SPEC.replace({"mode": "baseline", "seed": [0, 1, 2, 3, 4]})
+    space = {"lam": Range(low=1e-3, high=1e-3), "batch_size": Range(low=32, high=35)}
+    fields = {"trials": 100, "pruner": "median", "sampler": "random", "objectives": ("test_accuracy",), "space": space}
+    assert search(tmp_path, spec, **fields).ran <= 20, "of four settings, again and again"
+    first = told.copy()
+    told.clear()
+    assert search(tmp_path, spec, **fields).ran == 0
+    assert told == first
 
 
 def test_optunas_pruners():
