@@ -19,6 +19,7 @@ from tune.store import Store
 __all__ = ["Level", "ToleranceOutcome", "methods_of", "run_tolerance"]
 
 _DIGITS = 4  # significant ones of a λ that bisection tries
+_ROUNDED = 10.0 ** (1 - _DIGITS)  # what rounding adds to log λ's halves at most, over all halvings
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,9 @@ class _Bisection:
     def at_most(self) -> int:
         """How many trials it may take."""
         apart = math.log(self._top) - math.log(self._bottom)  # the quotient may be no float
-        halvings = math.ceil(max(0.0, math.log2(apart / math.log(self._ratio))))
+        enough = math.log(self._ratio)
+        enough = max(enough - _ROUNDED, enough / 2)
+        halvings = math.ceil(max(0.0, math.log2(apart / enough)))
         return (2 + halvings) * len(self.seeds)
 
     def next(self) -> list[TrialConfig] | None:

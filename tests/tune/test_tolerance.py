@@ -42,6 +42,21 @@ def test_bisection_finds_any_level(level, precision):
         assert (low, high) == ((None, 1e-3) if level < 1e-3 else (0.032, None))
 
 
+@pytest.mark.parametrize(
+    ("bottom", "top", "precision"),
+    [(0.012151369, 0.014751366, 0.05), (1.3454815e-3, 0.20285213, 0.01), (1.2993808e-6, 1.336033e-6, 1e-3)],
+)
+def test_rounding_the_halves_costs_no_more_trials_than_it_says(bottom, top, precision):
+    trials = SPEC.replace({"mode": "baseline", "lam": [bottom, top], "seed": 0}).trials()
+    for k in range(2000):
+        level = bottom * (top / bottom) ** (k / 2000)
+        bisection = _Bisection(trials, precision)
+        while (configs := bisection.next()) is not None:
+            lam = configs[0].lam
+            bisection.tell([{"lam": lam, "status": "finished" if lam <= level else "collapsed"}])
+        assert bisection.tried <= bisection.at_most
+
+
 def test_one_seed_that_collapses_is_enough_and_a_failed_one_is_no_answer():
     bisection = _Bisection([config for config in SPEC.trials() if config.mode == "baseline"], 0.1)
     (first,) = bisection.next()
