@@ -99,7 +99,8 @@ def _setting(
     first: Row, group: list[Row], network: str, recipe_fields: Sequence[str], search: Searched | None
 ) -> Setting:
     # A failed trial measured nothing; one that diverged in its first epoch has no accuracy. Neither is a zero.
-    measured = [row for row in group if row["status"] != "failed" and row["test_accuracy"] is not None]
+    ran = [row for row in group if row["status"] != "failed"]
+    measured = [row for row in ran if row["test_accuracy"] is not None]
     count = {status: sum(row["status"] == status for row in group) for status in ("collapsed", "diverged", "failed")}
     accuracies = [row["test_accuracy"] for row in measured]
     held_out = [row["val_accuracy"] for row in measured if row["val_accuracy"] is not None]
@@ -110,7 +111,10 @@ def _setting(
         values = [row[name] for row in measured if row[name] is not None]
         return stats.mean(values) if values else None
 
-    means = {name: average(name) for name in ("test_accuracy", "val_accuracy", "sparsity")}
+    def sought(name: str) -> float:
+        """As the search has it, to which a trial that diverged in its first epoch is a zero."""
+        return stats.mean([row[name] or 0.0 for row in ran]) if ran else 0.0
+
     return Setting(
         **{name: first[name] for name in ("dataset", "model", "width", *METHOD_FIELDS)},
         network=network,
@@ -119,11 +123,11 @@ def _setting(
         n=len(measured),
         **count,
         learned=bool(measured) and not any(count.values()),
-        accuracy_mean=means["test_accuracy"],
+        accuracy_mean=average("test_accuracy"),
         accuracy_ci95=stats.t_half_width(accuracies) if accuracies else None,
-        val_accuracy_mean=means["val_accuracy"],
+        val_accuracy_mean=average("val_accuracy"),
         val_accuracy_ci95=stats.t_half_width(held_out) if held_out else None,
-        sparsity_mean=means["sparsity"],
+        sparsity_mean=average("sparsity"),
         pi_mean=average("pi"),
         imposed_fraction_mean=average("imposed_fraction"),
         gamma_used_mean=average("gamma_used"),
@@ -133,7 +137,7 @@ def _setting(
         measured_ids=tuple(row["trial_id"] for row in measured),
         trial_ids=trial_ids,
         suggestion=None if asked is None else asked.number,
-        sought=() if search is None or asked is None else tuple(means[name] or 0.0 for name in search.objectives),
+        sought=() if search is None or asked is None else tuple(map(sought, search.objectives)),
         complete=asked is None or asked.trial_ids <= set(trial_ids),
     )
 

@@ -39,7 +39,7 @@ def found_by(search: Searched, settings: Sequence[Setting]) -> Iterator[Found]:
 
 
 def _found(search: Searched, complete: list[Setting], settings: Sequence[Setting]) -> Found:
-    # As the search itself ranks them; but a mean without the trials that diverged at once is of the lucky ones.
+    # As the search itself ranks them: the mean that is shown, without trials that diverged at once, is of lucky ones.
     ranking = sorted(complete, key=lambda s: (s.unmeasured == 0, s.sought, -(s.suggestion or 0)), reverse=True)
     best = ranking[0]
     reached, half = best.sought[0], interval_of(best, search.objectives[0])

@@ -159,6 +159,11 @@ class _Setting:
     def complete(self) -> bool:
         return self.pruned or len(self.rows) == len(self.configs)
 
+    @property
+    def measured(self) -> bool:
+        """Whether no trial diverged in its first epoch."""
+        return all(row["status"] == "failed" or row["test_accuracy"] is not None for row in self.rows.values())
+
     def of_seeds(self, objective: Objective) -> dict[int, float]:
         """The objective of each seed that has ended and did not fail, by its place among the seeds."""
         rows = [self.rows.get(config.trial_id) for config in self.configs]
@@ -345,8 +350,11 @@ class _Search:
 
 
 def _front(found: Sequence[tuple[_Setting, tuple[float, ...]]]) -> list[tuple[_Setting, tuple[float, ...]]]:
-    """The settings that no other beats, from the best by the first objective on; of one objective the best alone."""
-    ordered = sorted(found, key=lambda each: each[1], reverse=True)
+    """The settings that no other beats, from the best by the first objective on; of one objective the best alone.
+
+    Those with a trial that diverged in its first epoch come last, as in the report.
+    """
+    ordered = sorted(found, key=lambda each: (each[0].measured, each[1]), reverse=True)
     if len(ordered[0][1]) == 1:
         return ordered[:1]
     front = unbeaten(ordered, lambda each: each[1])

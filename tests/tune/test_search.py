@@ -21,11 +21,13 @@ from gcsr.cohort import train_cohort
 from gcsr.trainer import training
 from tests.tune.conftest import make_row
 from tests.tune.stores import rows
+from tune.aggregate import summarize
 from tune.cli import main
 from tune.job import Outcome
 from tune.lines import lines_of
 from tune.run_options import RunOptions
 from tune.search import run_search
+from tune.search_report import stored_definition, stored_search
 from tune.search_spec import SAMPLERS, Range, SearchSpec
 from tune.spec import SweepSpec, load_spec
 from tune.store import Store
@@ -318,6 +320,27 @@ def test_a_pruned_setting_is_told_with_the_seeds_that_it_got_though_an_equal_one
     told.clear()
     assert search(tmp_path, spec, **fields).ran == 0
     assert told == first
+
+
+@pytest.mark.parametrize("spared", [True, False])
+def test_the_setting_that_is_trained_again_is_the_best_of_the_report(spared, tmp_path, monkeypatch):
+    lams = []  # as they are suggested
+
+    def trained(config):
+        if config.lam not in lams:
+            lams.append(config.lam)
+        accuracy, diverging = [(0.2, 0 if spared else 2), (0.8, 1), (0.9, 2), (0.7, 1)][lams.index(config.lam)]
+        if config.seed < diverging:
+            return Outcome(make_row(None, status="diverged", **config.to_dict()) | {"sparsity": None}, [])
+        return Outcome(make_row(accuracy, **config.to_dict()) | {"val_accuracy": accuracy}, [])
+
+    monkeypatch.setattr("tune.inline_executor.run_unit", lambda unit, job: [list(map(trained, unit))])
+    spec = SPEC.replace({"mode": "baseline", "seed": [0, 1, 2]})
+    outcome = search(tmp_path, spec, trials=12, refit=True)
+    store = Store(str(tmp_path))
+    (found,) = summarize(store.read_trials().table, stored_search(store, stored_definition(store))).found
+    assert found.best.lam == outcome.best[0].params["lam"] == lams[0 if spared else 1]
+    assert found.refit.lam == found.best.lam
 
 
 def test_optunas_pruners():
