@@ -49,7 +49,9 @@ class Report:
         self._summary = summarize(trials.table, None if self._search is None else self._what_was_asked(self._search))
         known = set(self._manifest.get("trials", [])) | set(trials.table["trial_id"].to_pylist())
         planned = max(len(known), self._manifest.get("planned", 0))
-        self._progress = f"{len(trials.table)} of {planned} trials ended"
+        # A search may prune some, or suggest a setting twice.
+        most = "at most " if self._search is not None and len(trials.table) < planned else ""
+        self._progress = f"{len(trials.table)} of {most}{planned} trials ended"
         self._title = str(self._manifest.get("experiment", fallback_title))
 
     def _what_was_asked(self, definition: dict[str, Any]) -> Searched:

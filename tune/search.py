@@ -119,7 +119,7 @@ def run_search(
             search.replay()
             return search
 
-        planned = sum(counts[n] * len(line.seeds) for n, line in enumerate(lines))
+        planned = _planned(lines, counts, refit=refit)
         search = None if identity is None else replayed(identity)
         if search is not None and search.finished and not search.missing_refits():
             end_at_once(store, spec, job, options, lowest, planned=planned)
@@ -140,6 +140,7 @@ def run_search(
                 slots=cutter.slots,
                 at_once=cutter.at_once(cutter.cut(lines[0].configs(lines[0].lowest()))),
                 ended_before=search.ended_before,
+                at_most=spec.search.pruner is not None,
             ) as recorder:
                 run_source(executor, search, recorder)
                 executor.run(cutter.cut(search.refits(), search.missing_refits()), recorder)
@@ -199,9 +200,7 @@ class _Search:
         self._noted = sum(len(study.suggested) for study in studies)
         # One setting of every line before the next: all lines are equally far whenever one looks.
         self._order = [n for round_ in range(max(counts)) for n, count in enumerate(counts) if round_ < count]
-        # Without hold-out the best were trained on all images already.
-        extra = sum(len(line.seeds) for line in lines if line.fixed.get("holdout")) if refit else 0
-        self.total = sum(len(lines[n].seeds) for n in self._order) + extra
+        self.total = _planned(lines, counts, refit=refit)
         self._settings: list[_Setting] = []
         self._told = 0
         self._of_trial: dict[str, list[_Setting]] = {}
@@ -332,7 +331,7 @@ class _Search:
     def outcome(self, statuses: dict[str, int], failures: Sequence[str]) -> SearchOutcome:
         """How the search ended, with what the run counted."""
         return SearchOutcome(
-            total=self.total,
+            total=len(self._rows.keys() | {config.trial_id for config in self.refits()}),
             statuses=statuses,
             failures=tuple(failures),
             best=tuple(self.best()),
@@ -347,6 +346,13 @@ class _Search:
             found = [(setting, values) for setting, values in reached if values is not None]
             if found:
                 yield found
+
+
+def _planned(lines: Sequence[Line], counts: Sequence[int], *, refit: bool) -> int:
+    """How many trials there will be at most: some settings may be pruned, or suggested twice."""
+    # Without hold-out the best were trained on all images already.
+    again = [refit and bool(line.fixed.get("holdout")) for line in lines]
+    return sum((counts[n] + again[n]) * len(line.seeds) for n, line in enumerate(lines))
 
 
 def _front(found: Sequence[tuple[_Setting, tuple[float, ...]]]) -> list[tuple[_Setting, tuple[float, ...]]]:

@@ -25,6 +25,7 @@ from tune.aggregate import summarize
 from tune.cli import main
 from tune.job import Outcome
 from tune.lines import lines_of
+from tune.reporting import Report
 from tune.run_options import RunOptions
 from tune.search import run_search
 from tune.search_report import stored_definition, stored_search
@@ -289,7 +290,9 @@ def test_earlier_trials_are_not_run_again_and_are_learned_from(tmp_path):
 def test_losing_settings_get_no_more_seeds(tmp_path):
     spec = SPEC.replace({"mode": "baseline", "seed": [0, 1, 2], "lam": [1e-4, 0.3]})
     outcome = search(tmp_path / "a", spec, trials=36, pruner="median", sampler="random")
-    assert outcome.ran < 36
+    assert outcome.total == outcome.ran < 36
+    report = Report(Store(str(tmp_path / "a")), fallback_title="").render("text")
+    assert report.startswith(f"test: {outcome.ran} of at most 36 trials ended\n")
     trials = rows(Store(str(tmp_path / "a")))
     assert {sum(row["lam"] == lam for row in trials) for lam in {row["lam"] for row in trials}} == {1, 3}
     states = [t.state.name for t in studies(tmp_path / "a")[0].trials]
