@@ -116,12 +116,11 @@ class StudyStorage:
         A lock that a killed run left is removed, and a journal that cannot be read is begun anew: it is a copy.
         """
         Path(f"{path}.lock").unlink(missing_ok=True)
-        if path.exists():
-            try:
-                _check_journal(path)
-            except ValueError:
-                path.unlink()
-        return cls(str(path))
+        try:
+            return cls(str(path))
+        except InvalidInputError:
+            path.unlink(missing_ok=True)
+            return cls(str(path))
 
     def study(self, name: str, objectives: Sequence[str]) -> optuna.Study:
         """The study of that name, made if it is not there."""

@@ -418,7 +418,7 @@ def test_the_journal_holds_every_setting_once_and_is_made_anew_if_lost(tmp_path)
     assert studies(tmp_path)[0].metric_names == ["test_accuracy", "sparsity"]
     assert studies(tmp_path)[0].best_trials
     journal = tmp_path / "study.journal"
-    for damage in (b"", journal.read_bytes()[:-20], b"not a journal\n", None):
+    for damage in (b"", journal.read_bytes()[:-20], b"not a journal\n", b"{}\n", None):
         journal.unlink()
         if damage is not None:
             journal.write_bytes(damage)
