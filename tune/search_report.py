@@ -99,7 +99,7 @@ def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -
             name=f"history-{number}",
             title=f"Search: {model} on {dataset}, {regularizer.upper()}",
             caption="Mean over seeds of every setting, in the order in which they ended; the best so far is of those "
-            "that got every seed.",
+            "that got every seed, none of which diverged in its first epoch.",
             x_title="setting",
             y_title=f"{objective_text(objective)} (%)",
             series=tuple(series),
@@ -148,7 +148,7 @@ def _lines(
 ) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], float, bool]]]]:
     """Each line of the search, and its settings in the order in which they ended.
 
-    Of a setting the searched parameters, the objective, and whether every seed has ended.
+    Of a setting the searched parameters, the objective, and whether every seed has ended, and none in its first epoch.
 
     A line's ``name`` is its mode, with what else tells it from lines of the same network.
     """
@@ -163,7 +163,8 @@ def _lines(
             is_auto = "gamma" in names and row["gamma"] == "auto"  # which lies in no range
             if not is_auto and _is_of(row, fixed):
                 values = tuple(row[name] for name in names)
-                ended_seeds[values].add(row["seed"])
+                if measured or row["status"] == "failed":  # else it diverged in its first epoch
+                    ended_seeds[values].add(row["seed"])
                 if measured:
                     settings[values].append(row)
         ended = sorted(settings.items(), key=lambda item: max(row["finished_at"] for row in item[1]))

@@ -148,6 +148,19 @@ def test_a_pruned_setting_is_not_the_best_however_easy_its_seed(table, asked):
     assert set(best.y) - {None} == {70.0}
 
 
+def test_the_best_so_far_is_none_of_which_a_trial_diverged_at_once():
+    def second(lam, **fields):
+        return make_row(None, model="mlp2", mode="ours", lam=lam, seed=1, **fields)
+
+    rows = of_seeds(1e-3, 0.7, 0.7) + of_seeds(2e-3, 0.9) + [second(2e-3, status="diverged")]
+    rows += [*of_seeds(3e-3, 0.8), second(3e-3, status="failed")]
+    line = {"fixed": FIXED | {"gamma": 5}, "seed": [0, 1], "lam": LAM}
+    (figure,) = history_figures(rows, DEFINITION | {"lines": [line]})
+    points, best = figure.series
+    assert sorted(points.y) == [70.0, 80.0, 90.0]
+    assert set(best.y) == {70.0, 80.0}
+
+
 def test_of_two_objectives_the_report_shows_the_front(table, asked):
     rows = [
         row
