@@ -127,8 +127,8 @@ def _standardizing(images: Tensor) -> tuple[Tensor, Tensor]:
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, float64 ``[C]``, from exact histograms of the 256 levels.
 
-    A channel that is the same everywhere, as alpha often is, has 255 for its deviation: what the test split or padding
-    has there becomes at most 1.
+    A channel that is the same everywhere, as alpha often is, has 256 for its deviation: what the test split or padding
+    has there becomes less than 1, and it itself exactly 0, as division by a power of two does not round.
     """
     means, deviations = [], []
     levels = torch.arange(256, dtype=torch.float64)
@@ -137,7 +137,7 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
         mean = (share * levels).sum()
         means.append(mean)
         deviation = (share * (levels - mean) ** 2).sum().sqrt()
-        deviations.append(torch.where(deviation > 0, deviation, 255))
+        deviations.append(torch.where(deviation > 0, deviation, 256))
     return torch.stack(means), torch.stack(deviations)
 
 
