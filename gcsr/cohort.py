@@ -212,7 +212,7 @@ class _Cohort:
         seconds = (time.perf_counter() - began) / count
         ended: dict[int, Literal["diverged", "collapsed"]] = {}
         for k, (steps, pi, imposed, grad_sum, loss, correct, sparse, weight_mean, held) in enumerate(rows):
-            if not (math.isfinite(grad_sum) and math.isfinite(loss)):
+            if not all(map(math.isfinite, (grad_sum, loss, weight_mean))):
                 ended[k] = "diverged"
                 continue
             gate = GateMetrics.of_sums(steps, pi, imposed, grad_sum, lam=self.configs[k].lam, size=self.size)

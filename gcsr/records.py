@@ -52,8 +52,8 @@ class TrialResult:
 
     Attributes:
         status: ``finished``; ``collapsed``: it ended at chance (`gcsr.metrics.is_chance`), or was given up
-            (`gcsr.collapse`); ``diverged``: a loss or
-            gradient was not finite, and the metrics are those of the last epoch before.
+            (`gcsr.collapse`); ``diverged``: a loss, gradient or weight was not finite, and the metrics are those of the
+            last epoch before.
         imposed_fraction: share of all steps of the trial at which λ was imposed.
         gamma_used: γ of mode ``ours``, as given or as ``auto`` chose it; None otherwise.
         parameters: number of parameters of the network.

@@ -203,9 +203,9 @@ class _Run:
             gate = self.optimizer.metrics()
         except NonFiniteGradientError:
             return None
-        if not math.isfinite(train_loss):
-            return None
         sparse, weight, *correct = torch.stack([value.double() for value in measured]).tolist()
+        if not (math.isfinite(train_loss) and math.isfinite(weight)):
+            return None
         record = EpochRecord(
             epoch=self.epoch,
             train_loss=train_loss,

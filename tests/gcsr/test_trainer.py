@@ -182,6 +182,15 @@ def test_divergence_keeps_what_it_had(digits, lr):
         assert result.test_accuracy is None
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_weights_that_a_last_step_makes_infinite_diverged(digits, alone):
+    fields = {"model": "mlp10", "width": 0.1, "lr": 300.0, "batch_size": 5000, "mode": "none"}
+    configs = [TrialConfig(epochs=epochs, **fields) for epochs in (3, 4)]
+    before, result = [train(c, digits) if alone else train_cohort([c], digits)[0] for c in configs]
+    assert (before.status, result.status) == ("collapsed", "diverged")
+    assert len(result.epochs) == 3
+
+
 def test_the_share_of_all_steps_is_the_same_number_in_every_version_of_python(digits):
     # Python's own sum rounds otherwise from 3.12 on: of ten times 0.1 it makes 1.0, and 0.9999999999999999 before.
     result = train(TrialConfig(model="mlp1", epochs=1), digits)
