@@ -59,7 +59,11 @@ class Workers:
         """The network to call in training: gradients are averaged over the ranks in the backward pass."""
         if self.group is None:
             return model
-        return DistributedDataParallel(model, process_group=self.group, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(_Learning(model), process_group=self.group, gradient_as_bucket_view=True)
+        # After its first backward pass DDP lays gradients out anew, and where one lies decides in which order three
+        # ranks or more add it up. So that a resumed training adds as one that was not stopped, that pass is no step.
+        wrapped(None).backward()
+        return wrapped
 
     def sum(self, tensor: Tensor) -> Tensor:
         """``tensor`` added up over the ranks, in place."""
@@ -91,6 +95,27 @@ class Workers:
         if self.group is not None:
             text = f"{seed}/{epoch}/{self.rank}"
             seed_generators(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1, device)
+
+
+class _Learning(nn.Module):
+    """A network as DDP calls it.
+
+    Args:
+        network: the network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor | None) -> Tensor:
+        """The network's answer; to None 0, of which all gradients are 0, those of the last parameters first."""
+        answer: Tensor
+        if images is None:
+            answer = sum((0 * p.sum() for p in self.network.parameters()), torch.zeros(()))
+        else:
+            answer = self.network(images)
+        return answer
 
 
 def backend(device_type: str) -> str:

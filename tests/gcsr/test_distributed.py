@@ -352,7 +352,7 @@ def whole(folder, group, device):
     torch.save(results, Path(folder) / f"whole{dist.get_rank(group)}.pt")
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 3), (2, 3), (3, 1)])
 def test_a_trial_resumes_also_with_another_number_of_workers(before, after, tmp_path):
     run_workers(functools.partial(half, str(tmp_path)), before, "cpu", threads=1)
     run_workers(functools.partial(rest, str(tmp_path)), after, "cpu", threads=1)
