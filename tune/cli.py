@@ -1,6 +1,7 @@
 """The commands of ``gcsr`` that run where they are called; `cluster.cli` adds those for jobs on a cluster."""
 
 import contextlib
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -323,6 +324,7 @@ def merge_command(folders: tuple[str, ...], out: str) -> None:
     """Add to a store the trials that it lacks and each DIR has: halves of a sweep, or what several machines measured.
 
     Of a trial that several have, the first one's result is taken; failed trials, which run again, are left out.
+    Trained networks and TensorBoard runs come with their trials.
     """
     target, sources = Store(out), [_store_to_read(folder) for folder in folders]
     for folder, source in zip(folders, sources, strict=True):
@@ -330,16 +332,24 @@ def merge_command(folders: tuple[str, ...], out: str) -> None:
             raise StoreError(f"dir: {folder!r} is not allowed; expected other stores than --out")
     again = f"the same command goes on: {command_line()}"
     console = Terminal(stderr=True)
-    copied = TextColumn("{task.completed:,.0f} epochs copied")
+    copied = TextColumn("{task.completed:,.0f} epochs and {task.fields[files]:,.0f} files copied")
     with Progress(copied, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task("", total=None)
+        task, files = shown.add_task("", total=None, files=0), itertools.count(1)
         try:
-            outcome = merge_stores(sources, target, on_rows=lambda rows: shown.advance(task, rows))
+            outcome = merge_stores(
+                sources,
+                target,
+                on_rows=lambda rows: shown.advance(task, rows),
+                on_file=lambda: shown.update(task, files=next(files)),
+            )
         except KeyboardInterrupt:
             raise InterruptedRunError(again) from None
         except OSError as error:
             raise WorkFailedError(f"{os_line(error)}; {again}") from None
-    say(f"{counted(outcome.added, 'trial')} added, {outcome.present} there before. Next: gcsr report {_argument(out)}")
+    said = f"{counted(outcome.added, 'trial')} added, {outcome.present} there before"
+    if outcome.files:
+        said += f"; {counted(outcome.files, 'file')} (networks, TensorBoard runs) copied"
+    say(f"{said}. Next: gcsr report {_argument(out)}")
     if outcome.conflicts:
         complain(f"gcsr: {counted(outcome.conflicts, 'trial')} gave another result elsewhere; the first one was kept")
 

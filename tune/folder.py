@@ -89,6 +89,10 @@ class Folder:
             return None
         return data
 
+    def entries(self, name: str) -> set[str]:
+        """Names of the files and folders in a folder of this one; none if it is not there."""
+        return {info.base_name for info in self._files.list(self.path(name))}
+
     def modified(self, name: str) -> float | None:
         """When a file was last written, in seconds by the folder's clock; None if it is not there."""
         info = self._files.info(self.path(name))

@@ -7,7 +7,15 @@ from typing import Any, Literal, Protocol
 
 from gcsr import TrialConfig
 
-__all__ = ["Outcome", "SweepJob", "UnitSource", "checkpoint_name", "network_name", "trial_name"]
+__all__ = [
+    "Outcome",
+    "SweepJob",
+    "UnitSource",
+    "checkpoint_name",
+    "network_name",
+    "tensorboard_name",
+    "trial_name",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,9 +88,18 @@ def checkpoint_name(trial_id: str) -> str:
     return f"checkpoints/{trial_id}.pt"
 
 
-def network_name(config: TrialConfig) -> str:
-    """Where a trial's trained network lies in its store."""
-    return f"networks/{trial_name(config.to_dict() | {'trial_id': config.trial_id})}.pt"
+def network_name(row: Mapping[str, Any]) -> str:
+    """Where a trial's trained network lies in its store.
+
+    Args:
+        row: its row of ``trials``, or the fields of its config and its ``trial_id``.
+    """
+    return f"networks/{trial_name(row)}.pt"
+
+
+def tensorboard_name(row: Mapping[str, Any]) -> str:
+    """Where the event file of a trial's TensorBoard run lies in its store, in a folder of its own."""
+    return f"tensorboard/{trial_name(row)}/events.out.tfevents.0.gcsr"
 
 
 def trial_name(row: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Several stores into one: the halves of a sweep that was divided, or what several machines measured."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from tune.compaction import add, take_up, without_failed
 from tune.folder import DamagedStoreError, permitted
+from tune.job import network_name, tensorboard_name
 from tune.manifest import joined
 from tune.store import Store
 
@@ -23,22 +24,28 @@ class MergeOutcome:
         added: trials that were added.
         present: trials of the sources that were there already, each store's counted.
         conflicts: how many of these have another result there, which was kept.
+        files: trained networks and TensorBoard runs that were added.
     """
 
     added: int
     present: int
     conflicts: int
+    files: int
 
 
-def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int], None]) -> MergeOutcome:
+def merge_stores(
+    sources: Sequence[Store], out: Store, *, on_rows: Callable[[int], None], on_file: Callable[[], None]
+) -> MergeOutcome:
     """Add to a store the trials that it lacks and others have; failed ones, which are to be run again, excepted.
 
-    Of a trial that several have, the first one's is taken. Safe to kill: the same call goes on.
+    Of a trial that several have, the first one's is taken. Its trained network and its TensorBoard run come with it,
+    and also where the trial is there with the same result, but they are not. Safe to kill: the same call goes on.
 
     Args:
         sources: stores to read, each of which a run may be writing to.
         out: a new store, or one to add to.
         on_rows: called with the number of epochs' rows that were copied, again and again.
+        on_file: called when a network or a run was copied.
 
     Raises:
         InvalidInputError: a store cannot be read, or is of other data; nothing was added.
@@ -55,18 +62,21 @@ def merge_stores(sources: Sequence[Store], out: Store, *, on_rows: Callable[[int
     with out.exclusive():
         there = _results(take_up(out))  # puts a damaged manifest out of the way, too
         out.write_manifest(joined([(out, out.read_manifest() or {}), *manifests]))
-        added = present = conflicts = 0
+        added = present = conflicts = files = 0
         for source, rows in zip(sources, ended, strict=True):
             results = _results(rows)
             common = results.keys() & there.keys()
             present += len(common)
-            conflicts += sum(results[name] != there[name] for name in common)
-            new = rows.filter(pc.invert(pc.is_in(rows["trial_id"], pa.array(sorted(common), pa.string()))))
+            agreed = {name for name in common if results[name] == there[name]}
+            conflicts += len(common - agreed)
+            new = rows.filter(pc.invert(_of(rows, common)))
+            # Before their rows, as in a run: a trial that is there has its network.
+            files += _copy_files(source, out, new, rows.filter(_of(rows, agreed)), on_file)
             if len(new):
                 add(out, new, _epochs_of(source, new["trial_id"], copied))
-            there |= results
+            there = results | there
             added += len(new)
-    return MergeOutcome(added=added, present=present, conflicts=conflicts)
+    return MergeOutcome(added=added, present=present, conflicts=conflicts, files=files)
 
 
 def _ended(source: Store) -> pa.Table:
@@ -89,6 +99,11 @@ def _results(rows: pa.Table) -> dict[str, tuple[Any, ...]]:
     return dict(zip(rows["trial_id"].to_pylist(), zip(*columns, strict=True), strict=True))
 
 
+def _of(rows: pa.Table, trials: Set[str]) -> pa.ChunkedArray:
+    """Which rows are of these trials."""
+    return pc.is_in(rows["trial_id"], pa.array(sorted(trials), pa.string()))
+
+
 def _epochs_of(source: Store, trials: pa.ChunkedArray, on_rows: Callable[[int], None]) -> Iterator[pa.Table]:
     wanted = trials.combine_chunks()
     try:
@@ -98,3 +113,30 @@ def _epochs_of(source: Store, trials: pa.ChunkedArray, on_rows: Callable[[int], 
                 on_rows(len(piece))
     except FileNotFoundError:
         raise OSError(f"{source.location}: the run that writes there has just merged files") from None
+
+
+def _copy_files(source: Store, out: Store, new: pa.Table, known: pa.Table, on_file: Callable[[], None]) -> int:
+    """Copy what else the source keeps of these trials, of the known ones only what is missing; how many files."""
+
+    def copy(name: str) -> bool:
+        data = source.read_bytes(name)
+        if data is None:
+            return False
+        out.check_held()
+        out.write_bytes(name, data)
+        on_file()
+        return True
+
+    copied = 0
+    for folder, name_of in (("networks", network_name), ("tensorboard", tensorboard_name)):
+        kept = source.entries(folder)
+        if kept:
+            missing = kept - out.entries(folder)
+            names = [
+                name
+                for rows, wanted in ((new, kept), (known, missing))
+                for name in map(name_of, rows.to_pylist())
+                if name.split("/")[1] in wanted
+            ]
+            copied += sum(out.each(copy, names))
+    return copied

@@ -9,13 +9,12 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import hparams, scalar
 
 from tune.events import RunEvent
-from tune.job import Outcome, trial_name
+from tune.job import Outcome, tensorboard_name
 from tune.schema import CONFIG_FIELDS, EPOCHS
 from tune.store import Store
 
-__all__ = ["FOLDER", "TensorBoardRuns"]
+__all__ = ["TensorBoardRuns"]
 
-FOLDER = "tensorboard"
 _CURVES = tuple(name for name in EPOCHS.names if name not in ("trial_id", "epoch"))
 _FINAL = ("test_accuracy", "sparsity", "pi", "train_loss")
 
@@ -38,8 +37,7 @@ class TensorBoardRuns:
     def ended(self, outcome: Outcome) -> None:
         """Write the trial's run; one that failed has none."""
         if outcome.row["status"] != "failed":
-            name = f"{FOLDER}/{trial_name(outcome.row)}/events.out.tfevents.0.gcsr"
-            self._store.write_bytes(name, event_file(outcome))
+            self._store.write_bytes(tensorboard_name(outcome.row), event_file(outcome))
 
     def noticed(self, event: RunEvent) -> None:
         """Nothing: only trials have curves."""

@@ -215,7 +215,12 @@ def network_saver(job: SweepJob) -> Callable[[TrainedNetwork], None] | None:
     if not job.save_networks:
         return None
     store = _store(job.store)
-    return lambda network: store.write_bytes(network_name(network.config), network.to_bytes())
+
+    def save(network: TrainedNetwork) -> None:
+        fields = network.config.to_dict() | {"trial_id": network.config.trial_id}
+        store.write_bytes(network_name(fields), network.to_bytes())
+
+    return save
 
 
 class StoredCheckpoint:

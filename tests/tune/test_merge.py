@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.tune.stores import GRID, check, ended, epochs_of, fill, names, rot, r
 from tune import compaction
 from tune.cli import main
 from tune.compaction import add, take_up
+from tune.job import network_name
 from tune.lease import LostLeaseError
 from tune.merge import merge_stores
 from tune.run_options import RunOptions
@@ -27,7 +29,7 @@ def swept(folder, **fields):
 
 
 def merge(sources, out):
-    return merge_stores(sources, out, on_rows=lambda rows: None)
+    return merge_stores(sources, out, on_rows=lambda rows: None, on_file=lambda: None)
 
 
 def curves(store):
@@ -65,15 +67,80 @@ def test_what_is_there_stays_what_failed_does_not_and_the_first_result_counts(tm
     fill(second, range(4), lam=1e-3, mode="baseline", accuracy=0.7)
     for store, seed in ((out, 2), (second, 9)):
         store.write_trial(make_row(seed=seed, lam=1e-3, mode="baseline", status="failed"), [])
-    arguments = [str(tmp_path / name) for name in ("first", "second")]
+    third = Store(str(tmp_path / "third"))
+    fill(third, [3], lam=1e-3, mode="baseline", accuracy=0.6)
+    fill(third, [1], lam=1e-3, mode="baseline", accuracy=0.7)
+    arguments = [str(tmp_path / name) for name in ("first", "second", "third")]
     assert main(["merge", *arguments, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("3 trials added, 4 there before.")
-    assert said.err == "gcsr: 4 trials gave another result elsewhere; the first one was kept\n"
+    assert said.out.startswith("3 trials added, 6 there before.")
+    assert said.err == "gcsr: 6 trials gave another result elsewhere; the first one was kept\n"
     table = out.read_trials().table.sort_by("seed")
     assert table["seed"].to_pylist() == [0, 1, 2, 3]
     assert table["test_accuracy"].to_pylist() == [0.9, 0.8, 0.8, 0.7]
     assert len(out.epochs().to_table()) == 4 * 3
+
+
+def contents(folder):
+    """What is kept of trials beside their rows."""
+    kept = [path for name in ("networks", "tensorboard") for path in (folder / name).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def test_networks_and_tensorboard_runs_come_with_their_trials(tmp_path, capsys):
+    options = RunOptions(executor="inline", save_networks=True, tensorboard=True)
+    out, halves = tmp_path / "out", [tmp_path / f"half{seed}" for seed in (0, 1)]
+    for seed, half in enumerate(halves):
+        run_sweep(SPEC.replace({"seed": seed, "epochs": 2, "mode": "baseline"}), Store(str(half)), options)
+    kept = contents(halves[0]) | contents(halves[1])
+    assert len(kept) == 2 * len(rows(Store(str(halves[0])))) * 2
+    stale = next(name for name in kept if name.startswith("networks"))
+    Store(str(out)).write_bytes(stale, b"of a run that was killed before it wrote the row")
+    arguments = ["merge", *map(str, halves), "--out", str(out)]
+    assert main(arguments) == 0
+    assert f"; {len(kept)} files (networks, TensorBoard runs) copied. Next: " in capsys.readouterr().out
+    assert contents(out) == kept
+    assert main(arguments) == 0
+    assert "copied" not in capsys.readouterr().out
+    for folder in ("networks", "tensorboard"):
+        shutil.rmtree(out / folder)
+    assert main(arguments) == 0
+    assert contents(out) == kept
+
+
+def test_another_results_network_stays_where_it_is(tmp_path):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    (row,) = fill(source, [0], accuracy=0.8)
+    fill(out, [0], accuracy=0.7)
+    source.write_bytes(network_name(row), b"weights")
+    source.write_bytes("networks/somebody's.txt", b"notes")
+    assert merge([source], out).files == 0
+    assert out.entries("networks") == set()
+    fill(source, [0], accuracy=0.7)
+    assert merge([source], out).files == 1
+    assert out.read_bytes(network_name(row)) == b"weights"
+
+
+def test_a_trial_never_comes_before_its_network(tmp_path, monkeypatch):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    for row in fill(source, range(3)):
+        source.write_bytes(network_name(row), b"weights")
+    real = Store.write_bytes
+    written = []
+
+    def killed(store, name, data):
+        if name.startswith("networks"):
+            if len(written) == 1:
+                raise KeyboardInterrupt
+            written.append(name)
+        real(store, name, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge([source], out)
+    assert not ended(out)
+    assert merge([source], out).files == 3
 
 
 def test_epochs_of_a_run_that_was_killed_before_it_wrote_their_row_are_there_once(tmp_path, monkeypatch):
