@@ -12,7 +12,19 @@ from gcsr.names import MODES
 from tune import stats
 from tune.found import found_by
 from tune.schema import CONFIG_FIELDS, FAMILY_FIELDS, METHOD_FIELDS
-from tune.summary import DIGITS, NEAR, Compared, Compression, Row, Searched, Setting, Sparsest, Summary, Tolerance
+from tune.summary import (
+    DIGITS,
+    NEAR,
+    REPORTED,
+    Compared,
+    Compression,
+    Row,
+    Searched,
+    Setting,
+    Sparsest,
+    Summary,
+    Tolerance,
+)
 from tune.words import network_texts
 
 __all__ = ["GATED", "MEMORY", "best_setting", "compression_rate", "summarize"]
@@ -70,7 +82,7 @@ def summarize(trials: pa.Table, search: Searched | None = None) -> Summary:
 def _order(setting: Setting) -> tuple[Any, ...]:
     recipe, tuned = (tuple(map(_sortable, fields.values())) for fields in (setting.recipe, setting.tuned))
     mode, *rest = _method_order(setting)
-    return (recipe, setting.regularizer, mode, setting.lam, *rest, tuned)
+    return (recipe, REPORTED.index(setting.regularizer), mode, setting.lam, *rest, tuned)
 
 
 def _method_order(setting: Setting) -> tuple[Any, ...]:
@@ -164,7 +176,7 @@ def _of(family: Sequence[Setting], regularizer: str, *modes: str) -> list[Settin
 
 
 def _regularizers(family: Sequence[Setting]) -> list[str]:
-    return [name for name in ("l2", "l1") if any(s.regularizer == name for s in family)]
+    return [name for name in REPORTED[1:] if any(s.regularizer == name for s in family)]
 
 
 def _tolerances(family: Sequence[Setting]) -> Iterator[Tolerance]:

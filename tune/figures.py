@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tune.curves import Curve
-from tune.summary import Setting, Summary
+from tune.summary import REPORTED, Setting, Summary
 from tune.tables import accuracy_of, lam_of, method_of
 from tune.words import float_text
 
@@ -80,7 +80,7 @@ def figures(summary: Summary, curves: Sequence[Curve]) -> list[Figure]:
             groups.setdefault(repr(setting.recipe), []).append(setting)
     found: list[Figure] = []
     for number, group in enumerate(groups.values()):
-        for regularizer in ("l2", "l1"):
+        for regularizer in REPORTED[1:]:
             found += _over_lam(group, regularizer, number)
         found += _over_sparsity(group, number)
     found += _tolerance(summary)
@@ -88,7 +88,7 @@ def figures(summary: Summary, curves: Sequence[Curve]) -> list[Figure]:
     for curve in curves:
         if curve.setting.mode != "none":
             of.setdefault(repr((curve.setting.recipe, curve.setting.regularizer)), []).append(curve)
-    for number, shown in enumerate(sorted(of.values(), key=lambda shown: shown[0].setting.regularizer, reverse=True)):
+    for number, shown in enumerate(sorted(of.values(), key=lambda shown: REPORTED.index(shown[0].setting.regularizer))):
         found += _over_epochs(shown, number)
     return found
 

@@ -11,7 +11,7 @@ from tune.figures import Figure, figures
 from tune.plotly_figures import plotly_figure, plotly_library
 from tune.report import AGAIN
 from tune.summary import Setting, Summary
-from tune.tables import TextTable, setting_cells, text_tables
+from tune.tables import TextTable, result_tables, setting_cells, settings_table
 from tune.verdict import caveats, commands, headline, sentences
 
 __all__ = ["render_html"]
@@ -51,7 +51,7 @@ def render_html(
         lstrip_blocks=True,
     )
     drawn = [*more_figures, *figures(summary, curves)]
-    tables = [*text_tables(summary), *more_tables]
+    settings = settings_table(summary.settings)
     return environment.get_template("report.html").render(
         title=title,
         progress=progress,
@@ -63,9 +63,9 @@ def render_html(
         figures=drawn,
         figure_json=_script_json([plotly_figure(figure) for figure in drawn]),
         plotly=plotly_library(),
-        tables=[_shortened(table) for table in tables[1:]],
-        settings_columns=tables[0].columns,
-        settings_title=tables[0].title,
+        tables=[_shortened(table) for table in (*result_tables(summary), *more_tables)],
+        settings_columns=settings.columns,
+        settings_title=settings.title,
         settings=[_setting(setting) for setting in summary.settings[:_MAX_ROWS]],
         settings_left_out=max(0, len(summary.settings) - _MAX_ROWS),
         runs=manifest.get("runs", []),

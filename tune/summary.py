@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "DIGITS",
     "NEAR",
+    "REPORTED",
     "Asked",
     "Compared",
     "Compression",
@@ -22,6 +23,8 @@ __all__ = [
 NEAR = 0.01  # one percentage point
 
 DIGITS = 12  # after the point: means that agree in them are equal
+
+REPORTED = ("none", "l2", "l1")  # regularizers in the order of each table and figure, which is the paper's
 
 Row = dict[str, Any]
 

@@ -27,7 +27,9 @@ __all__ = [
     "method_of",
     "objective_text",
     "reached_text",
+    "result_tables",
     "setting_cells",
+    "settings_table",
     "telling_levels",
     "text_tables",
 ]
@@ -46,8 +48,14 @@ class TextTable:
 
 
 def text_tables(summary: Summary) -> list[TextTable]:
-    """The settings, and Tables 2 and 3 and the tolerance levels of Figure 7 where there is something to show."""
-    tables = [_settings(summary.settings)]
+    """Every table in which there is something to show."""
+    settings = [settings_table(summary.settings)] if summary.settings else []
+    return settings + result_tables(summary)
+
+
+def result_tables(summary: Summary) -> list[TextTable]:
+    """Tables 2 and 3, the tolerance levels of Figure 7, what a search found and what failed, if there is any."""
+    tables = []
     if summary.found:
         tables.append(_found(summary.found))
     if summary.comparisons:
@@ -108,7 +116,8 @@ def setting_cells(s: Setting) -> tuple[str, ...]:
     )
 
 
-def _settings(settings: Sequence[Setting]) -> TextTable:
+def settings_table(settings: Sequence[Setting]) -> TextTable:
+    """A row for each setting."""
     columns = ("network", "reg.", "mode", "λ", "n", "accuracy", "sparsity", "π", "imposed", "notes")
     rows = tuple(setting_cells(setting) for setting in settings)
     return TextTable("Settings (mean ± half of the 95 % t interval over seeds)", columns, rows)

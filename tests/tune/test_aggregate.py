@@ -180,6 +180,13 @@ def test_different_recipes_never_compete(table, row):
     assert summarize(table(rows)).comparisons == ()
 
 
+def test_regularizers_stand_in_the_papers_order(table, row):
+    rows = [row(0.8, mode="baseline", regularizer=name, lam=0.1) for name in ("l1", "l2")]
+    summary = summarize(table([*rows, row(0.8, mode="none", regularizer="none", lam=0.0)]))
+    assert [setting.regularizer for setting in summary.settings] == ["none", "l2", "l1"]
+    assert [level.regularizer for level in summary.tolerance] == ["l2", "l1"]
+
+
 def test_order_of_rows_does_not_matter(table, row):
     rows = _grid(row, "baseline", {0.1: 0.80, 0.2: 0.82}) + _grid(row, "ours", {0.1: 0.81})
     assert summarize(table(rows)) == summarize(table(rows[::-1]))

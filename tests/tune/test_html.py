@@ -259,7 +259,9 @@ def test_a_store_without_a_trial_has_a_page(browser, tmp_path):
     store.write_manifest({"experiment": "empty", "trials": ["x"]})
     path = page(tmp_path / "out", tmp_path)
     browser.get(path.as_uri())
-    assert "No trial has ended yet" in browser.execute_script("return document.body.textContent")
+    text = browser.execute_script("return document.body.textContent")
+    assert "No trial has ended yet" in text
+    assert "Settings" not in text
 
 
 def test_the_page_says_which_data_and_which_versions_of_a_module_were_trained_on(browser, tmp_path):
