@@ -56,6 +56,9 @@ class _SweepNode(ray._private.node.Node):  # type: ignore[misc]
 
     def start_api_server(self, **options: Any) -> None:
         """No dashboard: without its page, it would only report usage."""
+        # Who asks for it, as Ray Train does for each trial, is refused at once and does not wait until it is there.
+        with contextlib.suppress(Exception):
+            self.get_gcs_client().internal_kv_put(b"dashboard", b"127.0.0.1:0", True, b"dashboard")
 
     def start_monitor(self) -> None:
         """No autoscaler: one machine has nothing to scale."""

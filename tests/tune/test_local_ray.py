@@ -15,12 +15,20 @@ import psutil
 os.umask(0o022)
 from tune.ray_connection import connected
 import ray
+from ray.util.state import get_actor
+from ray.util.state.exception import RayStateApiException
 with connected(sys.argv[1] or None):
     assert ray.get(ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_MODE"]).remote()) == "token"
     running = [" ".join(p.cmdline()) for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
     assert any("raylet" in line for line in running)
     unneeded = ("autoscaler", "dashboard.py", "log_monitor")  # to start and end them would take seconds of each sweep
     assert not [line for line in running if any(name in line for name in unneeded)]
+    try:
+        get_actor("0" * 32, timeout=10)
+    except RayStateApiException:
+        pass  # there is no dashboard to answer; were there no word of it, Ray would ask for 40 seconds
+    else:
+        raise AssertionError
 """
 
 
