@@ -24,6 +24,7 @@ from tune.relay import NodeWatch, Relay, StopWhenOver
 from tune.schema import failed_row
 from tune.store import Store
 from tune.trainable import JOB, PLAN, UNIT, SweepTrainable, unit_text
+from tune.workers import train_with_workers
 
 __all__ = ["RayExecutor"]
 
@@ -117,8 +118,6 @@ class RayExecutor:
     def _trainable(self) -> Any:
         if self._job.workers == 1:
             return ray_tune.with_resources(SweepTrainable, ray_tune.PlacementGroupFactory([self._plan.resources]))
-        from tune.workers import train_with_workers  # only here: importing Ray Train takes half a second
-
         # Ray Train places the workers itself: to Tune the trial's driver takes no core.
         return ray_tune.with_resources(train_with_workers, ray_tune.PlacementGroupFactory([{"memory": 1}]))
 

@@ -1,23 +1,19 @@
-"""A trial over several workers: Ray Train inside a Tune trial."""
+"""A trial over several workers: Ray Train inside a Tune trial.
+
+The driver imports this, too, and needs no torch: what trains is imported where it trains.
+"""
 
 import os
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from ray import train as ray_train
 from ray import tune as ray_tune
 from ray.train import WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from gcsr.errors import OutOfTimeError
-from gcsr.interleaving import finished
-from gcsr.parallel import backend
-from gcsr.randomness import undisturbed
 from tune.job import Outcome, SweepJob
 from tune.placement import TrialPlan
 from tune.trainable import JOB, OUTCOME, PLAN, UNIT, trials_of
-from tune.trial import check_digests, failed_outcome, is_machines_fault, trial_steps
 
 __all__ = ["train_with_workers"]
 
@@ -28,6 +24,11 @@ def train_with_workers(config: dict[str, Any]) -> None:
     A lost worker ends the trial with an exception, which Tune answers by starting it again; it then goes on from
     the checkpoint that rank 0 keeps in the store.
     """
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from gcsr.parallel import backend
+    from tune.trial import failed_outcome, is_machines_fault
+
     job: SweepJob = config[JOB]
     plan: TrialPlan = config[PLAN]
     gpu = "GPU" in plan.resources
@@ -63,6 +64,14 @@ def _raised_by_trial(failure: BaseException) -> BaseException | None:
 
 
 def _work(config: dict[str, Any]) -> Outcome | None:
+    import torch
+    import torch.distributed as dist
+    from ray.train.torch import get_device
+
+    from gcsr.interleaving import finished
+    from gcsr.randomness import undisturbed
+    from tune.trial import check_digests, trial_steps
+
     job: SweepJob = config[JOB]
     torch.set_num_threads(job.threads)
     (trial,) = trials_of(config)
