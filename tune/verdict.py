@@ -76,7 +76,8 @@ def headline(summary: Summary) -> str:
 
 
 def _best_of(settings: Sequence[Setting]) -> str:
-    best = best_setting(settings)
+    held_out = [setting for setting in settings if setting.val_accuracy_mean is not None]
+    best = best_setting(held_out or settings)  # not of both splits: a setting's refit has another one
     if best is None:
         return ""
     by = "without L1/L2"
