@@ -53,6 +53,7 @@ class Figure:
         title, caption: for people.
         x_title, y_title: with units.
         x_log, y_log: whether the axis is logarithmic.
+        x_whole: whether x counts something, as epochs: there is nothing between two of its whole numbers.
         x_ticks: what a printed axis is to be labelled at; empty for what its library thinks of.
         y_range: what is shown of y at first; None for all of it.
         series: at least one.
@@ -65,6 +66,7 @@ class Figure:
     x_title: str
     y_title: str
     x_log: bool = False
+    x_whole: bool = False
     x_ticks: tuple[float, ...] = ()
     y_log: bool = False
     y_range: tuple[float, float] | None = None
@@ -240,6 +242,7 @@ def _tolerance(summary: Summary) -> Iterator[Figure]:
             title=f"Tolerance level over depth: {titles[family]}",
             caption="The largest λ tried at which every seed learns (the paper's Figure 7).",
             x_title="layers",
+            x_whole=True,
             y_title="λ",
             x_ticks=tuple(sorted({depth for line in series for depth in line.x if depth is not None})),
             y_log=True,
@@ -277,6 +280,7 @@ def _over_epochs(curves: Sequence[Curve], number: int) -> Iterator[Figure]:
             title=f"{title[0].upper()}{title[1:]}: {where}",
             caption=f"Mean over the seeds that reached the epoch; {shown} (the paper's {figure}).",
             x_title="epoch",
+            x_whole=True,
             y_title=title,
             y_log=log,
             series=tuple(series),

@@ -13,6 +13,7 @@ from tune.figures import COLORS, Figure, Series
 __all__ = ["plotly_figure", "plotly_library"]
 
 _MARKERS = {"none": "x", "baseline": "square", "ours": "circle", "ours_orig": "diamond"}
+_WHOLE_TICKS = 8  # so many steps of one have room for a label each
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
@@ -43,7 +44,7 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
     return {
         "data": [_trace(series) for series in figure.series],
         "layout": {
-            "xaxis": _axis(figure.x_title, figure.x_log),
+            "xaxis": _axis(figure.x_title, figure.x_log) | ({"dtick": 1} if figure.x_whole and _few(figure) else {}),
             "yaxis": _axis(figure.y_title, figure.y_log) | ({"range": list(figure.y_range)} if figure.y_range else {}),
             "shapes": lines + bands,
             "annotations": notes,
@@ -53,6 +54,12 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
             "height": 420,
         },
     }
+
+
+def _few(figure: Figure) -> bool:
+    """Whether x spans so little that Plotly would put ticks between whole numbers."""
+    x = [value for series in figure.series for value in series.x]
+    return max(x, default=0) - min(x, default=0) <= _WHOLE_TICKS
 
 
 def _axis(title: str, log: bool) -> dict[str, Any]:

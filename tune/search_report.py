@@ -101,6 +101,7 @@ def history_figures(rows: list[dict[str, Any]], definition: Mapping[str, Any]) -
             caption="Mean over seeds of every setting, in the order in which they ended; the best so far is of those "
             "that got every seed, none of which diverged in its first epoch.",
             x_title="setting",
+            x_whole=True,
             y_title=f"{objective_text(objective)} (%)",
             series=tuple(series),
         )

@@ -29,6 +29,7 @@ def write_figures(figures: list[Figure], folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -56,6 +57,8 @@ def write_figures(figures: list[Figure], folder: Path) -> list[Path]:
                 )
             if figure.x_log:
                 axes.set_xscale("log")
+            if figure.x_whole:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if figure.x_ticks:
                 axes.set_xticks(figure.x_ticks, [f"{value:g}" for value in figure.x_ticks])
                 axes.set_xticks([], minor=True)

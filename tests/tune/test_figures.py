@@ -1,10 +1,15 @@
 """Figures as data: which axes they have."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from tune.aggregate import summarize
 from tune.curves import Curve
 from tune.figures import figures
+from tune.plotly_figures import plotly_figure
+from tune.static_figures import write_figures
 
 
 def over_lam(table, row, levels, accuracy):
@@ -55,3 +60,18 @@ def test_the_caption_of_curves_says_what_is_drawn(table, row):
         curves = [Curve(setting, (0,), (1.0,), (1.0,), (1.0,), (1.0,)) for setting in summary.settings]
         drawn = [f for f in figures(summary, curves) if f.x_title == "epoch"]
         assert len(drawn) == 4 and all(told in figure.caption for figure in drawn)
+
+
+@pytest.mark.parametrize(("epochs", "step"), [(2, 1), (3, 1), (9, 1), (60, None)])
+def test_between_two_epochs_there_is_no_tick(table, row, epochs, step, tmp_path):
+    summary = summarize(table([row(0.9, mode="baseline", lam=1e-3)]))
+    values = (0.5,) * epochs
+    curves = [Curve(setting, tuple(range(epochs)), values, values, values, values) for setting in summary.settings]
+    figure = next(found for found in figures(summary, curves) if found.x_title == "epoch")
+    assert plotly_figure(figure)["layout"]["xaxis"].get("dtick") == step
+    assert "dtick" not in plotly_figure(replace(figure, x_whole=False))["layout"]["xaxis"]
+    svg = next(path for path in write_figures([figure], tmp_path) if path.suffix == ".svg").read_text()
+    labels = re.findall(r">([^<]*)</text>", svg[svg.index("matplotlib.axis_1") : svg.index("matplotlib.axis_2")])
+    assert labels.pop() == "epoch"
+    assert len(labels) >= 2
+    assert all(label.lstrip("−").isdecimal() for label in labels)
