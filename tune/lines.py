@@ -40,6 +40,11 @@ class Line:
         parts = [str(self.fixed[name]) for name in ("dataset", "model", "regularizer", "mode")]
         return "/".join(parts) + (f"/gamma={self.fixed['gamma']}" if "gamma" in self.fixed else "")
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether there are only so many settings, so that a search may suggest one twice."""
+        return all(isinstance(each, IntDistribution) or each.single() for each in self.space.values())
+
     def configs(self, params: dict[str, Any]) -> list[TrialConfig]:
         """The setting's trials, one a seed."""
         return [TrialConfig(**self.fixed, **params, seed=seed) for seed in self.seeds]

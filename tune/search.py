@@ -140,7 +140,7 @@ def run_search(
                 slots=cutter.slots,
                 at_once=cutter.at_once(cutter.cut(lines[0].configs(lines[0].lowest()))),
                 ended_before=search.ended_before,
-                at_most=spec.search.pruner is not None,
+                at_most=spec.search.pruner is not None or any(line.is_finite for line in lines),
             ) as recorder:
                 run_source(executor, search, recorder)
                 executor.run(cutter.cut(search.refits(), search.missing_refits()), recorder)

@@ -303,6 +303,15 @@ def test_losing_settings_get_no_more_seeds(tmp_path):
     assert rows(Store(str(tmp_path / "b"))) == trials
 
 
+@pytest.mark.parametrize(("high", "said"), [(1e-3, "at most 6 trials, "), (2e-3, "6 trials, ")])
+def test_where_there_are_few_settings_there_may_be_fewer_trials(high, said, tmp_path, capsys):
+    spec = SPEC.replace({"mode": "ours", "seed": 0, "epochs": 1})
+    space = {"lam": Range(low=1e-3, high=high), "gamma": Range(low=0, high=1)}
+    outcome = search(tmp_path, spec, trials=6, space=space)
+    assert f"\n{said}" in capsys.readouterr().err
+    assert outcome.ran == (2 if high == 1e-3 else 6)
+
+
 def test_a_pruned_setting_is_told_with_the_seeds_that_it_got_though_an_equal_one_goes_on(tmp_path, monkeypatch):
     def ended(unit, job):
         accuracy = random.Random(f"{unit[0].batch_size} {unit[0].seed} 0").random()
