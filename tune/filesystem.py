@@ -87,11 +87,12 @@ class Files:
         """What is at a path."""
         return self._patiently(lambda: self.filesystem.get_file_info(path))
 
-    def list(self, path: str) -> list[pafs.FileInfo]:
-        """What is in a folder, by name; nothing if there is no such folder."""
+    def list(self, path: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+        """What is in a folder, or also below it, by name; nothing if there is no such folder."""
         if self.info(path).type == pafs.FileType.NotFound:
             return []
-        found = self._patiently(lambda: self.filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+        what = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        found = self._patiently(lambda: self.filesystem.get_file_info(what))
         return sorted(found, key=lambda info: info.path)
 
     @contextlib.contextmanager

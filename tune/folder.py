@@ -90,8 +90,9 @@ class Folder:
         return data
 
     def entries(self, name: str) -> set[str]:
-        """Names of the files and folders in a folder of this one; none if it is not there."""
-        return {info.base_name for info in self._files.list(self.path(name))}
+        """Paths, from there on, of the files in and below a folder of this one; none if it is not there."""
+        path = self.path(name)
+        return {info.path[len(path) + 1 :] for info in self._files.list(path, recursive=True) if info.is_file}
 
     def modified(self, name: str) -> float | None:
         """When a file was last written, in seconds by the folder's clock; None if it is not there."""

@@ -11,7 +11,7 @@ from tests.tune.stores import GRID, check, ended, epochs_of, fill, names, rot, r
 from tune import compaction
 from tune.cli import main
 from tune.compaction import add, take_up
-from tune.job import network_name
+from tune.job import network_name, tensorboard_name
 from tune.lease import LostLeaseError
 from tune.merge import merge_stores
 from tune.run_options import RunOptions
@@ -119,6 +119,17 @@ def test_another_results_network_stays_where_it_is(tmp_path):
     fill(source, [0], accuracy=0.7)
     assert merge([source], out).files == 1
     assert out.read_bytes(network_name(row)) == b"weights"
+
+
+def test_a_run_of_which_a_killed_merge_made_only_the_folder_comes_with_the_next(tmp_path):
+    source, out = Store(str(tmp_path / "source")), Store(str(tmp_path / "out"))
+    (row,) = fill(source, [0])
+    fill(out, [0])
+    name = tensorboard_name(row)
+    source.write_bytes(name, b"curves")
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    assert merge([source], out).files == 1
+    assert out.read_bytes(name) == b"curves"
 
 
 def test_a_trial_never_comes_before_its_network(tmp_path, monkeypatch):
