@@ -149,7 +149,8 @@ def _lines(
 ) -> Iterator[tuple[dict[str, Any], list[tuple[dict[str, Any], float, bool]]]]:
     """Each line of the search, and its settings in the order in which they ended.
 
-    Of a setting the searched parameters, the objective, and whether every seed has ended, and none in its first epoch.
+    Of a setting the searched parameters, the objective, and whether every seed has ended and none diverged in its first
+    epoch.
 
     A line's ``name`` is its mode, with what else tells it from lines of the same network.
     """
