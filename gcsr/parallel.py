@@ -110,11 +110,9 @@ class _Learning(nn.Module):
 
     def forward(self, images: Tensor | None) -> Tensor:
         """The network's answer; to None 0, of which all gradients are 0, those of the last parameters first."""
-        answer: Tensor
         if images is None:
-            answer = sum((0 * p.sum() for p in self.network.parameters()), torch.zeros(()))
-        else:
-            answer = self.network(images)
+            return sum((0 * p.sum() for p in self.network.parameters()), torch.zeros(()))
+        answer: Tensor = self.network(images)
         return answer
 
 

@@ -12,6 +12,7 @@ from gcsr.names import MODES
 from tune import stats
 from tune.found import found_by
 from tune.schema import CONFIG_FIELDS, FAMILY_FIELDS, METHOD_FIELDS
+from tune.search_spec import objective_means
 from tune.summary import (
     DIGITS,
     NEAR,
@@ -111,8 +112,7 @@ def _setting(
     first: Row, group: list[Row], network: str, recipe_fields: Sequence[str], search: Searched | None
 ) -> Setting:
     # A failed trial measured nothing; one that diverged in its first epoch has no accuracy. Neither is a zero.
-    ran = [row for row in group if row["status"] != "failed"]
-    measured = [row for row in ran if row["test_accuracy"] is not None]
+    measured = [row for row in group if row["status"] != "failed" and row["test_accuracy"] is not None]
     count = {status: sum(row["status"] == status for row in group) for status in ("collapsed", "diverged", "failed")}
     accuracies = [row["test_accuracy"] for row in measured]
     held_out = [row["val_accuracy"] for row in measured if row["val_accuracy"] is not None]
@@ -123,10 +123,9 @@ def _setting(
         values = [row[name] for row in measured if row[name] is not None]
         return stats.mean(values) if values else None
 
-    def sought(name: str) -> float:
-        """As the search has it, to which a trial that diverged in its first epoch is a zero."""
-        return stats.mean([row[name] or 0.0 for row in ran]) if ran else 0.0
-
+    sought: tuple[float, ...] = ()
+    if search is not None and asked is not None:
+        sought = objective_means(group, search.objectives) or (0.0,) * len(search.objectives)
     return Setting(
         **{name: first[name] for name in ("dataset", "model", "width", *METHOD_FIELDS)},
         network=network,
@@ -149,7 +148,7 @@ def _setting(
         measured_ids=tuple(row["trial_id"] for row in measured),
         trial_ids=trial_ids,
         suggestion=None if asked is None else asked.number,
-        sought=() if search is None or asked is None else tuple(map(sought, search.objectives)),
+        sought=sought,
         complete=asked is None or asked.trial_ids <= set(trial_ids),
     )
 

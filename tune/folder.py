@@ -90,9 +90,9 @@ class Folder:
         return data
 
     def entries(self, name: str) -> set[str]:
-        """Paths, from there on, of the files in and below a folder of this one; none if it is not there."""
-        path = self.path(name)
-        return {info.path[len(path) + 1 :] for info in self._files.list(path, recursive=True) if info.is_file}
+        """Names, as `read_bytes` takes them, of the files in and below a folder of this one; none without it."""
+        found = self._files.list(self.path(name), recursive=True)
+        return {info.path.removeprefix(self.path("")) for info in found if info.is_file}
 
     def modified(self, name: str) -> float | None:
         """When a file was last written, in seconds by the folder's clock; None if it is not there."""

@@ -136,7 +136,7 @@ def _copy_files(source: Store, out: Store, new: pa.Table, known: pa.Table, on_fi
                 name
                 for rows, wanted in ((new, kept), (known, missing))
                 for name in map(name_of, rows.to_pylist())
-                if name.removeprefix(f"{folder}/") in wanted
+                if name in wanted
             ]
             copied += sum(out.each(copy, names))
     return copied

@@ -31,7 +31,7 @@ from tune.search_identity import (
     write_identity,
     write_suggestions,
 )
-from tune.search_spec import Objective, Pruner
+from tune.search_spec import Objective, Pruner, objective_means
 from tune.spec import SweepSpec
 from tune.store import Store
 from tune.study import LineStudy, StudyStorage, should_prune, storage_failures
@@ -135,7 +135,7 @@ def run_search(
                 store,
                 spec,
                 options,
-                total=search.total,
+                total=planned,
                 stored=stored.keys(),
                 slots=cutter.slots,
                 at_once=cutter.at_once(cutter.cut(lines[0].configs(lines[0].lowest()))),
@@ -171,11 +171,8 @@ class _Setting:
         return {n: row[objective] or 0.0 for n, row in enumerate(rows) if row and row["status"] != "failed"}
 
     def values(self, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
-        """Each objective's mean over the seeds; None if every one failed. A trial that diverged at once scores 0."""
-        rows = [row for row in self.rows.values() if row["status"] != "failed"]
-        if not rows:
-            return None
-        return tuple(math.fsum(row[name] or 0.0 for row in rows) / len(rows) for name in objectives)
+        """Each objective's mean over the seeds, as `objective_means` has it."""
+        return objective_means(list(self.rows.values()), objectives)
 
 
 class _Search:
@@ -200,7 +197,6 @@ class _Search:
         self._noted = sum(len(study.suggested) for study in studies)
         # One setting of every line before the next: all lines are equally far whenever one looks.
         self._order = [n for round_ in range(max(counts)) for n, count in enumerate(counts) if round_ < count]
-        self.total = _planned(lines, counts, refit=refit)
         self._settings: list[_Setting] = []
         self._told = 0
         self._of_trial: dict[str, list[_Setting]] = {}

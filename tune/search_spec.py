@@ -1,6 +1,7 @@
-"""The part of a spec that says what a search varies."""
+"""The part of a spec that says what a search varies, and what it maximizes."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,6 +19,7 @@ __all__ = [
     "Range",
     "Sampler",
     "SearchSpec",
+    "objective_means",
 ]
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "qmc"]
@@ -107,3 +109,19 @@ def _check_objectives(objectives: tuple[Objective, ...], sampler: Sampler, prune
         raise ConfigError("search.sampler", sampler, f"one of {others} for two objectives")
     if pruner is not None and len(objectives) > 1:  # it judges by one, and would lose points of the Pareto front
         raise ConfigError("search.pruner", pruner, "none for two objectives")
+
+
+def objective_means(trials: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> tuple[float, ...] | None:
+    """What a search takes a setting for: each objective's mean over its trials.
+
+    Args:
+        trials: their rows. Failed ones are left out; one that diverged in its first epoch has no metrics, and scores 0.
+        objectives: columns.
+
+    Returns:
+        The means; None if every trial failed.
+    """
+    rows = [row for row in trials if row["status"] != "failed"]
+    if not rows:
+        return None
+    return tuple(math.fsum(row[name] or 0.0 for row in rows) / len(rows) for name in objectives)

@@ -38,7 +38,7 @@ def bare_loop(trials: list[TrialConfig], cores: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Swept:
-    """Seconds of a sweep, or of several.
+    """Seconds of a sweep.
 
     Attributes:
         whole: command to prompt.
