@@ -14,9 +14,11 @@ from typing import Any
 
 import ray
 import ray._private.node
+import ray._private.utils
 
 from gcsr import InvalidInputError
 from tune.filesystem import one_line
+from tune.warm_workers import announce, setup_script
 
 __all__ = ["start_local_ray"]
 
@@ -36,7 +38,7 @@ def start_local_ray(**options: Any) -> None:
     """
     try:
         _keep_token_private()
-        with _sweep_nodes():
+        with _replaced(ray._private.node, "Node", _SweepNode):
             # Without "local" Ray would join whatever cluster was started on this machine, or RAY_ADDRESS names.
             ray.init(address="local", include_dashboard=False, **options)
     except InvalidInputError:
@@ -54,6 +56,10 @@ class _SweepNode(ray._private.node.Node):  # type: ignore[misc]
     where it comes to be called otherwise, the seconds are lost, and nothing else.
     """
 
+    def __init__(self, ray_params: Any, *arguments: Any, **options: Any) -> None:
+        ray_params.update_if_absent(setup_worker_path=setup_script())
+        super().__init__(ray_params, *arguments, **options)
+
     def start_api_server(self, **options: Any) -> None:
         """No dashboard: without its page, it would only report usage."""
         # Who asks for it, as Ray Train does for each trial, is refused at once and does not wait until it is there.
@@ -65,6 +71,14 @@ class _SweepNode(ray._private.node.Node):  # type: ignore[misc]
 
     def start_log_monitor(self) -> None:
         """Nobody to send workers' logs to the driver, which does not want them."""
+
+    def start_raylet(self, *arguments: Any, **options: Any) -> None:
+        """The raylet waits for its agent, which starts a second sooner where Ray's dashboard is not installed."""
+        with _replaced(ray._private.utils, "get_dashboard_dependency_error", lambda: ImportError("not needed")):
+            super().start_raylet(*arguments, **options)
+        with contextlib.suppress(Exception):
+            [raylet] = self.all_processes["raylet"]
+            announce(RAY_RAYLET_PID=str(raylet.process.pid), RAY_JOB_ID=ray.JobID.from_int(1).hex())
 
     def start_ray_processes(self) -> None:
         super().start_ray_processes()
@@ -79,14 +93,17 @@ class _SweepNode(ray._private.node.Node):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _sweep_nodes() -> Iterator[None]:
-    """``ray.init`` makes its node a `_SweepNode` in this block."""
-    node = ray._private.node.Node
-    ray._private.node.Node = _SweepNode
+def _replaced(module: Any, name: str, by: object) -> Iterator[None]:
+    """Something of Ray's is another in this block, if Ray has it."""
+    if not hasattr(module, name):
+        yield
+        return
+    before = getattr(module, name)
+    setattr(module, name, by)
     try:
         yield
     finally:
-        ray._private.node.Node = node
+        setattr(module, name, before)
 
 
 def _keep_token_private() -> None:

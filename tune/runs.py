@@ -22,6 +22,7 @@ from tune.spec import SweepSpec
 from tune.store import Store
 from tune.sweep_log import SweepLog
 from tune.terminal import complain
+from tune.warm_workers import warm_workers
 
 if TYPE_CHECKING:
     from tune.inline_executor import InlineExecutor
@@ -84,28 +85,30 @@ def open_executor(
         with InlineExecutor(job, options.threads) as inline:
             yield inline
         return
-    try:
-        from tune.ray_connection import connected, probe  # Ray is only imported where it is used: inline needs none
-    except ModuleNotFoundError as error:
-        raise InvalidInputError(f"executor: ray needs {error.name}, which is not installed; expected inline") from None
-    if options.address is not None:
-        probe(options.address)
-    # Ray's processes take seconds to start: time to import what is needed next.
-    needed = ("pandas", "pyarrow.parquet")  # nothing of Ray, which is starting
-    threading.Thread(target=_import_all, args=[needed]).start()
-    with connected(options.address):
-        from tune.ray_executor import RayExecutor
-
-        executor = RayExecutor(
-            job,
-            on_cluster=options.address is not None,
-            wait=options.wait,
-            max_concurrent=options.max_concurrent,
-            trials=trials,
-        )
+    with warm_workers() if options.address is None else contextlib.nullcontext():
+        try:
+            from tune.ray_connection import connected, probe  # Ray is only imported where it is used: inline needs none
+        except ModuleNotFoundError as error:
+            missing = f"ray needs {error.name}, which is not installed"
+            raise InvalidInputError(f"executor: {missing}; expected inline") from None
         if options.address is not None:
-            check_data(store, executor.cutter.job, trials)
-        yield executor
+            probe(options.address)
+        # Ray's processes take seconds to start: time to import what is needed next.
+        needed = ("pandas", "pyarrow.parquet")  # nothing of Ray, which is starting
+        threading.Thread(target=_import_all, args=[needed]).start()
+        with connected(options.address):
+            from tune.ray_executor import RayExecutor
+
+            executor = RayExecutor(
+                job,
+                on_cluster=options.address is not None,
+                wait=options.wait,
+                max_concurrent=options.max_concurrent,
+                trials=trials,
+            )
+            if options.address is not None:
+                check_data(store, executor.cutter.job, trials)
+            yield executor
 
 
 def _import_all(modules: Sequence[str]) -> None:
