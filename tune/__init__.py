@@ -7,9 +7,9 @@ The modules in layers. Each imports only from its own layer and from those above
     storage            filesystem, node_data, networks, folder, folder_lock, lease, rows, store, compaction
     trials             job, cutting, trial, units
     what is told       events, recorder, store_writer, progress, sweep_log, sweep_metrics, tensorboard
-    executors          inline_executor, placement, capacity, node_check, quarantine, forked_worker, warm_workers,
-                       worker_template, local_ray, ray_connection, ray_scheduler, ray_searcher, trainable, workers,
-                       relay, ray_executor
+    executors          inline_executor, placement, capacity, node_check, quarantine, imports, forked_worker,
+                       warm_workers, worker_template, local_ray, ray_connection, ray_scheduler, ray_searcher,
+                       trainable, workers, relay, ray_executor
     runs               run_options, manifest, row_source, runs, sweep, lines, study, search_identity, search,
                        tolerance, merge
     statistics         stats, summary, found, aggregate, curves

@@ -3,17 +3,16 @@
 The driver imports this, too, and needs no torch: what trains is imported where it trains.
 """
 
-import gc
 import json
 import time
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from typing import Any
 
 from ray import tune as ray_tune
 
 from gcsr import TrialConfig
 from tune.cutting import are_in_turn
+from tune.imports import import_for_good
 from tune.job import Outcome, SweepJob
 
 __all__ = ["JOB", "OUTCOME", "PLAN", "UNIT", "SweepTrainable", "trials_of", "unit_text"]
@@ -46,7 +45,7 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        _import_trainer()
+        import_for_good("torch", "tune.units")
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -78,15 +77,6 @@ class SweepTrainable(ray_tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         return None
-
-
-def _import_trainer() -> None:
-    """What is imported stays: to look for garbage in it would take a sixth of the time, in every worker."""
-    gc.disable()
-    for module in ("torch", "tune.units"):
-        import_module(module)
-    gc.freeze()
-    gc.enable()
 
 
 def _run(unit: Sequence[TrialConfig], job: SweepJob) -> Iterator[list[Outcome]]:

@@ -9,7 +9,6 @@ Whatever this process cannot vouch for it declines, and that worker starts as Ra
 """
 
 import contextlib
-import gc
 import json
 import os
 import resource
@@ -18,12 +17,12 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from selectors import EVENT_READ, DefaultSelector
 from types import SimpleNamespace
 from typing import Any
 
 from tune.forked_worker import SOCKET
+from tune.imports import import_for_good
 
 __all__ = ["serve"]
 
@@ -50,7 +49,7 @@ def serve(path: str) -> list[str] | None:
         selector.register(listener, EVENT_READ)
         selector.register(sys.stdin, EVENT_READ)  # ends when the process ends that holds its other side
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray has it when a worker imports torch
-        _import(_BEFORE_RAY)
+        import_for_good(*_BEFORE_RAY)
         known: Mapping[str, str] | None = None
         while sys.stdin not in [key.fileobj for key, _ in selector.select()]:
             connection, _ = listener.accept()
@@ -80,21 +79,12 @@ def _of_ray(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith("RAY_") and name not in _UNREAD}
 
 
-def _import(modules: tuple[str, ...]) -> None:
-    """Import them for good: no look for garbage in what they leave, which would also copy its memory in each fork."""
-    gc.disable()
-    for module in modules:
-        import_module(module)
-    gc.freeze()
-    gc.enable()
-
-
 def _import_ray(variables: Mapping[str, str]) -> None:
     for name in _of_ray(os.environ):
         del os.environ[name]
     os.environ.update(variables)
     with _ids_from_the_system():
-        _import(_OF_RAY)
+        import_for_good(*_OF_RAY)
     if _two_random_ids_of_forks_are_equal():
         sys.exit("Ray's random numbers began before the fork: its workers would all name their objects the same")
     signal.signal(signal.SIGCHLD, _bury)

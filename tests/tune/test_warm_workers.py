@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tune import warm_workers as module
+from tune.forked_worker import SOCKET
 from tune.warm_workers import announce, setup_script, warm_workers
 
 RUN = """
@@ -124,7 +125,7 @@ if arguments is not None:
         while not socket.exists():
             time.sleep(0.01)
         if announced is not None:
-            monkeypatch.setenv("GCSR_WORKER_TEMPLATE", str(socket))
+            monkeypatch.setenv(SOCKET, str(socket))
             announce(RAY_RAYLET_PID=announced)
         answers = []
         for variable in ("1", "1", "2"):
@@ -132,7 +133,7 @@ if arguments is not None:
             script += "print(json.dumps(asks(sys.argv[1:])))"
             context = json.dumps({"env_vars": {"TOLD": "so"}})
             own = ["--language=PYTHON", f"--serialized-runtime-env-context={context}"]
-            environment = os.environ | {"GCSR_WORKER_TEMPLATE": str(socket), "RAY_RAYLET_PID": variable}
+            environment = os.environ | {SOCKET: str(socket), "RAY_RAYLET_PID": variable}
             asked = [sys.executable, "-c", script, "worker.py", "--number=1", *own]
             answers.append(subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout)
         time.sleep(0.5)
