@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from gcsr.config import TrialConfig
+from gcsr.convolution import Convolution
 from gcsr.data import Dataset
 from gcsr.errors import ConfigError
 from gcsr.names import check_model_name, default_initialization, is_mlp, is_own_network
@@ -152,9 +153,9 @@ def _alexnet(classes: int, scaled: Callable[[int], int], dropout: float) -> nn.M
     channels = 3
     for layer in layout:
         if isinstance(layer, nn.Conv2d):
-            padding = 5 if not layers else layer.padding
+            kernel, stride, padding = (int(each[0]) for each in (layer.kernel_size, layer.stride, layer.padding))
             out = scaled(layer.out_channels)
-            layers.append(nn.Conv2d(channels, out, layer.kernel_size, layer.stride, padding))  # type: ignore[arg-type]
+            layers.append(Convolution(channels, out, kernel, stride=stride, padding=padding if layers else 5))
             channels = out
         elif isinstance(layer, nn.MaxPool2d):
             layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
@@ -175,9 +176,17 @@ def _alexnet(classes: int, scaled: Callable[[int], int], dropout: float) -> nn.M
 
 def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) -> nn.Module:
     """torchvision's VGG without the 7×7 pooling, fully connected layers of 512."""
-    from torchvision.models.vgg import cfgs, make_layers
+    from torchvision.models.vgg import cfgs
 
-    layout = [c if isinstance(c, str) else scaled(c) for c in cfgs[_VGG_LAYOUT[name]]]
+    layers: list[nn.Module] = []
+    channels = 3
+    for size in cfgs[_VGG_LAYOUT[name]]:
+        if isinstance(size, str):
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+        else:
+            out = scaled(size)
+            layers += [Convolution(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = out
     units = scaled(512)
     classifier = nn.Sequential(
         nn.Linear(scaled(512), units),
@@ -188,7 +197,7 @@ def _vgg(name: str, classes: int, scaled: Callable[[int], int], dropout: float) 
         nn.Dropout(dropout),
         nn.Linear(units, classes),
     )
-    return ConvolutionalNetwork(list(make_layers(layout)), classifier)
+    return ConvolutionalNetwork(layers, classifier)
 
 
 def _initialize_as_vgg(model: nn.Module) -> None:

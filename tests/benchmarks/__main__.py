@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cohort, epoch, gate
+from tests.benchmarks import cohort, convolution, epoch, gate
 from tests.benchmarks.timing import Timing
 
 _Run = tuple[str, Callable[[], Mapping[str, Timing]]]
-PARTS = ("gate", "training", "epoch", "at-once", "cohort", "service", "growth", "scaling")
+PARTS = ("gate", "training", "convolution", "epoch", "at-once", "cohort", "service", "growth", "scaling")
 
 
 @click.command()
@@ -37,6 +37,14 @@ def main(parts: tuple[str, ...], device: str, threads: int, rounds: int, trials:
         ],
         "training": [
             (f"Training step, VGG-16, batch 128, {precision}", _training(device, precision, max(3, rounds // 3)))
+            for precision in ("fp32", "bf16")
+        ],
+        "convolution": [
+            (
+                f"Forward and backward, {model}, batch 128, {precision}",
+                _convolution(model, precision, max(3, rounds // 3)),
+            )
+            for model in ("alexnet", "vgg16")
             for precision in ("fp32", "bf16")
         ],
         "epoch": [(f"An epoch of {model}, batch 128", _epoch(device, model, images)) for model in ("alexnet", "vgg16")],
@@ -74,6 +82,10 @@ def _cohorts(device: str, model: str) -> Callable[[], Mapping[str, Timing]]:
 
 def _epoch(device: str, model: str, images: int) -> Callable[[], Mapping[str, Timing]]:
     return lambda: epoch.beside_plain_loop(device, model, images)
+
+
+def _convolution(model: str, precision: str, rounds: int) -> Callable[[], Mapping[str, Timing]]:
+    return lambda: convolution.beside_torch(model, precision, rounds)
 
 
 def _training(device: str, precision: str, rounds: int) -> Callable[[], Mapping[str, Timing]]:

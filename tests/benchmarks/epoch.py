@@ -21,6 +21,7 @@ from gcsr.cohort import train_cohort
 from gcsr.interleaving import Interleaved, Steps
 from gcsr.models import build_model
 from gcsr.trainer import training
+from tests.benchmarks.convolution import with_plain_convolutions
 from tests.benchmarks.timing import Timing
 
 __all__ = ["at_once_precision", "beside_plain_loop", "trials_at_once"]
@@ -77,7 +78,7 @@ def _plain_epochs(model_name: str, images: int, device: str, epochs: int) -> Ite
     pictures, labels = (each[: images // _TEST_SHARE] for each in _arrays(images))
     held = torch.stack([transforms.Compose(whiten)(picture) for picture in pictures])
     test = DataLoader(TensorDataset(held, torch.from_numpy(labels)), 1000, pin_memory=on_gpu)
-    model = build_model(model_name, input_shape=(3, 32, 32), classes=100).to(device)
+    model = with_plain_convolutions(build_model(model_name, input_shape=(3, 32, 32), classes=100)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-5)
     for _ in range(epochs):
         began = time.perf_counter()

@@ -78,3 +78,14 @@ def test_unknown_names_are_refused(name):
 def test_small_images_are_for_plain_networks():
     with pytest.raises(ConfigError, match="model"):
         build_model("vgg11", input_shape=(1, 8, 8), classes=10)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("vgg11", "A"), ("vgg16", "D"), ("vgg19", "E")])
+def test_the_layers_of_vgg_are_torchvisions(name, layout):
+    from torchvision.models.vgg import cfgs, make_layers
+
+    model = build_model(name, input_shape=(3, 32, 32), classes=10)
+    torchvisions = make_layers(cfgs[layout])
+    torchvisions.load_state_dict(model.features.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.features(images), torchvisions(images))
