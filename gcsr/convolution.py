@@ -44,7 +44,7 @@ class Convolution(nn.Conv2d):
         product: Any
         if images.shape[2:] == (height, width) and stride == 1 and height * width <= _WHOLE:
             product = _WholeImages
-        elif height * width <= most and padding < kernel and not (stride > 1 and images.requires_grad):
+        elif height * width <= most and not (stride > 1 and images.requires_grad):
             product = _Patches
         else:
             return super().forward(images)

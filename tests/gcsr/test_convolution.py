@@ -25,11 +25,13 @@ PATCHES = [
     (64, 192, 5, 1, 2, 4, 4),
     (16, 32, 3, 1, 1, 4, 4),
     (4, 6, 3, 1, 0, 5, 4),
+    (4, 6, 3, 1, 0, 4, 4),
+    (4, 6, 1, 1, 1, 2, 2),
     (4, 6, 3, 1, 2, 2, 2),
     (4, 6, 1, 1, 0, 4, 3),
 ]
-DISTANT = [(3, 64, 11, 4, 5, 32, 32), (3, 5, 3, 2, 1, 7, 5)]
-TORCHS = [(3, 8, 3, 1, 1, 8, 8), (4, 6, 3, 1, 3, 2, 2)]  # a large image; more zeros than the kernel reaches over
+DISTANT = [(3, 64, 11, 4, 5, 32, 32), (3, 5, 3, 2, 1, 7, 5), (3, 5, 2, 2, 1, 2, 2)]
+TORCHS = [(3, 8, 3, 1, 1, 8, 8), (4, 6, 3, 1, 3, 2, 2)]  # of many pixels: of the images, or of the result
 
 
 def convolution(case):
@@ -85,6 +87,7 @@ def test_products_are_taken_where_they_are_faster(cases, fp32, bf16):
         layer, images = convolution(case), images_for(case)
         assert calls_of_torchs_convolution(layer, images, "fp32") == fp32
         assert calls_of_torchs_convolution(layer, images, "bf16") == bf16
+        assert calls_of_torchs_convolution(layer, images.bfloat16(), "bf16") == bf16
 
 
 def test_a_strided_convolution_whose_images_want_a_gradient_is_torchs():
@@ -98,8 +101,20 @@ def test_images_and_weights_of_another_kind_are_torchs():
     assert calls_of_torchs_convolution(layer.double(), images.double(), "fp32") == 1
     with pytest.raises(RuntimeError):  # as torch's does
         layer.float()(images.double())
+    with pytest.raises(RuntimeError):
+        layer.double()(images)
+    layer.float()
     with torch.autocast("cpu", dtype=torch.float16):
-        assert layer(images).dtype == torch.float16
+        assert calls_of_torchs_convolution(layer, images, "fp32") == 1
+
+
+def test_weights_that_are_more_than_tensors_are_torchs():
+    class Sharded(torch.Tensor):
+        pass
+
+    layer, images = convolution(WHOLE[1]), images_for(WHOLE[1])
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Sharded))
+    assert calls_of_torchs_convolution(layer, images, "fp32") == 1
 
 
 @pytest.mark.parametrize(("case", "precision"), [(WHOLE[0], "fp32"), (WHOLE[0], "bf16"), (PATCHES[0], "bf16")])
