@@ -35,8 +35,9 @@ class Convolution(nn.Conv2d):
         self._geometry = kernel, stride, padding
 
     def forward(self, images: Tensor) -> Tensor:
-        lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if not self._is_ours(images, lowered):
+        lowered = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if lowered else torch.float32
+        if not self._is_ours(images, dtype):
             return super().forward(images)
         kernel, stride, padding = self._geometry
         height, width = (1 + (size + 2 * padding - kernel) // stride for size in images.shape[2:])
@@ -48,19 +49,19 @@ class Convolution(nn.Conv2d):
             product = _Patches
         else:
             return super().forward(images)
-        images = images.bfloat16() if lowered else images
         result: Tensor
-        result, _ = product.apply(images, self.weight, self.bias, *self._geometry)
+        result, _ = product.apply(images.to(dtype), self.weight, self.bias, *self._geometry)
         return result
 
-    def _is_ours(self, images: Tensor, lowered: bool) -> bool:
-        """Whether the products below are for such images and weights."""
+    def _is_ours(self, images: Tensor, dtype: torch.dtype) -> bool:
+        """Whether the products below are for such images and weights, in arithmetic of this dtype."""
         return (
             images.device.type == self.weight.device.type == "cpu"
             and images.dim() == 4
             and type(self.weight) in (Tensor, nn.Parameter)  # sharded weights have a convolution of their own
             and self.weight.dtype == torch.float32
-            and (images.dtype == torch.float32 or (lowered and images.dtype == torch.bfloat16))
+            and dtype in (torch.float32, torch.bfloat16)
+            and images.dtype in (torch.float32, dtype)
         )
 
 
