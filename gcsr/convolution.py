@@ -32,14 +32,13 @@ class Convolution(nn.Conv2d):
 
     def __init__(self, channels: int, out: int, kernel: int, *, stride: int = 1, padding: int = 0) -> None:
         super().__init__(channels, out, kernel, stride, padding)
-        self._geometry = kernel, stride, padding
 
     def forward(self, images: Tensor) -> Tensor:
         lowered = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if lowered else torch.float32
         if not self._is_ours(images, dtype):
             return super().forward(images)
-        kernel, stride, padding = self._geometry
+        kernel, stride, padding = (int(each[0]) for each in (self.kernel_size, self.stride, self.padding))
         height, width = (1 + (size + 2 * padding - kernel) // stride for size in images.shape[2:])
         most = 0 if not lowered else _PATCHES if stride == 1 else _DISTANT_PATCHES
         product: Any
@@ -50,7 +49,7 @@ class Convolution(nn.Conv2d):
         else:
             return super().forward(images)
         result: Tensor
-        result, _ = product.apply(images.to(dtype), self.weight, self.bias, *self._geometry)
+        result, _ = product.apply(images.to(dtype), self.weight, self.bias, kernel, stride, padding)
         return result
 
     def _is_ours(self, images: Tensor, dtype: torch.dtype) -> bool:
