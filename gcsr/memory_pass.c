@@ -67,33 +67,31 @@ static inline floats load(const float *p) {
 /* Eq. 9 on LANES elements: adds to the lanes' counters. Comparisons give -1 where true. */
 static inline void tally(floats g, floats w, float penalty, int l1, ints *coherent, ints *n, floats *sum) {
     const floats zero = {0};
-    floats p;
-    if (l1) {
-        const floats ones = zero + 1.0f;
-        p = penalty * ((floats)((ints)(w > zero) & (ints)ones) - (floats)((ints)(w < zero) & (ints)ones));
-    } else {
-        p = penalty * w;
-    }
-    const floats t = g + p;
-    *coherent -= ((g > zero) & (t > zero)) | ((g < zero) & (t < zero));
-    *n -= g != zero;
+    const int32_t minus = 0x80000000; /* the sign's bit */
+    const floats p = l1 ? (floats)((w != zero) & ((ints)(zero + penalty) | ((ints)w & minus))) : penalty * w;
+    const ints learning = g != zero;
+    const floats along = (floats)((ints)(g + p) ^ ((ints)g & minus)); /* g + p, seen along g's sign */
+    *coherent -= learning & (along > zero);
+    *n -= learning;
     *sum += (floats)((ints)g & 0x7fffffff);
 }
 
 static Tally count_range(const Tensor *t, int64_t from, int64_t to) {
+    const float *g = t->g, *w = t->w, penalty = t->penalty;
+    const int l1 = t->sign;
     ints coherent = {0}, n = {0};
     floats sum = {0};
     int64_t i = from;
     for (; i + LANES <= to; i += LANES) {
-        __builtin_prefetch(t->g + i + AHEAD);
-        __builtin_prefetch(t->w + i + AHEAD);
-        tally(load(t->g + i), load(t->w + i), t->penalty, t->sign, &coherent, &n, &sum);
+        __builtin_prefetch(g + i + AHEAD);
+        __builtin_prefetch(w + i + AHEAD);
+        tally(load(g + i), load(w + i), penalty, l1, &coherent, &n, &sum);
     }
     if (i < to) { /* the rest, filled up with zeros: those are not counted */
-        float g[LANES] = {0}, w[LANES] = {0};
-        memcpy(g, t->g + i, (to - i) * sizeof *g);
-        memcpy(w, t->w + i, (to - i) * sizeof *w);
-        tally(load(g), load(w), t->penalty, t->sign, &coherent, &n, &sum);
+        float rest_g[LANES] = {0}, rest_w[LANES] = {0};
+        memcpy(rest_g, g + i, (to - i) * sizeof *g);
+        memcpy(rest_w, w + i, (to - i) * sizeof *w);
+        tally(load(rest_g), load(rest_w), penalty, l1, &coherent, &n, &sum);
     }
     Tally total = {0, 0, 0};
     for (int lane = 0; lane < LANES; lane++) {

@@ -44,7 +44,7 @@ def _gated(model: nn.Module, regularizer: str, mode: str) -> GatedOptimizer:
 
 
 def counting(device: str, rounds: int) -> dict[str, Timing]:
-    """Counting coherence (eq. 9) only."""
+    """Counting coherence (eq. 9) only; beside it what reading the same bytes takes."""
     model = _vgg16(device)
     params = regularized_parameters(model)
     counter = CoherenceCounter(params, LAM, "l2")
@@ -53,6 +53,9 @@ def counting(device: str, rounds: int) -> dict[str, Timing]:
             {
                 "plain SGD(momentum, weight_decay, fused) step": _plain(model).step,
                 "count, ours": counter.count,
+                "torch.dot of the same gradients and weights": lambda: [
+                    torch.dot(p.grad.view(-1), p.view(-1)) for p in params if p.grad is not None
+                ],
                 "count, ours without the compiled pass": counter._count_with_torch,
                 "count, parameter by parameter": lambda: count_reference(
                     [p.grad for p in params if p.grad is not None], params, LAM, "l2"

@@ -1,5 +1,6 @@
 """Paired timings: everything is a ratio to something else, measured in turns, because machines are shared and noisy."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,10 +27,15 @@ class Timing:
 def paired(
     functions: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1, device: str = "cpu"
 ) -> dict[str, Timing]:
-    """Time functions in turns, ``calls`` calls a turn, after one uncounted round; the first is the reference."""
+    """Time functions in turns, ``calls`` calls a turn, after one uncounted round; the first is the reference.
+
+    Each round has an order of its own: what runs behind an update of all weights also waits until that has reached
+    memory, and no function shall be the one that always does.
+    """
+    order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
-        for name, function in functions.items():
+        for name, function in order.sample(list(functions.items()), len(functions)):
             _wait(device)
             began = time.perf_counter()
             for _ in range(calls):
