@@ -121,7 +121,7 @@ class Folder:
         if data is None:
             return None
         try:
-            value = json.loads(data)
+            value = json.loads(data.decode())  # as it was written: bytes alone make json guess, at UTF-16 and others
         except (ValueError, RecursionError) as error:
             raise DamagedStoreError(f"{self.path(name)} is damaged: {one_line(error)}") from None
         if not isinstance(value, dict):

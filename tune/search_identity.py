@@ -78,9 +78,11 @@ def known_identity(store: Store, window: int | None, definition: dict[str, Any])
     try:
         known = frozenset(str(trial_id) for trial_id in found["known"])
         identity = SearchIdentity(str(found["driver"]), dict(found["definition"]), int(found["window"]), known)
+        if identity.window < 1:
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise DamagedStoreError(
-            f"{store.path(SEARCH)} is damaged: expected driver, definition, window, known{_ANEW}"
+            f"{store.path(SEARCH)} is damaged: expected driver, definition, window ≥ 1, known{_ANEW}"
         ) from None
     for name, value in definition.items():
         if identity.definition.get(name) != value:

@@ -247,6 +247,25 @@ def test_damaged_suggestions_are_named(tmp_path):
     assert search(tmp_path, trials=8).ran == 0, "those of another search say nothing"
 
 
+@pytest.mark.parametrize(
+    "damage", [{"window": 0}, {"window": -3}, {"window": "few"}, {"known": 5}, {"definition": [1]}]
+)
+def test_a_damaged_identity_is_named(damage, tmp_path):
+    search(tmp_path, trials=8)
+    path = tmp_path / "search.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(InvalidInputError, match=r"search\.json is damaged: expected driver, definition, window ≥ 1"):
+        search(tmp_path, trials=8)
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfe{", b"\x00\x00\xfe\xff", b"\x89PNG"])
+def test_a_file_that_is_no_text_is_damage(junk, tmp_path):
+    search(tmp_path, trials=8)
+    (tmp_path / "search.json").write_bytes(junk)
+    with pytest.raises(InvalidInputError, match=r"search\.json is damaged: ('utf-8' codec|Expecting value)"):
+        search(tmp_path, trials=8)
+
+
 def test_what_a_search_is_does_not_change(tmp_path):
     search(tmp_path, trials=8)
     with pytest.raises(InvalidInputError, match="holds a search with other sampler"):
