@@ -1,7 +1,7 @@
 """Convolutions over images of a few pixels, on CPUs: as matrix products, for which processors are made.
 
-AlexNet ends in images of 2×2 pixels. A 3×3 convolution over them multiplies zeros at most of its taps; as a fully
-connected layer from all pixels to all pixels it computes less than half as much.
+AlexNet ends in images of 2×2 pixels, VGG in images of 4×4 and 2×2. Much of what a 3×3 convolution multiplies there is
+padding, and libraries for convolutions are made for large images.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 __all__ = ["Convolution"]
 
 # Measured at the width of the paper's networks, forward and backward: `python -m tests.benchmarks convolution`.
-_WHOLE = 4  # pixels of an image, all of which are one row of a product
+_TAPS = 16  # pixels of an image in float32, whose products add up in place
+_WHOLE = 4  # pixels of an image in bfloat16, all of which are one row of a product
 _PATCHES = 16  # pixels of a result, the patch of each of which is one row; in bfloat16, where torch is slowest
 _DISTANT_PATCHES = 64  # the same with a stride, so that there is less to copy
 
@@ -34,23 +35,32 @@ class Convolution(nn.Conv2d):
         super().__init__(channels, out, kernel, stride, padding)
 
     def forward(self, images: Tensor) -> Tensor:
-        lowered = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if lowered else torch.float32
-        if not self._is_ours(images, dtype):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        product = self._product(images, dtype) if self._is_ours(images, dtype) else None
+        if product is None:
             return super().forward(images)
-        kernel, stride, padding = (int(each[0]) for each in (self.kernel_size, self.stride, self.padding))
-        height, width = (1 + (size + 2 * padding - kernel) // stride for size in images.shape[2:])
-        most = 0 if not lowered else _PATCHES if stride == 1 else _DISTANT_PATCHES
-        product: Any
-        if images.shape[2:] == (height, width) and stride == 1 and height * width <= _WHOLE:
-            product = _WholeImages
-        elif height * width <= most and not (stride > 1 and images.requires_grad):
-            product = _Patches
-        else:
-            return super().forward(images)
+        kernel, stride, padding = self._geometry
         result: Tensor
-        result, _ = product.apply(images.to(dtype), self.weight, self.bias, kernel, stride, padding)
+        result, *_ = product.apply(images.to(dtype), self.weight, self.bias, kernel, stride, padding)
         return result
+
+    @property
+    def _geometry(self) -> tuple[int, int, int]:
+        kernel, stride, padding = (int(each[0]) for each in (self.kernel_size, self.stride, self.padding))
+        return kernel, stride, padding
+
+    def _product(self, images: Tensor, dtype: torch.dtype) -> Any:
+        """Which of the products below is faster than torch's convolution; None for none."""
+        kernel, stride, padding = self._geometry
+        height, width = (1 + (size + 2 * padding - kernel) // stride for size in images.shape[2:])
+        of_all_pixels = stride == 1 and images.shape[2:] == (height, width)
+        if dtype == torch.float32:
+            return _Taps if of_all_pixels and height * width <= _TAPS else None
+        if of_all_pixels and height * width <= _WHOLE:
+            return _WholeImages
+        if stride == 1:
+            return _Patches if height * width <= _PATCHES else None
+        return _Patches if height * width <= _DISTANT_PATCHES and not images.requires_grad else None
 
     def _is_ours(self, images: Tensor, dtype: torch.dtype) -> bool:
         """Whether the products below are for such images and weights, in arithmetic of this dtype."""
@@ -64,8 +74,55 @@ class Convolution(nn.Conv2d):
         )
 
 
+class _Taps(torch.autograd.Function):
+    """A product for each tap of the kernel and the pixels that it reaches: nothing is multiplied with padding."""
+
+    @staticmethod
+    def forward(images: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor]:
+        n, _, height, width = images.shape
+        pixels, taps = _pixels(images), _taps(weight)
+        result = bias.repeat(len(pixels), 1)
+        for tap, to, of in _reached(height, width, kernel, padding, n):
+            result[to].addmm_(pixels[of], taps[tap].t())
+        return (_images(result.view(height, width, n, len(weight)).permute(2, 0, 1, 3), images),)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor]) -> None:
+        images, weight, _, ctx.kernel, _, ctx.padding = inputs
+        ctx.save_for_backward(images, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight = ctx.saved_tensors
+        n, channels, height, width = images.shape
+        pixels, taps, grads = _pixels(images), _taps(weight), _pixels(grad)
+        of_taps = _no_taps(weight, grads)
+        of_pixels = grads.new_zeros(len(pixels), channels) if ctx.needs_input_grad[0] else None
+        for tap, to, of in _reached(height, width, ctx.kernel, ctx.padding, n):
+            of_taps[tap].addmm_(grads[to].t(), pixels[of])
+            if of_pixels is not None:
+                of_pixels[of].addmm_(grads[to], taps[tap])
+        of_images = None
+        if of_pixels is not None:
+            of_images = _images(of_pixels.view(height, width, n, channels).permute(2, 0, 1, 3), images)
+        return of_images, of_taps.permute(2, 3, 0, 1), grad.sum((0, 2, 3)), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor], tuple[int]]:
+        """One after the other: torch has no products of stacked matrices that add up in place."""
+        alone = []
+        for k in range(info.batch_size):
+            own = (x if dim is None else x.select(dim, k) for x, dim in zip(inputs, in_dims, strict=True))
+            (result,) = _Taps.apply(*own)
+            alone.append(result)
+        return (torch.stack(alone),), (0,)
+
+
 class _WholeImages(torch.autograd.Function):
-    """Each image a row, of all its pixels: for a kernel whose result is as large as the image."""
+    """Each image a row, of all its pixels, multiplied with a row for each pixel of the result.
+
+    In bfloat16, where products that add up in place would round each sum.
+    """
 
     generate_vmap_rule = True
 
@@ -73,34 +130,38 @@ class _WholeImages(torch.autograd.Function):
     def forward(
         images: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, padding: int
     ) -> tuple[Tensor, Tensor]:
-        _, channels, height, width = images.shape
+        n, channels, height, width = images.shape
         out = len(weight)
-        taps = weight.permute(0, 2, 3, 1)
-        pixels = weight.new_zeros(height, width, out, height, width, channels, dtype=images.dtype)
-        for reached, used in _reached(height, width, kernel, padding):
-            pixels[reached] = taps[used]
-        matrix = pixels.view(height * width * out, height * width * channels)
+        taps = _taps(weight)
+        everywhere = padding >= max(height, width) - 1  # every pixel reaches every one
+        new = weight.new_empty if everywhere else weight.new_zeros
+        matrix = new(height * width, out, height * width, channels, dtype=images.dtype)
+        for tap, to, of in _reached(height, width, kernel, padding):
+            for reached, image in zip(range(to.start, to.stop), range(of.start, of.stop), strict=True):
+                matrix[reached, :, image] = taps[tap]
+        matrix = matrix.view(height * width * out, height * width * channels)
         result = torch.addmm(bias.to(images.dtype).repeat(height * width), _rows(images), matrix.t())
-        return _images(result, images, height, width, out), matrix
+        return _images(result.view(n, height, width, out), images), matrix
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        images, _, _, ctx.kernel, _, ctx.padding = inputs
+        images, weight, _, ctx.kernel, _, ctx.padding = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(images, output[1])
+        ctx.save_for_backward(images, weight, output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        images, matrix = ctx.saved_tensors
-        _, channels, height, width = images.shape
-        out, rows = grad.shape[1], _rows(grad)
-        of_images = _images(rows @ matrix, images, height, width, channels) if ctx.needs_input_grad[0] else None
-        pixels = (rows.t() @ _rows(images)).view(height, width, out, height, width, channels)
-        taps = pixels.new_zeros(out, ctx.kernel, ctx.kernel, channels, dtype=torch.float32)
-        for reached, used in _reached(height, width, ctx.kernel, ctx.padding):
-            taps[used] += pixels[reached]
-        return of_images, taps.permute(0, 3, 1, 2), grad.sum((0, 2, 3), dtype=torch.float32), None, None, None
+        images, weight, matrix = ctx.saved_tensors
+        n, channels, height, width = images.shape
+        of_images = None
+        if ctx.needs_input_grad[0]:
+            of_images = _images((_rows(grad) @ matrix).view(n, height, width, channels), images)
+        pixels, grads = _pixels(images), _pixels(grad)
+        of_taps = _no_taps(weight, grads)
+        for tap, to, of in _reached(height, width, ctx.kernel, ctx.padding, n):
+            of_taps[tap] += grads[to].t() @ pixels[of]
+        return of_images, of_taps.permute(2, 3, 0, 1), grad.sum((0, 2, 3), dtype=torch.float32), None, None, None
 
 
 class _Patches(torch.autograd.Function):
@@ -115,7 +176,7 @@ class _Patches(torch.autograd.Function):
         rows, height, width = _patches(images, kernel, stride, padding)
         matrix = weight.to(images.dtype).permute(0, 2, 3, 1).flatten(1)
         result = torch.addmm(bias.to(images.dtype), rows, matrix.t())
-        return _images(result, images, height, width, len(weight)), rows
+        return _images(result.view(len(images), height, width, len(weight)), images), rows
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -132,21 +193,30 @@ class _Patches(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # a convolution, too, of the gradient with the kernel turned around
             around, height, width = _patches(grad, kernel, 1, kernel - 1 - ctx.padding)
             turned = weight.to(grad.dtype).flip(2, 3).permute(1, 2, 3, 0).flatten(1)
-            of_images = _images(around @ turned.t(), grad, height, width, channels)
+            of_images = _images((around @ turned.t()).view(len(grad), height, width, channels), grad)
         taps = (grad.permute(0, 2, 3, 1).reshape(-1, out).t() @ rows).view(out, kernel, kernel, channels).float()
         return of_images, taps.permute(0, 3, 1, 2), grad.sum((0, 2, 3), dtype=torch.float32), None, None, None
 
 
-def _reached(height: int, width: int, kernel: int, padding: int) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """For each pixel of a result, the image's pixels that it is made of, and the kernel's taps at these."""
-    for y in range(height):
-        for x in range(width):
-            reached, used = [], []
-            for place, size in ((y, height), (x, width)):
-                first, end = max(0, place - padding), min(size, place - padding + kernel)
-                reached.append(slice(first, end))
-                used.append(slice(first - place + padding, end - place + padding))
-            yield (y, x, slice(None), *reached), (slice(None), *used)
+def _reached(
+    height: int, width: int, kernel: int, padding: int, n: int = 1
+) -> Iterator[tuple[tuple[int, int], slice, slice]]:
+    """Each tap, rows of the result that it adds to, and the rows of `_pixels` that it takes for them.
+
+    All that a tap reaches in as few slices as there can be: whole images, or a line of pixels each.
+    """
+    for y in range(kernel):
+        top, bottom = max(0, padding - y), min(height, height + padding - y)
+        for x in range(kernel):
+            left, right = max(0, padding - x), min(width, width + padding - x)
+            if (left, right) == (0, width):
+                pieces = [(top * width, bottom * width)]
+            else:
+                pieces = [(line * width + left, line * width + right) for line in range(top, bottom)]
+            distance = (y - padding) * width + x - padding
+            for first, end in pieces:
+                if first < end:
+                    yield (y, x), slice(first * n, end * n), slice((first + distance) * n, (end + distance) * n)
 
 
 def _patches(images: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, int, int]:
@@ -157,15 +227,34 @@ def _patches(images: Tensor, kernel: int, stride: int, padding: int) -> tuple[Te
     return patches.reshape(-1, kernel * kernel * channels), height, width
 
 
+def _pixels(images: Tensor) -> Tensor:
+    """``[H · W · N, C]`` of images ``[N, C, H, W]``: the same pixel of all images lies together."""
+    return images.permute(2, 3, 0, 1).flatten(0, 2)
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """``[kernel, kernel, out, C]`` of weights ``[out, C, kernel, kernel]``; if channels-last, a view of them."""
+    taps = weight.permute(2, 3, 0, 1)
+    return taps if taps.stride(3) == 1 else taps.contiguous()
+
+
+def _no_taps(weight: Tensor, like: Tensor) -> Tensor:
+    """Zeros as `_taps` gives these weights, float32; where gradients ``like`` these lie."""
+    out, channels, kernel, _ = weight.shape
+    if weight.permute(2, 3, 0, 1).stride(3) == 1:
+        return like.new_zeros(out, kernel, kernel, channels, dtype=torch.float32).permute(1, 2, 0, 3)
+    return like.new_zeros(kernel, kernel, out, channels, dtype=torch.float32)
+
+
 def _rows(images: Tensor) -> Tensor:
     """``[N, H · W · C]`` of images ``[N, C, H, W]``; if they are channels-last, without a copy."""
     return images.permute(0, 2, 3, 1).flatten(1)
 
 
-def _images(rows: Tensor, like: Tensor, height: int, width: int, channels: int) -> Tensor:
-    """``[N, channels, height, width]`` in the layout of ``like``, with which torch goes on faster than with a mixture.
+def _images(pixels: Tensor, like: Tensor) -> Tensor:
+    """``[N, C, H, W]`` of ``[N, H, W, C]`` in the layout of ``like``: torch goes on faster with one than with both.
 
     A copy, and no view: a ReLU in place of a view takes several times as long in the backward pass.
     """
-    images = rows.view(len(like), height, width, channels).permute(0, 3, 1, 2)
-    return images.clone(memory_format=torch.contiguous_format if like.is_contiguous() else torch.preserve_format)
+    layout = torch.contiguous_format if like.is_contiguous() else torch.channels_last
+    return pixels.permute(0, 3, 1, 2).clone(memory_format=layout)

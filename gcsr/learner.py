@@ -43,12 +43,11 @@ class Learner(Protocol):
 
 
 def memory_layout(config: TrialConfig, device: torch.device) -> torch.memory_format:
-    """Channels last where the convolutions are faster with it, and known to be able to take it.
+    """Channels last, with which convolutions and pools are faster, for networks that are known to be able to take it.
 
     A user's own network may view what a convolution gives as one dimension, or have weights of five.
     """
-    fast = device.type == "cuda" or config.precision == "bf16"
-    return torch.channels_last if fast and is_convolutional(config.model) else torch.contiguous_format
+    return torch.channels_last if is_convolutional(config.model) else torch.contiguous_format
 
 
 class AutogradLearner:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from gcsr.convolution import Convolution, _Patches, _WholeImages
+from gcsr.convolution import Convolution, _Patches, _Taps, _WholeImages
 from gcsr.precision import autocast
 
 CPU = torch.device("cpu")
@@ -21,14 +21,18 @@ WHOLE = [
     (3, 2, 1, 1, 0, 2, 2),
     (2, 3, 3, 1, 1, 1, 1),
 ]
-PATCHES = [
+SAME = [  # more pixels, as many in the result as in the images
     (64, 192, 5, 1, 2, 4, 4),
     (16, 32, 3, 1, 1, 4, 4),
+    (4, 6, 1, 1, 0, 4, 3),
+    (4, 6, 7, 1, 3, 2, 5),
+    (4, 6, 9, 1, 4, 3, 3),
+]
+PATCHES = [
     (4, 6, 3, 1, 0, 5, 4),
     (4, 6, 3, 1, 0, 4, 4),
     (4, 6, 1, 1, 1, 2, 2),
     (4, 6, 3, 1, 2, 2, 2),
-    (4, 6, 1, 1, 0, 4, 3),
 ]
 DISTANT = [(3, 64, 11, 4, 5, 32, 32), (3, 5, 3, 2, 1, 7, 5), (3, 5, 2, 2, 1, 2, 2)]
 TORCHS = [(3, 8, 3, 1, 1, 8, 8), (4, 6, 3, 1, 3, 2, 2)]  # of many pixels: of the images, or of the result
@@ -58,7 +62,7 @@ def distance(found, expected):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("case", WHOLE + PATCHES + DISTANT + TORCHS)
+@pytest.mark.parametrize("case", WHOLE + SAME + PATCHES + DISTANT + TORCHS)
 def test_result_and_gradients_are_torchs_in_float64(case, precision, layout):
     layer = convolution(case).to(memory_format=layout)
     exact = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding).double()
@@ -81,7 +85,9 @@ def test_result_and_gradients_are_torchs_in_float64(case, precision, layout):
     assert layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("cases", "fp32", "bf16"), [(WHOLE, 0, 0), (PATCHES, 1, 0), (DISTANT, 1, 0), (TORCHS, 1, 1)])
+@pytest.mark.parametrize(
+    ("cases", "fp32", "bf16"), [(WHOLE, 0, 0), (SAME, 0, 0), (PATCHES, 1, 0), (DISTANT, 1, 0), (TORCHS, 1, 1)]
+)
 def test_products_are_taken_where_they_are_faster(cases, fp32, bf16):
     for case in cases:
         layer, images = convolution(case), images_for(case)
@@ -117,7 +123,9 @@ def test_weights_that_are_more_than_tensors_are_torchs():
     assert calls_of_torchs_convolution(layer, images, "fp32") == 1
 
 
-@pytest.mark.parametrize(("case", "precision"), [(WHOLE[0], "fp32"), (WHOLE[0], "bf16"), (PATCHES[0], "bf16")])
+@pytest.mark.parametrize(
+    ("case", "precision"), [(WHOLE[0], "fp32"), (SAME[0], "fp32"), (WHOLE[0], "bf16"), (SAME[0], "bf16")]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_layout_of_the_images_goes_on(case, precision, layout):
     layer, images = convolution(case).to(memory_format=layout), images_for(case, layout).requires_grad_()
@@ -129,7 +137,9 @@ def test_the_layout_of_the_images_goes_on(case, precision, layout):
     assert not result._is_view()  # or a ReLU in place would be several times as slow
 
 
-@pytest.mark.parametrize(("case", "precision"), [(WHOLE[1], "fp32"), (PATCHES[1], "bf16")])
+@pytest.mark.parametrize(
+    ("case", "precision"), [(WHOLE[1], "fp32"), (SAME[1], "fp32"), (WHOLE[1], "bf16"), (SAME[1], "bf16")]
+)
 def test_stacked_weights_are_convolved_as_alone(case, precision):
     layers = [convolution(case) for _ in range(3)]
     for number, layer in enumerate(layers):
@@ -142,7 +152,10 @@ def test_stacked_weights_are_convolved_as_alone(case, precision):
         with autocast(precision, CPU):
             return functional_call(layers[0], weights, images).float().square().sum()
 
-    together = vmap(grad(loss), in_dims=({"weight": 0, "bias": 0}, None))(stacked, images)
+    def losses(weights):  # as `gcsr.cohort` takes them
+        return vmap(loss, in_dims=({"weight": 0, "bias": 0}, None))(weights, images).sum()
+
+    together = grad(losses)(stacked)
     for number, layer in enumerate(layers):
         alone = grad(loss)(dict(layer.named_parameters()), images)
         for name, gradient in alone.items():
@@ -150,7 +163,8 @@ def test_stacked_weights_are_convolved_as_alone(case, precision):
 
 
 @pytest.mark.parametrize(
-    ("product", "case", "precision"), [(_WholeImages, WHOLE[1], "fp32"), (_Patches, PATCHES[1], "bf16")]
+    ("product", "case", "precision"),
+    [(_Taps, WHOLE[1], "fp32"), (_WholeImages, WHOLE[1], "bf16"), (_Patches, SAME[1], "bf16")],
 )
 def test_no_images_have_no_answers(product, case, precision):
     layer, images = convolution(case), images_for(case, n=0)
