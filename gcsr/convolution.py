@@ -4,6 +4,7 @@ AlexNet ends in images of 2×2 pixels, VGG in images of 4×4 and 2×2. Much of w
 padding, and libraries for convolutions are made for large images.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = ["Convolution"]
 _TAPS = 16  # pixels of an image in float32, whose products add up in place
 _WHOLE = 4  # pixels of an image in bfloat16, all of which are one row of a product
 _PATCHES = 16  # pixels of a result, the patch of each of which is one row; in bfloat16, where torch is slowest
+_TURNED = 512  # channels of a result in bfloat16, from which on a product is faster of rows than of columns
 _DISTANT_PATCHES = 64  # the same with a stride, so that there is less to copy
 
 
@@ -121,7 +123,7 @@ class _Taps(torch.autograd.Function):
 class _WholeImages(torch.autograd.Function):
     """Each image a row, of all its pixels, multiplied with a row for each pixel of the result.
 
-    In bfloat16, where products that add up in place would round each sum.
+    In bfloat16, where products that add up in place would round each time.
     """
 
     generate_vmap_rule = True
@@ -131,37 +133,35 @@ class _WholeImages(torch.autograd.Function):
         images: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, padding: int
     ) -> tuple[Tensor, Tensor]:
         n, channels, height, width = images.shape
-        out = len(weight)
-        taps = _taps(weight)
+        out, taps = len(weight), weight.permute(0, 2, 3, 1)
         everywhere = padding >= max(height, width) - 1  # every pixel reaches every one
         new = weight.new_empty if everywhere else weight.new_zeros
-        matrix = new(height * width, out, height * width, channels, dtype=images.dtype)
-        for tap, to, of in _reached(height, width, kernel, padding):
-            for reached, image in zip(range(to.start, to.stop), range(of.start, of.stop), strict=True):
-                matrix[reached, :, image] = taps[tap]
-        matrix = matrix.view(height * width * out, height * width * channels)
+        pixels = new(height, width, out, height, width, channels, dtype=images.dtype)
+        for reached, used in _windows(height, width, kernel, padding):
+            pixels[reached] = taps[used]
+        matrix = pixels.view(height * width * out, height * width * channels)
         result = torch.addmm(bias.to(images.dtype).repeat(height * width), _rows(images), matrix.t())
         return _images(result.view(n, height, width, out), images), matrix
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        images, weight, _, ctx.kernel, _, ctx.padding = inputs
+        images, _, _, ctx.kernel, _, ctx.padding = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(images, weight, output[1])
+        ctx.save_for_backward(images, output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        images, weight, matrix = ctx.saved_tensors
+        images, matrix = ctx.saved_tensors
         n, channels, height, width = images.shape
         of_images = None
         if ctx.needs_input_grad[0]:
             of_images = _images((_rows(grad) @ matrix).view(n, height, width, channels), images)
-        pixels, grads = _pixels(images), _pixels(grad)
-        of_taps = _no_taps(weight, grads)
-        for tap, to, of in _reached(height, width, ctx.kernel, ctx.padding, n):
-            of_taps[tap] += grads[to].t() @ pixels[of]
-        return of_images, of_taps.permute(2, 3, 0, 1), grad.sum((0, 2, 3), dtype=torch.float32), None, None, None
+        pixels = (_rows(grad).t() @ _rows(images)).view(height, width, -1, height, width, channels)
+        taps = pixels.new_zeros(pixels.shape[2], ctx.kernel, ctx.kernel, channels, dtype=torch.float32)
+        for reached, used in _windows(height, width, ctx.kernel, ctx.padding):
+            taps[used] += pixels[reached]
+        return of_images, taps.permute(0, 3, 1, 2), grad.sum((0, 2, 3), dtype=torch.float32), None, None, None
 
 
 class _Patches(torch.autograd.Function):
@@ -180,7 +180,8 @@ class _Patches(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, weight, _, _, _, ctx.padding = inputs
+        images, weight, _, _, _, ctx.padding = inputs
+        ctx.images = images.shape
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, output[1])
@@ -189,34 +190,55 @@ class _Patches(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         weight, rows = ctx.saved_tensors
         out, channels, kernel, _ = weight.shape
+        grads = grad.permute(0, 2, 3, 1).reshape(-1, out)
         of_images = None
-        if ctx.needs_input_grad[0]:  # a convolution, too, of the gradient with the kernel turned around
-            around, height, width = _patches(grad, kernel, 1, kernel - 1 - ctx.padding)
-            turned = weight.to(grad.dtype).flip(2, 3).permute(1, 2, 3, 0).flatten(1)
-            of_images = _images((around @ turned.t()).view(len(grad), height, width, channels), grad)
-        taps = (grad.permute(0, 2, 3, 1).reshape(-1, out).t() @ rows).view(out, kernel, kernel, channels).float()
+        if ctx.needs_input_grad[0]:
+            of_rows = grads @ weight.to(grad.dtype).permute(0, 2, 3, 1).flatten(1)
+            of_images = _images(_added_up(of_rows, ctx.images, kernel, ctx.padding), grad)
+        turned = grads.t().contiguous() if out >= _TURNED else grads.t()
+        taps = (turned @ rows).view(out, kernel, kernel, channels).float()
         return of_images, taps.permute(0, 3, 1, 2), grad.sum((0, 2, 3), dtype=torch.float32), None, None, None
 
 
-def _reached(
-    height: int, width: int, kernel: int, padding: int, n: int = 1
-) -> Iterator[tuple[tuple[int, int], slice, slice]]:
-    """Each tap, rows of the result that it adds to, and the rows of `_pixels` that it takes for them.
+def _span(tap: int, result: int, size: int, padding: int) -> slice:
+    """Which pixels of a line of the result a tap adds to: those for which it is at a pixel, and not at padding."""
+    first, end = max(0, padding - tap), min(result, size + padding - tap)
+    return slice(first, max(first, end))
 
-    All that a tap reaches in as few slices as there can be: whole images, or a line of pixels each.
+
+def _moved(span: slice, distance: int) -> slice:
+    return slice(span.start + distance, span.stop + distance)
+
+
+def _reached(
+    height: int, width: int, kernel: int, padding: int, n: int
+) -> Iterator[tuple[tuple[int, int], slice, slice]]:
+    """Each tap, rows of ``n`` results, in the order of `_pixels`, that it adds to, and the images' rows at which it is.
+
+    All that a tap reaches in as few slices as there can be: of whole images, or of a line of pixels each.
     """
-    for y in range(kernel):
-        top, bottom = max(0, padding - y), min(height, height + padding - y)
-        for x in range(kernel):
-            left, right = max(0, padding - x), min(width, width + padding - x)
-            if (left, right) == (0, width):
-                pieces = [(top * width, bottom * width)]
-            else:
-                pieces = [(line * width + left, line * width + right) for line in range(top, bottom)]
-            distance = (y - padding) * width + x - padding
-            for first, end in pieces:
-                if first < end:
-                    yield (y, x), slice(first * n, end * n), slice((first + distance) * n, (end + distance) * n)
+    for y, x in itertools.product(range(kernel), repeat=2):
+        lines, span = _span(y, height, height, padding), _span(x, width, width, padding)
+        if span == slice(0, width):
+            spans = [slice(lines.start * width, lines.stop * width)]
+        else:
+            spans = [_moved(span, line * width) for line in range(lines.start, lines.stop)]
+        distance = (y - padding) * width + x - padding
+        for to in spans:
+            if to.start < to.stop:
+                of = _moved(to, distance)
+                yield (y, x), slice(to.start * n, to.stop * n), slice(of.start * n, of.stop * n)
+
+
+def _windows(height: int, width: int, kernel: int, padding: int) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """For each pixel of a result, the image's pixels that it is made of, and the kernel's taps at these."""
+    for y, x in itertools.product(range(height), range(width)):
+        reached, used = [], []
+        for place, size in ((y, height), (x, width)):
+            span = slice(max(0, place - padding), min(size, place - padding + kernel))
+            reached.append(span)
+            used.append(_moved(span, padding - place))
+        yield (y, x, slice(None), *reached), (slice(None), *used)
 
 
 def _patches(images: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, int, int]:
@@ -225,6 +247,18 @@ def _patches(images: Tensor, kernel: int, stride: int, padding: int) -> tuple[Te
     patches = padded.unfold(1, kernel, stride).unfold(2, kernel, stride).permute(0, 1, 2, 4, 5, 3)
     _, height, width, *_, channels = patches.shape
     return patches.reshape(-1, kernel * kernel * channels), height, width
+
+
+def _added_up(patches: Tensor, images: torch.Size, kernel: int, padding: int) -> Tensor:
+    """The sums, in float32, of what each pixel of images ``[N, C, H, W]`` is in the patches, ``[N, H, W, C]``."""
+    n, channels, height, width = images
+    tall, wide = (size + 2 * padding - kernel + 1 for size in (height, width))
+    each = patches.view(n, tall, wide, kernel, kernel, channels)
+    sums = patches.new_zeros(n, height, width, channels, dtype=torch.float32)
+    for y, x in itertools.product(range(kernel), repeat=2):
+        lines, span = _span(y, tall, height, padding), _span(x, wide, width, padding)
+        sums[:, _moved(lines, y - padding), _moved(span, x - padding)] += each[:, lines, span, y, x]
+    return sums
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -257,4 +291,4 @@ def _images(pixels: Tensor, like: Tensor) -> Tensor:
     A copy, and no view: a ReLU in place of a view takes several times as long in the backward pass.
     """
     layout = torch.contiguous_format if like.is_contiguous() else torch.channels_last
-    return pixels.permute(0, 3, 1, 2).clone(memory_format=layout)
+    return pixels.permute(0, 3, 1, 2).to(like.dtype, memory_format=layout, copy=True)

@@ -26,17 +26,17 @@ def with_plain_convolutions(model: nn.Module) -> nn.Module:
 
 
 def beside_torch(model_name: str, precision: str, rounds: int) -> dict[str, Timing]:
-    """Forward and backward on 128 CIFAR-100-shaped images."""
-    layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
-    images = torch.randn(128, 3, 32, 32).contiguous(memory_format=layout)
+    """Forward and backward on 128 CIFAR-100-shaped images; torch's in the layout that is the faster one for it."""
+    torchs = torch.channels_last if precision == "bf16" else torch.contiguous_format
     labels = torch.randint(100, (128,))
 
     def network() -> nn.Module:
         torch.manual_seed(0)
         return build_model(model_name, input_shape=(3, 32, 32), classes=100)
 
-    def step(model: nn.Module) -> Callable[[], None]:
+    def step(model: nn.Module, layout: torch.memory_format) -> Callable[[], None]:
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
+        images = torch.randn(128, 3, 32, 32).contiguous(memory_format=layout)
 
         def run() -> None:
             with autocast(precision, images.device):
@@ -47,7 +47,7 @@ def beside_torch(model_name: str, precision: str, rounds: int) -> dict[str, Timi
         return run
 
     functions = {
-        f"{model_name}, {precision}, torch's convolutions": step(with_plain_convolutions(network())),
-        f"{model_name}, {precision}, ours": step(network()),
+        f"{model_name}, {precision}, torch's convolutions": step(with_plain_convolutions(network()), torchs),
+        f"{model_name}, {precision}, ours": step(network(), torch.channels_last),
     }
     return paired(functions, rounds=rounds)

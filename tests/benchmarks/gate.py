@@ -80,9 +80,7 @@ def optimizer_step(device: str, rounds: int) -> dict[str, Timing]:
 
 def training_step(device: str, precision: str, rounds: int) -> dict[str, Timing]:
     """Forward, backward and step of VGG-16 on 128 CIFAR-100-shaped images."""
-    model = _vgg16(device)
-    if precision == "bf16" or device == "cuda":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _vgg16(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(128, 3, 32, 32, device=device)
     labels = torch.randint(100, (128,), device=device)
 
