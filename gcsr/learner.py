@@ -42,7 +42,7 @@ class Learner(Protocol):
         """Each 0-dim: sparsity, mean |w|, and correct answers on all ranks: of the test split, and of that held out."""
 
 
-def memory_layout(config: TrialConfig, device: torch.device) -> torch.memory_format:
+def memory_layout(config: TrialConfig) -> torch.memory_format:
     """Channels last, with which convolutions and pools are faster, for networks that are known to be able to take it.
 
     A user's own network may view what a convolution gives as one dimension, or have weights of five.
@@ -66,7 +66,7 @@ class AutogradLearner:
     ) -> None:
         self._data, self._workers, self._model, self._optimizer = data, workers, model, optimizer
         self._device, self._precision = data.train_images.device, config.precision
-        self._layout = memory_layout(config, self._device)
+        self._layout = memory_layout(config)
         fused = False  # batches and what follows convolutions are kernels of our own
         if isinstance(model, ConvolutionalNetwork) and workers.group is None and has_triton(self._device.type):
             fused = model.features.fused = True

@@ -150,7 +150,7 @@ class _Run:
     def __init__(self, config: TrialConfig, data: Dataset, workers: Workers) -> None:
         self.config, self.data, self.workers = config, data, workers
         self.device = data.train_images.device
-        self.model = new_network(config, data).to(memory_format=memory_layout(config, self.device))
+        self.model = new_network(config, data).to(memory_format=memory_layout(config))
         check_workers(config.model, self.model, workers.world_size)
         inner = QuickSGD(
             self.model.parameters(), config.lr, momentum=config.momentum, fused=self.device.type in ("cpu", "cuda")

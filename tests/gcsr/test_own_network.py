@@ -71,8 +71,7 @@ def test_its_images_and_weights_lie_in_memory_as_in_a_plain_loop(digits):
     trained = train(TrialConfig(model=f"{HERE}:ViewingPictures", epochs=2, precision="bf16"), digits)
     assert trained.status == "finished"
     layouts = [
-        memory_layout(TrialConfig(model=model, dataset="cifar10", precision="bf16"), torch.device("cpu"))
-        for model in ("alexnet", "mlp2", f"{HERE}:plain")
+        memory_layout(TrialConfig(model=model, dataset="cifar10")) for model in ("alexnet", "mlp2", f"{HERE}:plain")
     ]
     assert layouts == [torch.channels_last, torch.contiguous_format, torch.contiguous_format]
 
