@@ -77,12 +77,15 @@ class Convolution(nn.Conv2d):
 
 
 class _Taps(torch.autograd.Function):
-    """A product for each tap of the kernel and the pixels that it reaches: nothing is multiplied with padding."""
+    """A product for each tap of the kernel and the pixels that it reaches: nothing is multiplied with padding.
+
+    Of channels-last weights, as a trial's are, the weights of a tap are a matrix where they lie.
+    """
 
     @staticmethod
     def forward(images: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor]:
         n, _, height, width = images.shape
-        pixels, taps = _pixels(images), _taps(weight)
+        pixels, taps = _pixels(images), weight.permute(2, 3, 0, 1)
         result = bias.repeat(len(pixels), 1)
         for tap, to, of in _reached(height, width, kernel, padding, n):
             result[to].addmm_(pixels[of], taps[tap].t())
@@ -97,8 +100,8 @@ class _Taps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         n, channels, height, width = images.shape
-        pixels, taps, grads = _pixels(images), _taps(weight), _pixels(grad)
-        of_taps = _no_taps(weight, grads)
+        pixels, taps, grads = _pixels(images), weight.permute(2, 3, 0, 1), _pixels(grad)
+        of_taps = grads.new_zeros(len(weight), ctx.kernel, ctx.kernel, channels).permute(1, 2, 0, 3)
         of_pixels = grads.new_zeros(len(pixels), channels) if ctx.needs_input_grad[0] else None
         for tap, to, of in _reached(height, width, ctx.kernel, ctx.padding, n):
             of_taps[tap].addmm_(grads[to].t(), pixels[of])
@@ -225,9 +228,8 @@ def _reached(
             spans = [_moved(span, line * width) for line in range(lines.start, lines.stop)]
         distance = (y - padding) * width + x - padding
         for to in spans:
-            if to.start < to.stop:
-                of = _moved(to, distance)
-                yield (y, x), slice(to.start * n, to.stop * n), slice(of.start * n, of.stop * n)
+            of = _moved(to, distance)
+            yield (y, x), slice(to.start * n, to.stop * n), slice(of.start * n, of.stop * n)
 
 
 def _windows(height: int, width: int, kernel: int, padding: int) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
@@ -264,20 +266,6 @@ def _added_up(patches: Tensor, images: torch.Size, kernel: int, padding: int) ->
 def _pixels(images: Tensor) -> Tensor:
     """``[H · W · N, C]`` of images ``[N, C, H, W]``: the same pixel of all images lies together."""
     return images.permute(2, 3, 0, 1).flatten(0, 2)
-
-
-def _taps(weight: Tensor) -> Tensor:
-    """``[kernel, kernel, out, C]`` of weights ``[out, C, kernel, kernel]``; if channels-last, a view of them."""
-    taps = weight.permute(2, 3, 0, 1)
-    return taps if taps.stride(3) == 1 else taps.contiguous()
-
-
-def _no_taps(weight: Tensor, like: Tensor) -> Tensor:
-    """Zeros as `_taps` gives these weights, float32; where gradients ``like`` these lie."""
-    out, channels, kernel, _ = weight.shape
-    if weight.permute(2, 3, 0, 1).stride(3) == 1:
-        return like.new_zeros(out, kernel, kernel, channels, dtype=torch.float32).permute(1, 2, 0, 3)
-    return like.new_zeros(kernel, kernel, out, channels, dtype=torch.float32)
 
 
 def _rows(images: Tensor) -> Tensor:
