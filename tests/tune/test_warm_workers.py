@@ -14,17 +14,19 @@ from tune.forked_worker import SOCKET
 from tune.warm_workers import announce, setup_script, warm_workers
 
 RUN = """
-import contextlib, json, os, sys
+import contextlib, json, os, sys, tempfile
 import psutil
 from tune.warm_workers import warm_workers
 
 OF_ONE = ("RAY_RAYLET_PID", "PS1", "SHLVL", "_")  # the last ones of the shell through which Ray starts a worker
 
-def look(number):
+def look(number, begun):
     import resource, signal, time
     import numpy as np
     from ray._raylet import JobID, PlacementGroupID
-    time.sleep(0.5)  # until the others are there, too
+    open(os.path.join(begun, str(number)), "w").close()
+    while len(os.listdir(begun)) < 3:  # until the others are there, too, each in a worker of its own
+        time.sleep(0.01)
     return {
         "environment": {name: value for name, value in os.environ.items() if name not in OF_ONE},
         "folder": os.getcwd(),
@@ -50,8 +52,10 @@ with warm_workers() if sys.argv[1] != "cold" else contextlib.nullcontext():
             [template] = [p for p in psutil.Process().children() if "tune.worker_template" in p.cmdline()]
             template.kill()
             template.wait()
-        several = [ray.remote(num_cpus=0, runtime_env={"env_vars": {"OWN": "1"}})(look).remote(k) for k in range(3)]
-        print(json.dumps(ray.get(several)), flush=True)
+        looking = ray.remote(num_cpus=0, runtime_env={"env_vars": {"OWN": "1"}})(look)
+        with tempfile.TemporaryDirectory() as begun:
+            looks = ray.get([looking.remote(number, begun) for number in range(3)], timeout=120)
+        print(json.dumps(looks), flush=True)
         if sys.argv[1] == "wait":
             sys.stdin.read()
 """
