@@ -20,7 +20,11 @@
 #else
 #define LANES 4
 #endif
-#define AHEAD 1024 /* elements; how far ahead of its use memory is asked for */
+/* How far ahead of its use memory is asked for, into the second-level cache, and from there into the first: a core waits
+ * for more lines at once there than here. In elements; only where there are more blocks than these caches hold. */
+#define AHEAD BLOCK
+#define SOON 256
+#define CACHED 64
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
@@ -76,15 +80,19 @@ static inline void tally(floats g, floats w, float penalty, int l1, ints *cohere
     *sum += (floats)((ints)g & 0x7fffffff);
 }
 
-static Tally count_range(const Tensor *t, int64_t from, int64_t to) {
+static Tally count_range(const Tensor *t, int64_t from, int64_t to, int cached) {
     const float *g = t->g, *w = t->w, penalty = t->penalty;
     const int l1 = t->sign;
     ints coherent = {0}, n = {0};
     floats sum = {0};
     int64_t i = from;
     for (; i + LANES <= to; i += LANES) {
-        __builtin_prefetch(g + i + AHEAD);
-        __builtin_prefetch(w + i + AHEAD);
+        if (!cached) {
+            __builtin_prefetch(g + i + AHEAD, 0, 2);
+            __builtin_prefetch(w + i + AHEAD, 0, 2);
+            __builtin_prefetch(g + i + SOON);
+            __builtin_prefetch(w + i + SOON);
+        }
         tally(load(g + i), load(w + i), penalty, l1, &coherent, &n, &sum);
     }
     if (i < to) { /* the rest, filled up with zeros: those are not counted */
@@ -144,7 +152,7 @@ void gcsr_pass(const Tensor *tensors, int64_t number, const int64_t *first_block
             const int64_t low = t->low > from ? t->low : from, high = t->high < to ? t->high : to;
             tallies[block] = (Tally){0, 0, 0};
             if (!t->g) continue;
-            if (count && low < high) tallies[block] = count_range(t, low, high);
+            if (count && low < high) tallies[block] = count_range(t, low, high, blocks <= CACHED);
             if (lam_t) update_range(t, lam_t[t->group], from, to);
         }
     }
