@@ -38,31 +38,13 @@ class Convolution(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        product = self._product(images, dtype) if self._is_ours(images, dtype) else None
+        geometry = tuple(int(each[0]) for each in (self.kernel_size, self.stride, self.padding))
+        product = _product(images, dtype, *geometry) if self._is_ours(images, dtype) else None
         if product is None:
             return super().forward(images)
-        kernel, stride, padding = self._geometry
         result: Tensor
-        result, *_ = product.apply(images.to(dtype), self.weight, self.bias, kernel, stride, padding)
+        result, *_ = product.apply(images.to(dtype), self.weight, self.bias, *geometry)
         return result
-
-    @property
-    def _geometry(self) -> tuple[int, int, int]:
-        kernel, stride, padding = (int(each[0]) for each in (self.kernel_size, self.stride, self.padding))
-        return kernel, stride, padding
-
-    def _product(self, images: Tensor, dtype: torch.dtype) -> Any:
-        """Which of the products below is faster than torch's convolution; None for none."""
-        kernel, stride, padding = self._geometry
-        height, width = (1 + (size + 2 * padding - kernel) // stride for size in images.shape[2:])
-        of_all_pixels = stride == 1 and images.shape[2:] == (height, width)
-        if dtype == torch.float32:
-            return _Taps if of_all_pixels and height * width <= _TAPS else None
-        if of_all_pixels and height * width <= _WHOLE:
-            return _WholeImages
-        if stride == 1:
-            return _Patches if height * width <= _PATCHES else None
-        return _Patches if height * width <= _DISTANT_PATCHES and not images.requires_grad else None
 
     def _is_ours(self, images: Tensor, dtype: torch.dtype) -> bool:
         """Whether the products below are for such images and weights, in arithmetic of this dtype."""
@@ -74,6 +56,19 @@ class Convolution(nn.Conv2d):
             and dtype in (torch.float32, torch.bfloat16)
             and images.dtype in (torch.float32, dtype)
         )
+
+
+def _product(images: Tensor, dtype: torch.dtype, kernel: int, stride: int, padding: int) -> Any:
+    """Which of the products below is faster than torch's convolution, in arithmetic of this dtype; None for none."""
+    height, width = (1 + (size + 2 * padding - kernel) // stride for size in images.shape[2:])
+    of_all_pixels = stride == 1 and images.shape[2:] == (height, width)
+    if dtype == torch.float32:
+        return _Taps if of_all_pixels and height * width <= _TAPS else None
+    if of_all_pixels and height * width <= _WHOLE:
+        return _WholeImages
+    if stride == 1:
+        return _Patches if height * width <= _PATCHES else None
+    return _Patches if height * width <= _DISTANT_PATCHES and not images.requires_grad else None
 
 
 class _Taps(torch.autograd.Function):
@@ -89,7 +84,7 @@ class _Taps(torch.autograd.Function):
         result = bias.repeat(len(pixels), 1)
         for tap, to, of in _reached(height, width, kernel, padding, n):
             result[to].addmm_(pixels[of], taps[tap].t())
-        return (_images(result.view(height, width, n, len(weight)).permute(2, 0, 1, 3), images),)
+        return (_of_pixels(result, images),)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor]) -> None:
@@ -107,9 +102,7 @@ class _Taps(torch.autograd.Function):
             of_taps[tap].addmm_(grads[to].t(), pixels[of])
             if of_pixels is not None:
                 of_pixels[of].addmm_(grads[to], taps[tap])
-        of_images = None
-        if of_pixels is not None:
-            of_images = _images(of_pixels.view(height, width, n, channels).permute(2, 0, 1, 3), images)
+        of_images = None if of_pixels is None else _of_pixels(of_pixels, images)
         return of_images, of_taps.permute(2, 3, 0, 1), grad.sum((0, 2, 3)), None, None, None
 
     @staticmethod
@@ -177,8 +170,7 @@ class _Patches(torch.autograd.Function):
         images: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, padding: int
     ) -> tuple[Tensor, Tensor]:
         rows, height, width = _patches(images, kernel, stride, padding)
-        matrix = weight.to(images.dtype).permute(0, 2, 3, 1).flatten(1)
-        result = torch.addmm(bias.to(images.dtype), rows, matrix.t())
+        result = torch.addmm(bias.to(images.dtype), rows, _rows(weight.to(images.dtype)).t())
         return _images(result.view(len(images), height, width, len(weight)), images), rows
 
     @staticmethod
@@ -196,7 +188,7 @@ class _Patches(torch.autograd.Function):
         grads = grad.permute(0, 2, 3, 1).reshape(-1, out)
         of_images = None
         if ctx.needs_input_grad[0]:
-            of_rows = grads @ weight.to(grad.dtype).permute(0, 2, 3, 1).flatten(1)
+            of_rows = grads @ _rows(weight.to(grad.dtype))
             of_images = _images(_added_up(of_rows, ctx.images, kernel, ctx.padding), grad)
         turned = grads.t().contiguous() if out >= _TURNED else grads.t()
         taps = (turned @ rows).view(out, kernel, kernel, channels).float()
@@ -268,8 +260,14 @@ def _pixels(images: Tensor) -> Tensor:
     return images.permute(2, 3, 0, 1).flatten(0, 2)
 
 
+def _of_pixels(pixels: Tensor, like: Tensor) -> Tensor:
+    """The images whose `_pixels` these are, of any number of channels, in number, size and layout ``like`` these."""
+    n, _, height, width = like.shape
+    return _images(pixels.view(height, width, n, pixels.shape[1]).permute(2, 0, 1, 3), like)
+
+
 def _rows(images: Tensor) -> Tensor:
-    """``[N, H · W · C]`` of images ``[N, C, H, W]``; if they are channels-last, without a copy."""
+    """``[N, H · W · C]`` of images, or weights, ``[N, C, H, W]``; if they are channels-last, without a copy."""
     return images.permute(0, 2, 3, 1).flatten(1)
 
 

@@ -20,11 +20,11 @@
 #else
 #define LANES 4
 #endif
-/* How far ahead of its use memory is asked for, into the second-level cache, and from there into the first: a core waits
- * for more lines at once there than here. In elements; only where there are more blocks than these caches hold. */
+/* Elements; how far ahead of its use memory is asked for, into the second-level cache, and from there into the first: a
+ * core waits for more lines at once there than here. */
 #define AHEAD BLOCK
 #define SOON 256
-#define CACHED 64
+#define CACHED 64 /* blocks that stay in a core's caches from step to step: nothing is asked for */
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
